@@ -1,0 +1,104 @@
+// Memory, streams and threads of the two backends: what the framework needs beside kernels.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "sinter/kernels.h"
+
+namespace sinter {
+
+// ---- CPU ----------------------------------------------------------------------------------------
+
+// Worker threads of every CPU kernel, the BLAS included (which runs with one thread inside each
+// worker). Default: the cores this process may run on (its affinity mask). Results do not depend on
+// it. Throws ValueError unless n >= 1. Process-wide.
+void set_num_threads(int n);
+int num_threads();
+
+// 64-byte aligned, uninitialized. Blocks are kept for reuse: a training step returns to the
+// operating system nothing it will ask for again. Throws OutOfMemoryError. allocate(0) returns a
+// valid pointer.
+void* allocate(const Cpu&, size_t bytes);
+void deallocate(const Cpu&, void* p, size_t bytes) noexcept;
+
+struct BlasInfo {
+  std::string name;     // "OpenBLAS 0.3.21", "Eigen 3.4.0"
+  std::string kernels;  // the core type OpenBLAS chose ("SkylakeX", "Zen", …); empty for Eigen
+};
+BlasInfo blas_info();
+// The instruction set that the direct kernels chose at run time ("AVX3_ZEN4", "AVX2", …).
+std::string simd_target();
+
+// ---- CUDA ---------------------------------------------------------------------------------------
+// Declared in every build. A build without CUDA has cuda_built() == false and cuda_device_count()
+// == 0, and none of the others is defined.
+
+constexpr bool cuda_built() {
+#ifdef SINTER_WITH_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
+struct CudaDeviceInfo {
+  std::string name;
+  int major = 0, minor = 0;  // compute capability
+  int multiprocessors = 0;
+  size_t total_bytes = 0, free_bytes = 0;
+  std::string usable;  // empty when kernels run on it, else why not and what to do
+};
+
+#ifdef SINTER_WITH_CUDA
+// Devices the driver shows. Never throws: without a driver or device it is 0 and cuda_unavailable()
+// says why and what to do.
+int cuda_device_count() noexcept;
+std::string cuda_unavailable();
+// Throws DeviceError unless 0 <= device < cuda_device_count().
+CudaDeviceInfo cuda_device_info(int device);
+// "75 80 86 89 90 PTX 90": what this build holds machine code and PTX for.
+std::string cuda_built_architectures();
+int cuda_driver_version() noexcept;   // 13000 for 13.0; 0 without a driver
+int cuda_toolkit_version() noexcept;  // the toolkit this was built with
+
+// The calling thread's stream on `device`, made on first use; makes the device current. Threads
+// have streams of their own, so independent trainings run side by side. Throws DeviceError if the
+// device cannot run this build's kernels.
+Cuda cuda_context(int device);
+
+// Stream-ordered: the block may be used by later work on ctx.stream, and is reused by later work on
+// ctx.stream after deallocate. Freed blocks are kept for reuse, so that a training step allocates
+// nothing from the driver after its first run. Throws OutOfMemoryError, after giving cached blocks
+// back to the driver, naming the bytes asked for, in use and free. allocate(0) returns a valid
+// pointer.
+void* allocate(const Cuda&, size_t bytes);
+void deallocate(const Cuda&, void* p, size_t bytes) noexcept;
+void release_cached_memory(int device);
+
+struct CudaMemory {
+  size_t in_use = 0;    // bytes of live blocks
+  size_t reserved = 0;  // in_use and what is kept for reuse
+  size_t peak_in_use = 0;
+  int64_t driver_calls = 0;  // allocations and frees asked of the driver so far
+};
+CudaMemory cuda_memory(int device);
+
+// Waits for ctx.stream, then throws what went wrong on it since the last call: a CUDA error, or a
+// fault a kernel recorded (ValueError: "cross_entropy: labels[17] = 10, expected 0 <= label < 10").
+void synchronize(const Cuda& ctx);
+
+// dst and src: host memory where the name says host, else device memory of ctx. copy_to_host
+// synchronizes ctx; copy_from_host returns once src may be reused; the others enqueue.
+void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes);
+void copy_to_host(const Cuda& ctx, void* dst, const void* src, size_t bytes);
+void copy_on_device(const Cuda& ctx, void* dst, const void* src, size_t bytes);
+// Between devices. Ordered after the work of both streams and before their later work.
+void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, size_t bytes);
+#else
+inline int cuda_device_count() noexcept { return 0; }
+#endif
+
+}  // namespace sinter
