@@ -1,0 +1,60 @@
+// Reverse-mode automatic differentiation over an explicit graph.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "sinter/tensor.h"
+
+namespace sinter {
+
+// One gradient for each input of an operator; undefined for those that need none.
+using Grads = std::vector<Tensor>;
+// From the gradient of an operator's result to those of its inputs. dy has the result's shape,
+// dtype and device.
+using BackwardFn = std::function<Grads(const Tensor& dy)>;
+
+// y, the result of operator `op` on `inputs`, entered into the graph with its derivative: returns a
+// copy of y that requires grad if an input does and grad_enabled(), else y itself. A user's own
+// operator is made the same way as the built-in ones.
+//   The closure must hold what it needs as Saved, never as a Tensor that requires grad: the graph
+//   would
+// keep itself alive. `op` must outlive the graph (a string literal).
+Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs,
+              BackwardFn backward);
+// Whether record would enter an operator on `inputs`: the forward pass asks before it computes what
+// only the backward pass needs.
+bool recording(std::initializer_list<const Tensor*> inputs);
+
+// A tensor kept for the backward pass, outside the graph. get() throws GradError if the storage was
+// changed in place in between, since the derivative would silently be wrong.
+class Saved {
+ public:
+  Saved() = default;
+  explicit Saved(const Tensor& tensor)
+      : tensor_(tensor.defined() ? tensor.detach() : Tensor()),
+        version_(tensor.defined() ? tensor.version() : 0) {}
+  const Tensor& get() const;
+
+ private:
+  Tensor tensor_;
+  uint64_t version_ = 0;
+};
+
+// While one lives, operators of this thread are not recorded.
+class no_grad {
+ public:
+  no_grad();
+  ~no_grad();
+  no_grad(const no_grad&) = delete;
+  no_grad& operator=(const no_grad&) = delete;
+
+ private:
+  bool before_;
+};
+bool grad_enabled();
+
+// Graph nodes alive in this process: a leak test's yardstick, with live_storages().
+int64_t live_nodes();
+
+}  // namespace sinter

@@ -1,0 +1,37 @@
+// Random draws on the host: initial weights and the like. Deterministic in the seed, and the same
+// for every backend because the device is not asked.
+#pragma once
+
+#include <cstdint>
+
+#include "sinter/tensor.h"
+
+namespace sinter {
+
+// A stream of Philox numbers (philox.h).
+class Generator {
+ public:
+  explicit Generator(uint64_t seed = 0) : seed_(seed) {}
+  uint64_t seed() const { return seed_; }
+  uint64_t next();   // 64 random bits
+  double uniform();  // [0, 1), 53 random bits
+  double normal();   // mean 0, variance 1 (Box-Muller; two draws a number)
+  uint64_t position() const { return position_; }   // draws so far
+  void set_position(uint64_t n) { position_ = n; }  // with seed(), the whole state
+
+ private:
+  uint64_t seed_;
+  uint64_t position_ = 0;
+};
+
+// The calling thread's generator, from which modules draw their initial weights. Each thread has
+// its own, so that trainings in several threads do not disturb each other.
+Generator& default_generator();
+void manual_seed(uint64_t seed);
+
+// Fills x, on whatever device, with draws; float32 gets the float64 draws rounded.
+void uniform_(const Tensor& x, double low, double high, Generator& generator = default_generator());
+void normal_(const Tensor& x, double mean, double stddev,
+             Generator& generator = default_generator());
+
+}  // namespace sinter

@@ -1,0 +1,27 @@
+// The safetensors file format (https://huggingface.co/docs/safetensors): an 8-byte little-endian
+// header length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors' bytes.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "sinter/nn.h"
+
+namespace sinter {
+
+struct SafetensorsFile {
+  NamedTensors tensors;                         // on the CPU, in the order of their offsets
+  std::map<std::string, std::string> metadata;  // the header's "__metadata__"
+};
+// Dtypes F32, F64, I32, I64, U8. Throws DataError, naming file and fault, for a file that is
+// missing, truncated, oversized or malformed: bad JSON, an unknown dtype, a duplicate key, offsets
+// that overlap, leave gaps or disagree with dtype and shape.
+SafetensorsFile load_safetensors(const std::filesystem::path& path);
+
+// Written beside `path` and renamed over it, so that a reader never sees half a file and a failure
+// leaves the old one. Throws DataError if it cannot be written, ValueError for a duplicate name.
+void save_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
+                      const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace sinter

@@ -1,0 +1,13 @@
+// All of Sinter.
+#pragma once
+
+#include "sinter/autograd.h"
+#include "sinter/check.h"
+#include "sinter/data.h"
+#include "sinter/nn.h"
+#include "sinter/ops.h"
+#include "sinter/optim.h"
+#include "sinter/random.h"
+#include "sinter/runtime.h"
+#include "sinter/safetensors.h"
+#include "sinter/tensor.h"
