@@ -35,6 +35,7 @@ class Saved {
       : tensor_(tensor.defined() ? tensor.detach() : Tensor()),
         version_(tensor.defined() ? tensor.version() : 0) {}
   const Tensor& get() const;
+  const Shape& shape() const { return tensor_.shape(); }
 
  private:
   Tensor tensor_;

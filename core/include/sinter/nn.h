@@ -24,8 +24,6 @@ class Visitor {
   virtual void module(const std::string& name, Module& child) = 0;
 };
 
-using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
-
 // The base of layers and networks. A network derives from it, holds its layers as plain members,
 // lists them in visit and combines them in forward:
 //

@@ -22,8 +22,8 @@ class Optimizer {
   int64_t steps() const;  // updates done; waits for the device
   // Everything but the parameters: for each parameter i "i.name" tensors, and "step". Copies in;
   // throws ValueError or ShapeError if the keys or shapes differ.
-  virtual std::vector<std::pair<std::string, Tensor>> state_dict() const = 0;
-  void load_state_dict(const std::vector<std::pair<std::string, Tensor>>& state);
+  virtual NamedTensors state_dict() const = 0;
+  void load_state_dict(const NamedTensors& state);
 
  protected:
   Optimizer(const char* name, std::vector<Tensor> params, double lr);
@@ -45,7 +45,7 @@ class Adam : public Optimizer {
  public:
   explicit Adam(std::vector<Tensor> params, const AdamOptions& options = {});
   void step() override;
-  std::vector<std::pair<std::string, Tensor>> state_dict() const override;
+  NamedTensors state_dict() const override;
 
  private:
   AdamOptions options_;
@@ -69,7 +69,7 @@ class SGD : public Optimizer {
  public:
   explicit SGD(std::vector<Tensor> params, const SGDOptions& options = {});
   void step() override;
-  std::vector<std::pair<std::string, Tensor>> state_dict() const override;
+  NamedTensors state_dict() const override;
 
  private:
   SGDOptions options_;

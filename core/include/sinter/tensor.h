@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "sinter/check.h"
@@ -185,6 +186,13 @@ inline Tensor ones(const Shape& shape, TensorOptions options = {}) {
 // A copy of `values` with T's dtype. Throws ShapeError unless there are shape.numel() of them.
 template <class T>
 Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device = kCpu);
+
+// A state: tensors by name, in a fixed order.
+using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
+// Copies `from` into `to` by name, converting dtype and device. Throws, and copies nothing, if they
+// do not fit: ValueError naming every missing and every unexpected key, ShapeError naming a key
+// whose shape differs.
+void copy_state(const char* op, const NamedTensors& to, const NamedTensors& from);
 
 // Blocks of tensor memory alive in this process: a leak test's yardstick, with live_nodes().
 int64_t live_storages();

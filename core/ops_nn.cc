@@ -1,0 +1,318 @@
+// The operators of neural networks: convolution, pooling, linear layers, softmax and loss.
+#include <climits>
+#include <tuple>
+
+#include "sinter/dispatch.h"
+#include "sinter/ops.h"
+
+namespace sinter {
+namespace {
+
+// Every tensor beside x must share its dtype and device.
+void check_like(const char* op, const char* what, const Tensor& t, const Tensor& x) {
+  if (t.dtype() != x.dtype()) {
+    throw DtypeError(str(op, ": expected ", what, " of x's dtype ", x.dtype(), ", got ", t.dtype(),
+                         "; convert with to()"));
+  }
+  if (t.device() != x.device()) {
+    throw DeviceError(str(op, ": expected ", what, " on x's device ", x.device(), ", got ",
+                          t.device(), "; move with to()"));
+  }
+}
+
+void check_images(const char* op, const Tensor& x) {
+  require<ShapeError>(x.defined() && x.rank() == 4, op, ": expected x of shape (N, C, H, W), got ",
+                      x.defined() ? x.shape().str() : "an undefined tensor");
+}
+
+// Kernels hold extents as int; positions inside a tensor are 64 bits wide.
+int to_int(const char* op, int64_t value) {
+  require<ShapeError>(value <= INT_MAX, op, ": extent ", value, " is beyond 2^31 - 1");
+  return static_cast<int>(value);
+}
+
+void check_pairs(const char* op, std::initializer_list<std::tuple<const char*, Pair, int>> pairs) {
+  for (const auto& [name, p, least] : pairs) {
+    if (p.h < least || p.w < least) {
+      throw ValueError(
+          str(op, ": expected ", name, " of at least ", least, ", got (", p.h, ", ", p.w, ")"));
+    }
+  }
+}
+
+// Positions of a window of `kernel` elements `dilation` apart; throws if there is none.
+int out_extent(const char* op, int64_t size, int kernel, int stride, int pad, int dilation,
+               const Shape& x) {
+  const int64_t span = static_cast<int64_t>(dilation) * (kernel - 1) + 1;
+  const int64_t room = size + 2 * static_cast<int64_t>(pad) - span;
+  if (room < 0) {
+    throw ShapeError(str(op, ": the kernel spans ", span, " elements, more than the ", size,
+                         " + 2 * ", pad, " of x ", x,
+                         "; use more padding, a smaller kernel or a larger image"));
+  }
+  return to_int(op, room / stride + 1);
+}
+
+Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
+                         const Conv2dOptions& options) {
+  const char* op = "conv2d";
+  check_images(op, x);
+  check_pairs(op, {{"stride", options.stride, 1},
+                   {"padding", options.padding, 0},
+                   {"dilation", options.dilation, 1}});
+  require<ValueError>(options.groups >= 1, op, ": expected groups of at least 1, got ",
+                      options.groups);
+  require<ShapeError>(
+      w.defined() && w.rank() == 4 && w.size(0) > 0 && w.size(2) > 0 && w.size(3) > 0, op,
+      ": expected weight of shape (O, C / groups, KH, KW), got ",
+      w.defined() ? w.shape().str() : "an undefined tensor");
+  if (x.size(1) % options.groups != 0 || w.size(0) % options.groups != 0 ||
+      w.size(1) * options.groups != x.size(1)) {
+    throw ShapeError(str(op, ": expected weight of shape (O, C / groups, KH, KW) with C = ",
+                         x.size(1), " and groups = ", options.groups,
+                         " dividing C and O, got weight ", w.shape(), " for x ", x.shape()));
+  }
+  check_like(op, "weight", w, x);
+  if (b.defined()) {
+    require<ShapeError>(b.shape() == Shape{w.size(0)}, op, ": expected bias of shape (", w.size(0),
+                        ",), got ", b.shape());
+    check_like(op, "bias", b, x);
+  }
+  Conv2dShape g;
+  g.n = to_int(op, x.size(0));
+  g.c = to_int(op, x.size(1));
+  g.h = to_int(op, x.size(2));
+  g.w = to_int(op, x.size(3));
+  g.o = to_int(op, w.size(0));
+  g.kh = to_int(op, w.size(2));
+  g.kw = to_int(op, w.size(3));
+  g.stride_h = options.stride.h;
+  g.stride_w = options.stride.w;
+  g.pad_h = options.padding.h;
+  g.pad_w = options.padding.w;
+  g.dil_h = options.dilation.h;
+  g.dil_w = options.dilation.w;
+  g.groups = options.groups;
+  g.oh = out_extent(op, g.h, g.kh, g.stride_h, g.pad_h, g.dil_h, x.shape());
+  g.ow = out_extent(op, g.w, g.kw, g.stride_w, g.pad_w, g.dil_w, x.shape());
+  return g;
+}
+
+Pool2dShape pool2d_shape(const char* op, const Tensor& x, Pair kernel,
+                         const Pool2dOptions& options) {
+  check_images(op, x);
+  const Pair stride{options.stride.h ? options.stride.h : kernel.h,
+                    options.stride.w ? options.stride.w : kernel.w};
+  check_pairs(op, {{"kernel", kernel, 1}, {"stride", stride, 1}, {"padding", options.padding, 0}});
+  require<ValueError>(2 * options.padding.h <= kernel.h && 2 * options.padding.w <= kernel.w, op,
+                      ": expected padding of at most half the kernel (", kernel.h, ", ", kernel.w,
+                      "), got (", options.padding.h, ", ", options.padding.w, ")");
+  Pool2dShape g;
+  g.n = to_int(op, x.size(0));
+  g.c = to_int(op, x.size(1));
+  g.h = to_int(op, x.size(2));
+  g.w = to_int(op, x.size(3));
+  g.kh = kernel.h;
+  g.kw = kernel.w;
+  g.stride_h = stride.h;
+  g.stride_w = stride.w;
+  g.pad_h = options.padding.h;
+  g.pad_w = options.padding.w;
+  g.oh = out_extent(op, g.h, g.kh, g.stride_h, g.pad_h, 1, x.shape());
+  g.ow = out_extent(op, g.w, g.kw, g.stride_w, g.pad_w, 1, x.shape());
+  return g;
+}
+
+// nullptr for an undefined tensor.
+template <class T> T* data_or_null(const Tensor& t) { return t.defined() ? t.data<T>() : nullptr; }
+
+}  // namespace
+
+Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
+              const Conv2dOptions& options) {
+  const Conv2dShape g = conv2d_shape(x, weight, bias, options);
+  Tensor y = empty({g.n, g.o, g.oh, g.ow}, x.options());
+  dispatch("conv2d", x, [&]<class T>(const auto& ctx) {
+    conv2d_forward(ctx, g, x.data<const T>(), weight.data<const T>(), data_or_null<const T>(bias),
+                   y.data<T>());
+  });
+  return record("conv2d", y, {x, weight, bias},
+                [g, sx = Saved(x), sw = Saved(weight), need_x = x.requires_grad(),
+                 need_w = weight.requires_grad(), need_b = bias.requires_grad()](const Tensor& dy) {
+                  Grads grads(3);
+                  if (need_x) grads[0] = empty(sx.shape(), dy.options());
+                  if (need_w) grads[1] = empty(sw.shape(), dy.options());
+                  if (need_b) grads[2] = empty({g.o}, dy.options());
+                  dispatch("conv2d", dy, [&]<class T>(const auto& ctx) {
+                    const T* d = dy.data<const T>();
+                    if (need_x) {
+                      conv2d_backward_data(ctx, g, d, sw.get().data<const T>(), grads[0].data<T>());
+                    }
+                    if (need_w || need_b) {
+                      conv2d_backward_weights(ctx, g, sx.get().data<const T>(), d,
+                                              data_or_null<T>(grads[1]), data_or_null<T>(grads[2]));
+                    }
+                  });
+                  return grads;
+                });
+}
+
+Tensor max_pool2d(const Tensor& x, Pair kernel, const Pool2dOptions& options) {
+  const Pool2dShape g = pool2d_shape("max_pool2d", x, kernel, options);
+  Tensor y = empty({g.n, g.c, g.oh, g.ow}, x.options());
+  Tensor argmax = empty(y.shape(), {kInt32, x.device()});
+  dispatch("max_pool2d", x, [&]<class T>(const auto& ctx) {
+    max_pool2d_forward(ctx, g, x.data<const T>(), y.data<T>(), argmax.data<int32_t>());
+  });
+  return record("max_pool2d", y, {x}, [g, shape = x.shape(), argmax](const Tensor& dy) {
+    Tensor dx = empty(shape, dy.options());
+    dispatch("max_pool2d", dy, [&]<class T>(const auto& ctx) {
+      max_pool2d_backward(ctx, g, dy.data<const T>(), argmax.data<const int32_t>(), dx.data<T>());
+    });
+    return Grads{dx};
+  });
+}
+
+Tensor avg_pool2d(const Tensor& x, Pair kernel, const Pool2dOptions& options) {
+  const Pool2dShape g = pool2d_shape("avg_pool2d", x, kernel, options);
+  Tensor y = empty({g.n, g.c, g.oh, g.ow}, x.options());
+  dispatch("avg_pool2d", x, [&]<class T>(const auto& ctx) {
+    avg_pool2d_forward(ctx, g, x.data<const T>(), y.data<T>());
+  });
+  return record("avg_pool2d", y, {x}, [g, shape = x.shape()](const Tensor& dy) {
+    Tensor dx = empty(shape, dy.options());
+    dispatch("avg_pool2d", dy, [&]<class T>(const auto& ctx) {
+      avg_pool2d_backward(ctx, g, dy.data<const T>(), dx.data<T>());
+    });
+    return Grads{dx};
+  });
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  const char* op = "linear";
+  require<ShapeError>(weight.defined() && weight.rank() == 2, op,
+                      ": expected weight of shape (out, in), got ",
+                      weight.defined() ? weight.shape().str() : "an undefined tensor");
+  if (!x.defined() || x.rank() < 1 || x.size(-1) != weight.size(1)) {
+    throw ShapeError(str(op, ": expected x of shape (…, ", weight.size(1), ") for weight ",
+                         weight.shape(), ", got ",
+                         x.defined() ? x.shape().str() : "an undefined tensor"));
+  }
+  check_like(op, "weight", weight, x);
+  if (bias.defined()) {
+    require<ShapeError>(bias.shape() == Shape{weight.size(0)}, op, ": expected bias of shape (",
+                        weight.size(0), ",), got ", bias.shape());
+    check_like(op, "bias", bias, x);
+  }
+  LinearShape g;
+  g.in = weight.size(1);
+  g.out = weight.size(0);
+  g.n = 1;
+  Shape shape = x.shape();
+  shape[-1] = g.out;
+  for (int d = 0; d + 1 < x.rank(); ++d) g.n *= x.size(d);
+  Tensor y = empty(shape, x.options());
+  dispatch(op, x, [&]<class T>(const auto& ctx) {
+    linear_forward(ctx, g, x.data<const T>(), weight.data<const T>(), data_or_null<const T>(bias),
+                   y.data<T>());
+  });
+  return record(op, y, {x, weight, bias},
+                [g, sx = Saved(x), sw = Saved(weight), need_x = x.requires_grad(),
+                 need_w = weight.requires_grad(), need_b = bias.requires_grad()](const Tensor& dy) {
+                  Grads grads(3);
+                  if (need_x) grads[0] = empty(sx.shape(), dy.options());
+                  if (need_w) grads[1] = empty(sw.shape(), dy.options());
+                  if (need_b) grads[2] = empty({g.out}, dy.options());
+                  dispatch("linear", dy, [&]<class T>(const auto& ctx) {
+                    const T* d = dy.data<const T>();
+                    if (need_x) {
+                      linear_backward_data(ctx, g, d, sw.get().data<const T>(), grads[0].data<T>());
+                    }
+                    if (need_w || need_b) {
+                      linear_backward_weights(ctx, g, sx.get().data<const T>(), d,
+                                              data_or_null<T>(grads[1]), data_or_null<T>(grads[2]));
+                    }
+                  });
+                  return grads;
+                });
+}
+
+Tensor log_softmax(const Tensor& x, int dim) {
+  require<ShapeError>(x.defined() && x.rank() >= 1,
+                      "log_softmax: expected x of at least one dimension, got ",
+                      x.defined() ? x.shape().str() : "an undefined tensor");
+  const int d = x.shape().index(dim);
+  SoftmaxShape g{1, x.size(d), 1};
+  for (int i = 0; i < d; ++i) g.outer *= x.size(i);
+  for (int i = d + 1; i < x.rank(); ++i) g.inner *= x.size(i);
+  Tensor y = empty(x.shape(), x.options());
+  dispatch("log_softmax", x, [&]<class T>(const auto& ctx) {
+    log_softmax_forward(ctx, g, x.data<const T>(), y.data<T>());
+  });
+  return record("log_softmax", y, {x}, [g, sy = Saved(y)](const Tensor& dy) {
+    const Tensor& y = sy.get();
+    Tensor dx = empty(y.shape(), y.options());
+    dispatch("log_softmax", y, [&]<class T>(const auto& ctx) {
+      log_softmax_backward(ctx, g, y.data<const T>(), dy.data<const T>(), dx.data<T>());
+    });
+    return Grads{dx};
+  });
+}
+
+namespace {
+
+void check_labels(const char* op, const Tensor& logits, const Tensor& labels) {
+  require<ShapeError>(logits.defined() && logits.rank() == 2 && logits.size(1) > 0, op,
+                      ": expected logits of shape (N, C), got ",
+                      logits.defined() ? logits.shape().str() : "an undefined tensor");
+  require<ShapeError>(labels.defined() && labels.shape() == Shape{logits.size(0)}, op,
+                      ": expected labels of shape (", logits.size(0), ",) for logits ",
+                      logits.shape(), ", got ",
+                      labels.defined() ? labels.shape().str() : "an undefined tensor");
+  require<DtypeError>(labels.dtype() == kInt64, op, ": expected int64 labels, got ",
+                      labels.dtype());
+  require<DeviceError>(labels.device() == logits.device(), op, ": expected labels on ",
+                       logits.device(), ", the device of logits, got ", labels.device());
+}
+
+}  // namespace
+
+Tensor cross_entropy(const Tensor& logits, const Tensor& labels,
+                     const CrossEntropyOptions& options) {
+  check_labels("cross_entropy", logits, labels);
+  require<ValueError>(options.label_smoothing >= 0 && options.label_smoothing <= 1,
+                      "cross_entropy: expected label_smoothing in [0, 1], got ",
+                      options.label_smoothing);
+  const CrossEntropyShape g{logits.size(0), logits.size(1), options.label_smoothing,
+                            options.reduction == Reduction::kMean};
+  Tensor log_probs = empty(logits.shape(), logits.options());
+  Tensor loss = empty({}, logits.options());
+  dispatch("cross_entropy", logits, [&]<class T>(const auto& ctx) {
+    cross_entropy_forward(ctx, g, logits.data<const T>(), labels.data<const int64_t>(),
+                          log_probs.data<T>(), loss.data<T>());
+  });
+  return record("cross_entropy", loss, {logits},
+                [g, log_probs, saved_labels = Saved(labels)](const Tensor& dy) {
+                  Tensor dx = empty(log_probs.shape(), dy.options());
+                  dispatch("cross_entropy", dy, [&]<class T>(const auto& ctx) {
+                    cross_entropy_backward(ctx, g, log_probs.data<const T>(),
+                                           saved_labels.get().data<const int64_t>(),
+                                           dy.data<const T>(), dx.data<T>());
+                  });
+                  return Grads{dx};
+                });
+}
+
+void add_correct(const Tensor& count, const Tensor& logits, const Tensor& labels) {
+  check_labels("add_correct", logits, labels);
+  require<ShapeError>(count.defined() && count.numel() == 1 && count.dtype() == kInt64 &&
+                          count.device() == logits.device(),
+                      "add_correct: expected count to be one int64 on ", logits.device());
+  dispatch("add_correct", logits, [&]<class T>(const auto& ctx) {
+    count_correct(ctx, logits.size(0), logits.size(1), logits.data<const T>(),
+                  labels.data<const int64_t>(), count.data<int64_t>());
+  });
+  count.bump_version();
+}
+
+}  // namespace sinter
