@@ -38,10 +38,11 @@ void broadcast_strides(const Shape& from, const Shape& to, int64_t* stride) {
   }
 }
 
-Shape broadcast_shape(const char* op, const Shape& a, const Shape& b) {
+// The shape that a and b broadcast to, their last `skip` dimensions left out.
+Shape broadcast_shape(const char* op, const Shape& a, const Shape& b, int skip = 0) {
   const int rank = std::max(a.rank(), b.rank());
   Shape shape;
-  for (int d = 0; d < rank; ++d) {
+  for (int d = 0; d < rank - skip; ++d) {
     const int i = d - (rank - a.rank()), j = d - (rank - b.rank());
     const int64_t m = i < 0 ? 1 : a[i], n = j < 0 ? 1 : b[j];
     if (m != n && m != 1 && n != 1) {
@@ -232,7 +233,7 @@ Tensor reduce_op(const char* op, bool mean, const Tensor& x, const std::vector<i
   bool reduced[kMaxRank] = {};
   if (dims.empty()) std::fill(reduced, reduced + x.rank(), true);
   for (int dim : dims) {
-    const int d = x.shape().index(dim);
+    const int d = x.shape().index(dim, op);
     require<ShapeError>(!reduced[d], op, ": dimension ", dim, " of x ", x.shape(),
                         " is given twice");
     reduced[d] = true;
@@ -325,8 +326,7 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
         str("matmul: expected (…, M, K) and (…, K, N), got ", a.shape(), " and ", b.shape()));
   }
   const int64_t m = a.size(-2), k = a.size(-1), n = b.size(-1);
-  auto leading = [](const Shape& s) { return Shape(std::vector<int64_t>(s.begin(), s.end() - 2)); };
-  const Shape batch = broadcast_shape("matmul", leading(a.shape()), leading(b.shape()));
+  const Shape batch = broadcast_shape("matmul", a.shape(), b.shape(), 2);
   auto matrices = [&](const Shape& lead, int64_t rows, int64_t columns) {
     Shape s = lead;
     s.append(rows);

@@ -40,13 +40,14 @@ void check_pairs(const char* op, std::initializer_list<std::tuple<const char*, P
   }
 }
 
-// Positions of a window of `kernel` elements `dilation` apart; throws if there is none.
+// Positions of a window of `kernel` elements `dilation` apart; throws, showing the shapes of x and
+// of the whole kernel, if there is none.
 int out_extent(const char* op, int64_t size, int kernel, int stride, int pad, int dilation,
-               const Shape& x) {
+               const Shape& x, const Shape& window) {
   const int64_t span = static_cast<int64_t>(dilation) * (kernel - 1) + 1;
   const int64_t room = size + 2 * static_cast<int64_t>(pad) - span;
   if (room < 0) {
-    throw ShapeError(str(op, ": the kernel spans ", span, " elements, more than the ", size,
+    throw ShapeError(str(op, ": the kernel ", window, " spans ", span, " elements, more than the ", size,
                          " + 2 * ", pad, " of x ", x,
                          "; use more padding, a smaller kernel or a larger image"));
   }
@@ -93,8 +94,8 @@ Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
   g.dil_h = options.dilation.h;
   g.dil_w = options.dilation.w;
   g.groups = options.groups;
-  g.oh = out_extent(op, g.h, g.kh, g.stride_h, g.pad_h, g.dil_h, x.shape());
-  g.ow = out_extent(op, g.w, g.kw, g.stride_w, g.pad_w, g.dil_w, x.shape());
+  g.oh = out_extent(op, g.h, g.kh, g.stride_h, g.pad_h, g.dil_h, x.shape(), w.shape());
+  g.ow = out_extent(op, g.w, g.kw, g.stride_w, g.pad_w, g.dil_w, x.shape(), w.shape());
   return g;
 }
 
@@ -118,8 +119,8 @@ Pool2dShape pool2d_shape(const char* op, const Tensor& x, Pair kernel,
   g.stride_w = stride.w;
   g.pad_h = options.padding.h;
   g.pad_w = options.padding.w;
-  g.oh = out_extent(op, g.h, g.kh, g.stride_h, g.pad_h, 1, x.shape());
-  g.ow = out_extent(op, g.w, g.kw, g.stride_w, g.pad_w, 1, x.shape());
+  g.oh = out_extent(op, g.h, g.kh, g.stride_h, g.pad_h, 1, x.shape(), {g.kh, g.kw});
+  g.ow = out_extent(op, g.w, g.kw, g.stride_w, g.pad_w, 1, x.shape(), {g.kh, g.kw});
   return g;
 }
 
@@ -241,7 +242,7 @@ Tensor log_softmax(const Tensor& x, int dim) {
   require<ShapeError>(x.defined() && x.rank() >= 1,
                       "log_softmax: expected x of at least one dimension, got ",
                       x.defined() ? x.shape().str() : "an undefined tensor");
-  const int d = x.shape().index(dim);
+  const int d = x.shape().index(dim, "log_softmax");
   SoftmaxShape g{1, x.size(d), 1};
   for (int i = 0; i < d; ++i) g.outer *= x.size(i);
   for (int i = d + 1; i < x.rank(); ++i) g.inner *= x.size(i);
@@ -305,9 +306,13 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& labels,
 
 void add_correct(const Tensor& count, const Tensor& logits, const Tensor& labels) {
   check_labels("add_correct", logits, labels);
-  require<ShapeError>(count.defined() && count.numel() == 1 && count.dtype() == kInt64 &&
-                          count.device() == logits.device(),
-                      "add_correct: expected count to be one int64 on ", logits.device());
+  require<ShapeError>(count.defined() && count.numel() == 1,
+                      "add_correct: expected a count of one element, got ",
+                      count.defined() ? count.shape().str() : "an undefined tensor");
+  require<DtypeError>(count.dtype() == kInt64, "add_correct: expected an int64 count, got ",
+                      count.dtype());
+  require<DeviceError>(count.device() == logits.device(), "add_correct: expected count on ",
+                       logits.device(), ", the device of logits, got ", count.device());
   dispatch("add_correct", logits, [&]<class T>(const auto& ctx) {
     count_correct(ctx, logits.size(0), logits.size(1), logits.data<const T>(),
                   labels.data<const int64_t>(), count.data<int64_t>());

@@ -30,7 +30,8 @@ void manual_seed(uint64_t seed) { default_generator() = Generator(seed); }
 
 namespace {
 
-template <class Draw> void fill_with(const Tensor& x, Draw draw) {
+template <class Draw> void fill_with(const char* op, const Tensor& x, Draw draw) {
+  require<DtypeError>(is_floating(x.dtype()), op, ": expected float32 or float64, got ", x.dtype());
   std::vector<double> values(static_cast<size_t>(x.numel()));
   for (double& value : values) value = draw();
   x.detach().copy_(from_vector(values, x.shape()).to(x.device()));
@@ -39,11 +40,13 @@ template <class Draw> void fill_with(const Tensor& x, Draw draw) {
 }  // namespace
 
 void uniform_(const Tensor& x, double low, double high, Generator& generator) {
-  fill_with(x, [&] { return low + (high - low) * generator.uniform(); });
+  require<ValueError>(low <= high, "uniform_: expected low <= high, got ", low, " and ", high);
+  fill_with("uniform_", x, [&] { return low + (high - low) * generator.uniform(); });
 }
 
 void normal_(const Tensor& x, double mean, double stddev, Generator& generator) {
-  fill_with(x, [&] { return mean + stddev * generator.normal(); });
+  require<ValueError>(stddev >= 0, "normal_: expected stddev >= 0, got ", stddev);
+  fill_with("normal_", x, [&] { return mean + stddev * generator.normal(); });
 }
 
 }  // namespace sinter

@@ -26,10 +26,10 @@ void Shape::append(int64_t size) {
   sizes_[rank_++] = size;
 }
 
-int Shape::index(int d) const {
+int Shape::index(int d, const char* op) const {
   const int i = d < 0 ? d + rank_ : d;
   if (i < 0 || i >= rank_) {
-    throw ShapeError(sinter::str("shape: no dimension ", d, " in ", *this));
+    throw ShapeError(sinter::str(op, ": no dimension ", d, " in ", *this));
   }
   return i;
 }
@@ -371,7 +371,7 @@ Tensor Tensor::reshape(const Shape& wanted) const {
 
 Tensor Tensor::flatten(int first, int last) const {
   if (rank() == 0) return reshape({1});
-  const int a = shape_.index(first), b = shape_.index(last);
+  const int a = shape_.index(first, "flatten"), b = shape_.index(last, "flatten");
   require<ShapeError>(a <= b, "flatten: expected first <= last, got ", first, " and ", last,
                       " for x of shape ", shape_);
   Shape shape;
@@ -409,18 +409,22 @@ void copy_state(const char* op, const NamedTensors& to, const NamedTensors& from
     return std::find_if(in.begin(), in.end(),
                         [&](const auto& entry) { return entry.first == name; });
   };
-  std::string missing, unexpected;
+  std::string missing, unexpected, twice;
   for (const auto& [name, tensor] : to) {
     if (find(from, name) == from.end()) missing += (missing.empty() ? "" : ", ") + name;
   }
-  for (const auto& [name, tensor] : from) {
+  for (const auto& entry : from) {
+    const std::string& name = entry.first;
     if (find(to, name) == to.end()) unexpected += (unexpected.empty() ? "" : ", ") + name;
+    if (&*find(from, name) != &entry) twice += (twice.empty() ? "" : ", ") + name;
   }
   require<ValueError>(missing.empty() && unexpected.empty(), op,
                       ": missing keys: ", missing.empty() ? "none" : missing,
                       "; unexpected keys: ", unexpected.empty() ? "none" : unexpected);
+  require<ValueError>(twice.empty(), op, ": keys given more than once: ", twice);
   for (const auto& [name, tensor] : to) {
     const Tensor& source = find(from, name)->second;
+    require<ValueError>(source.defined(), op, ": ", name, " is an undefined tensor");
     if (source.shape() != tensor.shape()) {
       throw ShapeError(
           str(op, ": expected ", name, " of shape ", tensor.shape(), ", got ", source.shape()));

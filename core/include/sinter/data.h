@@ -34,6 +34,13 @@ inline constexpr const char* kSyntheticName = "synthetic data: not CIFAR-10";
 
 // ---- CIFAR-10 (Krizhevsky, "Learning multiple layers of features from tiny images", 2009) -------
 
+// The folder of the official archive and its files: five of training images, one of test images.
+inline constexpr const char* kCifar10Folder = "cifar-10-batches-bin";
+inline constexpr std::array<const char*, 6> kCifar10Files = {"data_batch_1.bin", "data_batch_2.bin",
+                                                             "data_batch_3.bin", "data_batch_4.bin",
+                                                             "data_batch_5.bin", "test_batch.bin"};
+inline constexpr int64_t kCifar10FileBytes = 30'730'000;  // 10,000 records
+
 // The images of one file of the binary version: records of a label byte and 3,072 pixel bytes
 // (planes R, G, B of 32 rows of 32). Throws DataError, naming the file, the offset and what was
 // expected, if it is missing, empty, not a whole number of records, or holds a label above 9.
@@ -53,10 +60,11 @@ struct DownloadSource {
 // The official archive.
 DownloadSource cifar10_source();
 // Fetches the archive into dir (created), resuming a partial one, verifies length and MD5 before
-// anything is unpacked, unpacks it to dir/cifar-10-batches-bin and returns that folder. Files
-// appear under their final names only when whole. Throws DataError: no network, a checksum that
-// differs (the partial file is removed), a cancelled download (kept for resuming), or a build
-// without SINTER_DOWNLOAD.
+// anything is unpacked, unpacks it to dir/cifar-10-batches-bin, removes the archive and returns
+// that folder; returns at once if the folder holds whole files already. Files appear under their
+// final names only when whole. Throws DataError: no network, a checksum that differs (the partial
+// file is removed), a download that broke or was cancelled (kept for resuming), or a build without
+// SINTER_DOWNLOAD.
 std::filesystem::path download_cifar10(const std::filesystem::path& dir,
                                        const DownloadProgress& progress = {},
                                        const DownloadSource& source = cifar10_source());

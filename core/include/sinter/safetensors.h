@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <map>
+#include <span>
 #include <string>
 
 #include "sinter/nn.h"
@@ -14,13 +15,18 @@ struct SafetensorsFile {
   NamedTensors tensors;                         // on the CPU, in the order of their offsets
   std::map<std::string, std::string> metadata;  // the header's "__metadata__"
 };
-// Dtypes F32, F64, I32, I64, U8. Throws DataError, naming file and fault, for a file that is
-// missing, truncated, oversized or malformed: bad JSON, an unknown dtype, a duplicate key, offsets
-// that overlap, leave gaps or disagree with dtype and shape.
+// Dtypes F32, F64, I32, I64, U8; at most kMaxRank dimensions. Throws DataError, naming file and
+// fault, for a file that is missing, truncated, oversized or malformed: bad JSON, an unknown dtype,
+// a duplicate key, offsets that overlap, leave gaps or disagree with dtype and shape.
 SafetensorsFile load_safetensors(const std::filesystem::path& path);
+// The same from memory; `name` stands for the file in messages.
+SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::string& name);
 
-// Written beside `path` and renamed over it, so that a reader never sees half a file and a failure
-// leaves the old one. Throws DataError if it cannot be written, ValueError for a duplicate name.
+// Laid out as the reference implementation does: wider elements first, then by name, so that every
+// tensor is aligned; the same tensors give the same bytes. Tensors may be on any device. Written
+// beside `path` and renamed over it, so that a reader never sees half a file and a failure leaves
+// the old one. Throws DataError if it cannot be written, ValueError for a duplicate name, one that
+// is not UTF-8 or an undefined tensor.
 void save_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
                       const std::map<std::string, std::string>& metadata = {});
 

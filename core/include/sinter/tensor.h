@@ -24,10 +24,11 @@ class Shape {
   explicit Shape(const std::vector<int64_t>& sizes);
 
   int rank() const { return rank_; }
-  // Negative d counts from the end. Throws ShapeError if there is no such dimension.
+  // Negative d counts from the end. Throws ShapeError, in the name of `op`, if there is no such
+  // dimension.
   int64_t operator[](int d) const { return sizes_[index(d)]; }
   int64_t& operator[](int d) { return sizes_[index(d)]; }
-  int index(int d) const;
+  int index(int d, const char* op = "shape") const;
   int64_t numel() const;
   void append(int64_t size);
   const int64_t* begin() const { return sizes_; }

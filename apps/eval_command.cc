@@ -1,0 +1,34 @@
+#include <iostream>
+
+#include "commands.h"
+#include "load.h"
+#include "machine.h"
+#include "sinter/safetensors.h"
+
+namespace sinter::app {
+
+void eval_command(const Options& options) {
+  require_parent("--logits", options.logits);
+  Job job = options.job;
+  job.device = choose_device(options.device);
+  job.initial = load_safetensors(options.weights).tensors;
+  const std::unique_ptr<Module> model = initial_model(job);
+
+  Progress progress(options.quiet);
+  progress.line(str("sinter eval: ", job.model, " with ", options.weights.string(), " on ",
+                    job.device.str(), ", ", describe(job.device)));
+  Dataset data = load_dataset(options, progress);
+  data.train = {};  // not needed, and the larger part
+  data.test = data.test.to(job.device);
+
+  Tensor logits;
+  if (!options.logits.empty())
+    logits = empty({data.test.size(), data.test.classes}, {kFloat32, job.device});
+  const Evaluation result = evaluate(*model, data.test, logits);
+  if (!options.logits.empty())
+    save_safetensors(options.logits, {{"logits", logits.to(kCpu)}}, {{"dataset", data.name}});
+  std::cout << "test accuracy " << fixed(result.accuracy(), 2) << " % (" << result.correct << " of "
+            << result.images << "), loss " << fixed(result.loss, 4) << ", " << data.name << "\n";
+}
+
+}  // namespace sinter::app

@@ -1,0 +1,188 @@
+#include "machine.h"
+
+#include <sched.h>
+#include <sys/utsname.h>
+
+#include <algorithm>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "commit.h"
+#include "sinter/runtime.h"
+
+namespace sinter::app {
+
+namespace {
+
+// What follows `key`, blanks and `separator` on the first line of `file` that starts with key.
+std::string value_in(const char* file, const std::string& key, char separator) {
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) {
+    const size_t at = line.find(separator);
+    if (line.rfind(key, 0) != 0 || at == std::string::npos) continue;
+    const size_t first = line.find_first_not_of(" \t\"", at + 1);
+    const size_t last = line.find_last_not_of(" \t\"");
+    return first == std::string::npos ? "" : line.substr(first, last - first + 1);
+  }
+  return "";
+}
+
+std::string cpu_name() {
+  std::string name = value_in("/proc/cpuinfo", "model name", ':');
+  if (name.empty()) {  // not given on most ARM machines
+    utsname system{};
+    uname(&system);
+    name = str("unknown ", system.machine, " CPU");
+  }
+  return name;
+}
+
+int allowed_cores() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+}
+
+// The control group's limit on processor time (version 2), in cores.
+double cpu_quota() {
+  std::ifstream in("/sys/fs/cgroup/cpu.max");
+  double quota = 0, period = 0;
+  return in >> quota >> period && period > 0 ? quota / period : 0;  // "max" is no number
+}
+
+#ifdef SINTER_WITH_CUDA
+std::string cuda_version(int version) {  // 13000
+  return str(version / 1000, ".", version % 1000 / 10);
+}
+#endif
+
+// "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul …": the first word that is a
+// version.
+std::string kernel_driver() {
+  std::ifstream in("/proc/driver/nvidia/version");
+  std::string word;
+  while (in >> word) {
+    if (word.find('.') != std::string::npos &&
+        word.find_first_not_of("0123456789.") == std::string::npos)
+      return word;
+  }
+  return "";
+}
+
+std::string driver_text() {
+  const std::string kernel = kernel_driver();
+#ifdef SINTER_WITH_CUDA
+  const int supported = cuda_driver_version();
+  if (supported != 0) {
+    return str(kernel.empty() ? "unknown version" : kernel, " (CUDA ", cuda_version(supported),
+               ")");
+  }
+#endif
+  return kernel.empty() ? "none" : kernel;
+}
+
+std::string toolkit_text() {
+#ifdef SINTER_WITH_CUDA
+  return cuda_version(cuda_toolkit_version());
+#else
+  return "none (CPU-only build)";
+#endif
+}
+
+}  // namespace
+
+std::string version_text() {
+  std::string text = str("sinter ", SINTER_VERSION, " (", SINTER_COMMIT, "), CPU");
+#ifdef SINTER_WITH_CUDA
+  text += str(" and CUDA ", toolkit_text(), " for sm ", cuda_built_architectures());
+#endif
+  return text;
+}
+
+std::string why_not_cuda([[maybe_unused]] int index) {
+#ifdef SINTER_WITH_CUDA
+  if (cuda_device_count() == 0) return cuda_unavailable();
+  return cuda_device_info(index).usable;
+#else
+  if (!kernel_driver().empty()) {
+    return "this machine has an NVIDIA driver, but this build has no CUDA backend; reconfigure "
+           "with -DSINTER_CUDA=ON";
+  }
+  return "this build has no CUDA backend, and this machine no NVIDIA driver";
+#endif
+}
+
+std::vector<Device> usable_devices() {
+  std::vector<Device> devices = {kCpu};
+  for (int i = 0; i < cuda_device_count(); ++i) {
+    if (why_not_cuda(i).empty()) devices.push_back(cuda(i));
+  }
+  return devices;
+}
+
+Device choose_device(const std::string& name) {
+  if (name.empty()) return why_not_cuda().empty() ? cuda(0) : kCpu;
+  const Device device = Device::parse(name);
+  require_usable(device);
+  return device;
+}
+
+std::string describe([[maybe_unused]] Device device) {
+#ifdef SINTER_WITH_CUDA
+  if (device.is_cuda()) return cuda_device_info(device.index).name;
+#endif
+  return str(cpu_name(), ", ", num_threads(), num_threads() == 1 ? " thread" : " threads");
+}
+
+Machine this_machine() {
+  Machine m;
+  m.cpu = cpu_name();
+  m.cores = allowed_cores();
+  m.quota = cpu_quota();
+  m.threads = num_threads();
+  m.simd = simd_target();
+  const BlasInfo blas = blas_info();
+  m.blas = blas.name + (blas.kernels.empty() ? "" : ", " + blas.kernels + " kernels");
+#ifdef SINTER_WITH_CUDA
+  for (int i = 0; i < cuda_device_count(); ++i) {
+    const CudaDeviceInfo info = cuda_device_info(i);
+    m.gpus.push_back(str(info.name, " (sm_", info.major, info.minor, ", ", info.multiprocessors,
+                         " multiprocessors, ", info.total_bytes >> 20, " MiB)"));
+  }
+#endif
+  m.driver = driver_text();
+  m.toolkit = toolkit_text();
+#ifdef __clang__
+  m.compiler = str("clang ", __clang_version__);
+#else
+  m.compiler = str("g++ ", __VERSION__);
+#endif
+  utsname system{};
+  uname(&system);
+  const std::string distribution = value_in("/etc/os-release", "PRETTY_NAME", '=');
+  m.os = str(distribution, distribution.empty() ? "" : ", ", system.sysname, " ", system.release);
+  m.commit = SINTER_COMMIT;
+  return m;
+}
+
+std::string blas_advice() {
+#if defined(__x86_64__)
+  static const std::set<std::string> kWithoutAvx2 = {
+      "Katmai",      "Coppermine", "Northwood",    "Prescott",    "Banias",    "Atom",
+      "Core2",       "Penryn",     "Dunnington",   "Nehalem",     "Athlon",    "Opteron",
+      "Barcelona",   "Bobcat",     "Opteron_SSE3", "Sandybridge", "Bulldozer", "Piledriver",
+      "Steamroller", "Nano",       "Generic"};
+  const std::string chosen = blas_info().kernels;
+  if (!__builtin_cpu_supports("avx2") || kWithoutAvx2.count(chosen) == 0) return "";
+  const bool amd = value_in("/proc/cpuinfo", "vendor_id", ':') == "AuthenticAMD";
+  const char* better = amd ? "Zen" : __builtin_cpu_supports("avx512f") ? "SkylakeX" : "Haswell";
+  return str("OpenBLAS took its ", chosen, " kernels, which leave most of this CPU unused; set ",
+             "OPENBLAS_CORETYPE=", better, " in the environment");
+#else
+  return "";
+#endif
+}
+
+}  // namespace sinter::app

@@ -1,0 +1,213 @@
+#include "options.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+
+#include "machine.h"
+#include "sinter/models.h"
+
+namespace sinter::app {
+
+namespace {
+
+// CLI11 puts the option's name before what these return, and stops at the first that is not empty.
+
+template <class T> bool parse_number(const std::string& text, T& value) {
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  return error == std::errc() && stop == end;
+}
+
+CLI::Validator integer_in(int64_t low, int64_t high) {
+  return CLI::Validator(
+      [=](const std::string& text) -> std::string {
+        int64_t value = 0;
+        if (parse_number(text, value) && low <= value && value <= high) return "";
+        return str("expected a whole number from ", low, " to ", high, ", got '", text, "'");
+      },
+      "");
+}
+
+CLI::Validator number_in(double low, double high) {
+  return CLI::Validator(
+      [=](const std::string& text) -> std::string {
+        double value = 0;
+        if (parse_number(text, value) && low <= value && value <= high) return "";
+        return str("expected a number from ", low, " to ", high, ", got '", text, "'");
+      },
+      "");
+}
+
+CLI::Validator one_of(const std::vector<std::string>& choices) {
+  std::string listed;
+  for (const std::string& choice : choices) listed += (listed.empty() ? "" : ", ") + choice;
+  return CLI::Validator(
+      [=](const std::string& text) -> std::string {
+        if (std::find(choices.begin(), choices.end(), text) != choices.end()) return "";
+        return str("expected one of ", listed, ", got '", text, "'");
+      },
+      "");
+}
+
+std::string check_device(const std::string& text) {
+  try {
+    Device::parse(text);
+    return "";
+  } catch (const Error&) {
+    return str("expected cpu, cuda or cuda:N, got '", text, "'");
+  }
+}
+
+void add_common_options(CLI::App& app, Options& o) {
+  app.add_option("--threads", o.threads, "CPU threads (default: the cores it may run on)")
+      ->check(integer_in(1, 4096))
+      ->type_name("N");
+  app.add_option("--data-dir", o.data_dir, "folder of CIFAR-10, downloaded there if it has none")
+      ->capture_default_str()
+      ->type_name("DIR");
+}
+
+void add_data_options(CLI::App& app, Options& o) {
+  app.add_option("--model", o.job.model, "network")
+      ->check(one_of(model_names()))
+      ->capture_default_str()
+      ->type_name("NAME");
+  app.add_option("--dataset", o.dataset, "cifar10, or synthetic (drawn, no download)")
+      ->check(one_of({"cifar10", "synthetic"}))
+      ->capture_default_str()
+      ->type_name("NAME");
+  app.add_option("--synthetic-size", o.synthetic_size,
+                 "training images of the synthetic set; a fifth as many test images")
+      ->check(integer_in(5, 10'000'000))
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_flag("--quiet", o.quiet, "no progress, only results and errors");
+}
+
+void add_device_option(CLI::App& app, Options& o) {
+  app.add_option("--device", o.device,
+                 "cpu, cuda or cuda:N (default: cuda where it runs, else cpu)")
+      ->check(check_device)
+      ->type_name("NAME");
+}
+
+void add_job_options(CLI::App& app, Options& o) {
+  app.add_option("--epochs", o.job.epochs, "passes over the training images")
+      ->check(integer_in(1, 1'000'000))
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--batch-size", o.job.batch_size, "images an update")
+      ->check(integer_in(1, 1'000'000))
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--lr", o.job.lr, "learning rate")
+      ->check(number_in(0, 1e6))
+      ->capture_default_str()
+      ->type_name("X");
+  app.add_option("--optimizer", o.job.optimizer, "adam, adamw or sgd")
+      ->check(one_of({"adam", "adamw", "sgd"}))
+      ->capture_default_str()
+      ->type_name("NAME");
+  app.add_option("--momentum", o.job.momentum, "of sgd")
+      ->check(number_in(0, 1))
+      ->capture_default_str()
+      ->type_name("X");
+  app.add_option("--weight-decay", o.job.weight_decay, "(default: 0, adamw 0.01)")
+      ->check(number_in(0, 1e6))
+      ->type_name("X");
+  app.add_option("--seed", o.job.seed, "of initial weights and shuffling")
+      ->check(integer_in(0, std::numeric_limits<int64_t>::max()))
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--max-steps", o.job.max_steps, "stop after N updates")
+      ->check(integer_in(1, std::numeric_limits<int64_t>::max()))
+      ->type_name("N");
+  app.add_flag("!--no-shuffle", o.job.shuffle, "take the images in their stored order");
+  app.add_option("--metrics", o.metrics, "write every loss and accuracy, one JSON object a line")
+      ->type_name("FILE.jsonl");
+}
+
+}  // namespace
+
+Options parse_options(int argc, const char* const* argv) {
+  Options o;
+  CLI::App app("Sinter trains small image networks on CPU and CUDA.", "sinter");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", version_text());
+
+  CLI::App* train = app.add_subcommand("train", "train a network and report its test accuracy");
+  add_device_option(*train, o);
+  add_job_options(*train, o);
+  add_data_options(*train, o);
+  add_common_options(*train, o);
+  train->add_option("--save", o.save, "write the trained weights")->type_name("W.safetensors");
+  train->add_option("--init", o.init, "start from these weights")->type_name("W.safetensors");
+
+  CLI::App* bench = app.add_subcommand(
+      "bench", "check that the devices agree, train on each, and tabulate time and accuracy");
+  std::string devices;
+  bench->add_option("--devices", devices, "such as cpu,cuda (default: every usable device)")
+      ->type_name("NAME,...");
+  bench->add_option("--runs", o.runs, "runs on each device, with seeds counting up from --seed")
+      ->check(integer_in(1, 1000))
+      ->capture_default_str()
+      ->type_name("R");
+  bench->add_option("--json", o.json, "results")->capture_default_str()->type_name("FILE");
+  bench->add_option("--markdown", o.markdown, "results, as a page")
+      ->capture_default_str()
+      ->type_name("FILE");
+  add_job_options(*bench, o);
+  add_data_options(*bench, o);
+  add_common_options(*bench, o);
+
+  CLI::App* eval = app.add_subcommand("eval", "test accuracy and loss of saved weights");
+  eval->add_option("--weights", o.weights, "the weights")->required()->type_name("W.safetensors");
+  eval->add_option("--logits", o.logits, "write the model's outputs, (N, classes), as 'logits'")
+      ->type_name("OUT.safetensors");
+  add_device_option(*eval, o);
+  add_data_options(*eval, o);
+  add_common_options(*eval, o);
+
+  CLI::App* doctor =
+      app.add_subcommand("doctor", "say what works on this machine and how to mend the rest");
+  add_common_options(*doctor, o);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& e) {  // --help, --version
+    std::ostringstream out;
+    app.exit(e, out, out);
+    o.command = "print";
+    o.text = out.str();
+    return o;
+  } catch (const CLI::ExtrasError&) {
+    std::string unknown;
+    for (const std::string& arg : app.remaining(true)) unknown += " " + arg;
+    throw UsageError(str("not understood:", unknown, "; 'sinter ",
+                         app.get_subcommands().front()->get_name(), " --help' lists what is"));
+  } catch (const CLI::RequiredError& e) {
+    if (!app.get_subcommands().empty()) throw UsageError(e.what());
+    const std::vector<std::string> rest = app.remaining();
+    throw UsageError(str("expected a command: train, bench, eval or doctor",
+                         rest.empty() ? "" : ", got '" + rest.front() + "'",
+                         "; 'sinter --help' says more"));
+  } catch (const CLI::ParseError& e) {
+    throw UsageError(e.what());
+  }
+
+  o.command = app.get_subcommands().front()->get_name();
+  if (o.job.optimizer != "sgd" && o.job.momentum != 0) {
+    throw UsageError(str("--momentum: expected --optimizer sgd beside it, got ", o.job.optimizer));
+  }
+  std::istringstream list(devices);
+  for (std::string name; std::getline(list, name, ',');) {
+    const std::string fault = check_device(name);
+    if (!fault.empty()) throw UsageError("--devices: " + fault);
+    o.devices.push_back(name);
+  }
+  return o;
+}
+
+}  // namespace sinter::app

@@ -1,0 +1,34 @@
+// The command line.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "train.h"
+
+namespace sinter::app {
+
+struct Options {
+  std::string command;  // train, bench, eval, doctor; print: `text` is all that was asked for
+  std::string text;
+
+  Job job;                           // its device is set by the command
+  std::string device;                // empty: chosen
+  std::vector<std::string> devices;  // bench; empty: every usable one
+  int64_t runs = 1;                  // bench
+  int threads = 0;                   // 0: as many as cores
+  std::filesystem::path data_dir = "data";
+  std::string dataset = "cifar10";  // or synthetic
+  int64_t synthetic_size = 50000;   // training images; a fifth as many test images
+  bool quiet = false;
+
+  std::filesystem::path metrics, save, init;                                       // train
+  std::filesystem::path weights, logits;                                           // eval
+  std::filesystem::path json = "sinter-bench.json", markdown = "sinter-bench.md";  // bench
+};
+
+// Throws UsageError naming the option, what was expected and what came.
+Options parse_options(int argc, const char* const* argv);
+
+}  // namespace sinter::app

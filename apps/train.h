@@ -1,0 +1,78 @@
+// Training a network on a data set: the loop behind `sinter train` and `sinter bench`.
+#pragma once
+
+#include <cstdint>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "console.h"
+#include "sinter/data.h"
+#include "sinter/nn.h"
+#include "sinter/optim.h"
+
+namespace sinter::app {
+
+// What is trained, and how.
+struct Job {
+  std::string model = "cifar_cnn";
+  std::string optimizer = "adam";  // adam, adamw, sgd
+  double lr = 1e-3;
+  double momentum = 0;                 // sgd
+  std::optional<double> weight_decay;  // unset: the optimizer's own default
+  int64_t epochs = 10, batch_size = 64;
+  int64_t max_steps = 0;  // stop after so many updates; 0: no limit
+  bool shuffle = true;
+  uint64_t seed = 0;     // of the initial weights and the shuffling
+  NamedTensors initial;  // weights to start from; empty: drawn from seed
+  Device device;
+};
+std::string describe(const Job& job);  // "cifar_cnn, 10 epochs, batch 64, adam, lr 0.001, seed 0"
+nlohmann::ordered_json to_json(const Job& job);
+
+// The model on job.device in `dtype`. Drawn on the CPU, so that every device starts alike.
+std::unique_ptr<Module> initial_model(const Job& job, DType dtype = kFloat32);
+std::unique_ptr<Optimizer> make_optimizer(const Job& job, Module& model);
+// Forward, backward and update; loss_slot (one element, the model's device) receives the loss.
+// Does not wait for the device.
+void train_step(Module& model, Optimizer& optimizer, const Batch& batch, const Tensor& loss_slot);
+
+struct Evaluation {
+  int64_t correct = 0, images = 0;
+  double loss = 0;                                             // mean over the images
+  double accuracy() const { return 100. * correct / images; }  // percent
+};
+// Over all images of `set`, on the device that holds it. `logits`, if defined, is (N, classes) and
+// receives the model's outputs in the set's order. Throws Interrupted after Ctrl-C.
+Evaluation evaluate(Module& model, const ImageSet& set, const Tensor& logits = {});
+
+// One JSON object a line: the run's configuration, each step's loss, each epoch's result. Written
+// through at the end of every epoch, so that it can be followed while the run goes on.
+class Metrics {
+ public:
+  explicit Metrics(const std::filesystem::path& path);  // empties the file; throws DataError
+  void start_run(const Job& job, const Dataset& data);
+  void write(const nlohmann::ordered_json& record);
+  void flush();  // throws DataError
+
+ private:
+  std::filesystem::path path_;
+  std::ofstream file_;
+};
+
+struct TrainResult {
+  std::unique_ptr<Module> model;
+  int64_t steps = 0, images = 0;  // updates, and images they were made from
+  double seconds = 0;             // training: first batch to last update, without evaluation
+  double train_loss = 0;          // mean over the last epoch
+  Evaluation test;                // after the last epoch
+};
+// Trains and, after each epoch, evaluates. Takes the data set by value so that, moved in, the
+// host's copy is gone once the device has its own. metrics may be null. Throws Error when the loss
+// is no longer finite; Interrupted after Ctrl-C, with metrics written.
+TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* metrics);
+
+}  // namespace sinter::app

@@ -1,0 +1,50 @@
+#include <iostream>
+
+#include "commands.h"
+#include "load.h"
+#include "machine.h"
+#include "sinter/safetensors.h"
+
+namespace sinter::app {
+
+void train_command(const Options& options) {
+  // What can fail at once does so before the work, not after it.
+  require_parent("--save", options.save);
+  require_parent("--metrics", options.metrics);
+  Job job = options.job;
+  job.device = choose_device(options.device);
+  if (!options.init.empty()) job.initial = load_safetensors(options.init).tensors;
+
+  Progress progress(options.quiet);
+  progress.line(str("sinter train: ", describe(job)));
+  const bool fallback = options.device.empty() && !job.device.is_cuda();
+  progress.line(str("device: ", job.device.str(), ", ", describe(job.device),
+                    fallback ? " (no CUDA: " + why_not_cuda() + ")" : ""));
+  const std::string advice = job.device.is_cuda() ? "" : blas_advice();
+  if (!advice.empty()) progress.line("warning: " + advice);
+  Dataset data = load_dataset(options, progress);
+  progress.line(str("data: ", data.name, ", ", grouped(data.train.size()), " + ",
+                    grouped(data.test.size()), " images (", data.source, ")"));
+
+  std::optional<Metrics> metrics;
+  if (!options.metrics.empty()) metrics.emplace(options.metrics);
+  const std::string name = data.name;
+  const TrainResult result = train(job, std::move(data), progress, metrics ? &*metrics : nullptr);
+
+  if (!options.save.empty()) {
+    // Nothing that differs from run to run: equal trainings give equal files.
+    save_safetensors(options.save, result.model->state_dict(),
+                     {{"format", "pt"}, {"model", job.model}, {"dataset", name}});
+  }
+  progress.clear();
+  std::cout << "test accuracy " << fixed(result.test.accuracy(), 2) << " % (" << result.test.correct
+            << " of " << result.test.images << "), loss " << fixed(result.test.loss, 4) << ", "
+            << name << "\n"
+            << "training time " << duration(result.seconds) << " on " << job.device << ", "
+            << grouped(result.steps) << " steps, "
+            << grouped(static_cast<int64_t>(static_cast<double>(result.images) / result.seconds))
+            << " images/s; whole command " << duration(command_clock().seconds()) << "\n";
+  if (!options.save.empty()) std::cout << "weights saved to " << options.save.string() << "\n";
+}
+
+}  // namespace sinter::app

@@ -1,0 +1,201 @@
+#include "sinter/data.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "file.h"
+#include "sinter/dispatch.h"
+
+namespace sinter {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr int64_t kPixels = 3 * 32 * 32;
+constexpr int64_t kRecord = 1 + kPixels;
+constexpr int64_t kRecordsPerFile = kCifar10FileBytes / kRecord;
+static_assert(kRecordsPerFile * kRecord == kCifar10FileBytes);
+constexpr int kClasses = 10;
+
+ImageSet empty_set(int64_t count) {
+  ImageSet set;
+  set.images = empty({count, 3, 32, 32}, {kUInt8, kCpu});
+  set.labels = empty({count}, {kUInt8, kCpu});
+  set.classes = kClasses;
+  return set;
+}
+
+// Fills rows [first, first + count) of `set` with the records of `file`.
+void read_records(File& file, int64_t count, const ImageSet& set, int64_t first) {
+  uint8_t* labels = set.labels.data<uint8_t>() + first;
+  uint8_t* images = set.images.data<uint8_t>() + first * kPixels;
+  std::array<uint8_t, kRecord> record;
+  for (int64_t i = 0; i < count; ++i) {
+    const size_t got = file.read(record.data(), record.size());
+    if (got != record.size())
+      throw DataError(str(file.path().string(), ": ends at byte ",
+                          i * kRecord + static_cast<int64_t>(got), ", expected ", count * kRecord,
+                          " bytes; it became shorter while it was read"));
+    if (record[0] >= kClasses)
+      throw DataError(str(file.path().string(), ": byte ", i * kRecord, ": label ", int{record[0]},
+                          " of record ", i, ", expected 0 to ", kClasses - 1));
+    labels[i] = record[0];
+    std::memcpy(images + i * kPixels, record.data() + 1, kPixels);
+  }
+}
+
+// Extents and dtypes that the kernels take for granted.
+void check_set(const ImageSet& set) {
+  require<ShapeError>(set.images.defined() && set.labels.defined(),
+                      "Batches: the set has no images or no labels");
+  const Shape& images = set.images.shape();
+  const Shape& labels = set.labels.shape();
+  require<ShapeError>(images.rank() == 4 && images[1] <= static_cast<int64_t>(set.mean.size()),
+                      "Batches: expected images (N, C, H, W) with C <= ", set.mean.size(), ", got ",
+                      images);
+  require<ShapeError>(labels.rank() == 1 && labels[0] == images[0],
+                      "Batches: expected labels (N) for images (N, C, H, W), got ", labels, " for ",
+                      images);
+  require<DtypeError>(set.images.dtype() == kUInt8 && set.labels.dtype() == kUInt8,
+                      "Batches: expected uint8 images and labels, got ", set.images.dtype(),
+                      " and ", set.labels.dtype());
+  require<DeviceError>(set.images.device() == set.labels.device(), "Batches: images are on ",
+                       set.images.device(), ", labels on ", set.labels.device());
+  for (int c = 0; c < images[1]; ++c)
+    require<ValueError>(std::isfinite(set.mean[c]) && std::isfinite(set.std[c]) && set.std[c] > 0,
+                        "Batches: channel ", c, ": mean ", set.mean[c], ", std ", set.std[c],
+                        "; expected a finite mean and a std > 0");
+}
+
+}  // namespace
+
+ImageSet ImageSet::to(Device device) const {
+  ImageSet set = *this;
+  if (images.defined()) set.images = images.to(device);
+  if (labels.defined()) set.labels = labels.to(device);
+  return set;
+}
+
+// ---- CIFAR-10 -----------------------------------------------------------------------------------
+
+ImageSet read_cifar10_file(const fs::path& path) {
+  File file(path, O_RDONLY);
+  const int64_t bytes = file.size();
+  require<DataError>(bytes > 0 && bytes % kRecord == 0, path.string(), ": ends at byte ", bytes,
+                     ", expected a positive multiple of ", kRecord,
+                     " (records of a label byte and ", kPixels, " pixel bytes)");
+  const ImageSet set = empty_set(bytes / kRecord);
+  read_records(file, set.size(), set, 0);
+  return set;
+}
+
+fs::path find_cifar10(const fs::path& dir) {
+  for (const fs::path& folder : {dir, dir / kCifar10Folder})
+    for (const char* name : kCifar10Files) {
+      std::error_code ignored;
+      if (fs::exists(folder / name, ignored)) return folder;
+    }
+  return {};
+}
+
+Dataset read_cifar10(const fs::path& dir) {
+  const fs::path folder = find_cifar10(dir);
+  if (folder.empty()) {
+    // An unreadable folder must not pass for an empty one.
+    std::error_code error;
+    const bool there = fs::is_directory(dir, error);
+    throw DataError(str(dir.string(), ": ",
+                        error    ? error.message()
+                        : !there ? std::string("not a folder")
+                                 : str("neither here nor in ", kCifar10Folder,
+                                       " is there any of data_batch_1.bin to data_batch_5.bin and "
+                                       "test_batch.bin"),
+                        "; expected CIFAR-10, binary version"));
+  }
+  // Every length before any large allocation.
+  for (const char* name : kCifar10Files) {
+    const int64_t bytes = File(folder / name, O_RDONLY).size();
+    require<DataError>(bytes == kCifar10FileBytes, (folder / name).string(), ": ends at byte ",
+                       bytes, ", expected ", kCifar10FileBytes, " bytes (", kRecordsPerFile,
+                       " records of ", kRecord, ")");
+  }
+  Dataset data;
+  data.name = "CIFAR-10";
+  data.source = folder.string();
+  data.class_names = {"airplane", "automobile", "bird",  "cat",  "deer",
+                      "dog",      "frog",       "horse", "ship", "truck"};
+  const int64_t train_files = kCifar10Files.size() - 1;
+  data.train = empty_set(train_files * kRecordsPerFile);
+  data.test = empty_set(kRecordsPerFile);
+  for (int64_t i = 0; i <= train_files; ++i) {
+    File file(folder / kCifar10Files[i], O_RDONLY);
+    if (i < train_files)
+      read_records(file, kRecordsPerFile, data.train, i * kRecordsPerFile);
+    else
+      read_records(file, kRecordsPerFile, data.test, 0);
+  }
+  return data;
+}
+
+// ---- batches ------------------------------------------------------------------------------------
+
+Batches::Batches(const ImageSet& set, const Options& options) : set_(set), options_(options) {
+  require<ValueError>(options.batch_size >= 1, "Batches: batch_size = ", options.batch_size,
+                      ", expected at least 1");
+  require<DtypeError>(is_floating(options.dtype), "Batches: expected float32 or float64, got ",
+                      options.dtype);
+  check_set(set);
+  start_epoch(0);
+}
+
+int64_t Batches::size() const {
+  const int64_t n = set_.size(), b = options_.batch_size;
+  // Not (n + b - 1) / b, which overflows for the largest b.
+  return n / b + (!options_.drop_last && n % b != 0 ? 1 : 0);
+}
+
+void Batches::start_epoch(uint64_t epoch) {
+  const int64_t n = set_.size();
+  const Device device = set_.labels.device();
+  if (!options_.shuffle) {
+    if (index_.defined()) return;
+    std::vector<int64_t> order(static_cast<size_t>(n));
+    std::iota(order.begin(), order.end(), int64_t{0});
+    index_ = from_vector(order, {n}, device);
+    return;
+  }
+  // A new tensor, not the old one overwritten: copies of a Batches stay independent.
+  index_ = empty({n}, {kInt64, device});
+  dispatch_device(device, [&](const auto& ctx) {
+    shuffled_indices(ctx, options_.seed, epoch, n, 0, n, index_.data<int64_t>());
+  });
+}
+
+Batch Batches::get(int64_t i) const {
+  require<ValueError>(0 <= i && i < size(), "Batches::get: batch ", i, ", expected 0 <= i < ",
+                      size());
+  const Shape& images = set_.images.shape();
+  const int64_t first = i * options_.batch_size;
+  GatherShape g;
+  g.n = std::min(options_.batch_size, set_.size() - first);
+  g.c = static_cast<int>(images[1]);
+  g.h = static_cast<int>(images[2]);
+  g.w = static_cast<int>(images[3]);
+  std::copy(set_.mean.begin(), set_.mean.end(), g.mean);
+  std::copy(set_.std.begin(), set_.std.end(), g.std);
+
+  Batch batch;
+  batch.x = empty({g.n, g.c, g.h, g.w}, {options_.dtype, set_.images.device()});
+  batch.y = empty({g.n}, {kInt64, set_.images.device()});
+  const int64_t* index = index_.data<int64_t>() + first;
+  dispatch("Batches::get", batch.x, [&]<class T>(const auto& ctx) {
+    gather_images(ctx, g, set_.images.data<uint8_t>(), index, batch.x.data<T>());
+    gather_labels(ctx, g.n, set_.labels.data<uint8_t>(), index, batch.y.data<int64_t>());
+  });
+  return batch;
+}
+
+}  // namespace sinter

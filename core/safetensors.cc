@@ -1,0 +1,305 @@
+#include "sinter/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <set>
+#include <tuple>
+
+#include "file.h"
+
+namespace sinter {
+
+static_assert(std::endian::native == std::endian::little,
+              "safetensors files are little-endian and tensors are copied byte by byte");
+
+namespace {
+
+using nlohmann::json;
+
+constexpr uint64_t kMaxHeader = 100'000'000;  // the reference implementation's limit
+constexpr const char* kMetadata = "__metadata__";
+
+struct Format {
+  DType dtype;
+  const char* name;
+};
+// In the order in which the reference implementation lays tensors out. Since wider ones come first,
+// each tensor is aligned to its element size.
+constexpr std::array<Format, 5> kFormats = {
+    {{kInt64, "I64"}, {kFloat64, "F64"}, {kFloat32, "F32"}, {kInt32, "I32"}, {kUInt8, "U8"}}};
+
+int rank_of(DType dtype) {
+  for (size_t i = 0; i < kFormats.size(); ++i)
+    if (kFormats[i].dtype == dtype) return static_cast<int>(i);
+  throw DtypeError(str("safetensors: no name for ", dtype));
+}
+
+// A name from a file, fit for a message: quoted, control characters escaped, not too long.
+std::string quoted(const std::string& text) {
+  constexpr size_t kLongest = 80;
+  const std::string head = text.size() > kLongest ? text.substr(0, kLongest) + "..." : text;
+  return json(head).dump(-1, ' ', true, json::error_handler_t::replace);
+}
+
+template <class... Args> [[noreturn]] void fail(const std::string& file, const Args&... message) {
+  throw DataError(str(file, ": ", message...));
+}
+
+// ---- reading ------------------------------------------------------------------------------------
+
+// Parses the header as JSON, but refuses duplicate keys, which a JSON library resolves silently,
+// and what is nested deeper or is a longer list than any tensor's entry: memory stays within a
+// small multiple of the header's size.
+json parse_header(const std::string& file, const char* begin, const char* end) {
+  // The parser takes a NUL for the end of its input and would ignore what follows.
+  if (const void* nul = std::memchr(begin, 0, static_cast<size_t>(end - begin)))
+    fail(file, "header: NUL at byte ", 8 + (static_cast<const char*>(nul) - begin));
+  if (begin == end || *begin != '{') fail(file, "header: expected it to begin with '{'");
+
+  std::vector<std::set<std::string>> keys;  // of the objects that are open
+  int elements = 0;                         // of the list that is open
+  const auto check = [&](int depth, json::parse_event_t event, json& parsed) {
+    switch (event) {
+      case json::parse_event_t::object_start:
+        if (depth > 1) fail(file, "header: an object nested deeper than a tensor's entry");
+        keys.emplace_back();
+        break;
+      case json::parse_event_t::key:
+        if (const std::string key = parsed; !keys.back().insert(key).second)
+          fail(file, "header: duplicate key ", quoted(key));
+        break;
+      case json::parse_event_t::object_end:
+        keys.pop_back();
+        break;
+      case json::parse_event_t::array_start:
+        if (depth > 2) fail(file, "header: a list nested deeper than a tensor's shape");
+        elements = 0;
+        break;
+      case json::parse_event_t::value:
+        if (depth > 2 && ++elements > kMaxRank)
+          fail(file, "header: a list of more than ", kMaxRank,
+               " numbers, expected at most that many dimensions");
+        break;
+      case json::parse_event_t::array_end:
+        break;
+    }
+    return true;
+  };
+  try {
+    return json::parse(begin, end, check);
+  } catch (const json::exception& e) {
+    fail(file, "header: ", e.what());
+  }
+}
+
+// A tensor's entry, checked by itself and against the buffer.
+struct Entry {
+  std::string name;
+  DType dtype = kFloat32;
+  Shape shape;
+  uint64_t begin = 0, end = 0;
+};
+
+Entry read_entry(const std::string& file, const std::string& name, const json& fields,
+                 uint64_t buffer_bytes) {
+  const auto bad = [&](const auto&... message) {
+    fail(file, "tensor ", quoted(name), ": ", message...);
+  };
+  if (!fields.is_object()) bad("expected an object, got ", fields.type_name());
+  for (const auto& [key, value] : fields.items())
+    if (key != "dtype" && key != "shape" && key != "data_offsets")
+      bad("unexpected field ", quoted(key));
+  const auto field = [&](const char* key) -> const json& {
+    const auto it = fields.find(key);
+    if (it == fields.end()) bad("no ", key);
+    return *it;
+  };
+  // A list of integers >= 0: a tensor's shape or its offsets.
+  const auto numbers = [&](const char* key) {
+    const json& list = field(key);
+    if (!list.is_array()) bad(key, ": expected a list, got ", list.type_name());
+    for (const json& number : list)
+      if (!number.is_number_unsigned())
+        bad(key, ": expected integers >= 0 below 2^64, got ",
+            number.is_number() ? number.dump() : number.type_name());
+    return list.get<std::vector<uint64_t>>();
+  };
+
+  Entry entry;
+  entry.name = name;
+  const json& dtype = field("dtype");
+  if (!dtype.is_string()) bad("dtype: expected a string, got ", dtype.type_name());
+  const auto format = std::find_if(kFormats.begin(), kFormats.end(),
+                                   [&](const Format& f) { return dtype == f.name; });
+  if (format == kFormats.end()) bad("dtype ", quoted(dtype), ", expected F32, F64, I32, I64 or U8");
+  entry.dtype = format->dtype;
+
+  // The product of the extents other than 0 must fit too: strides are made of such products.
+  int64_t product = static_cast<int64_t>(size_of(entry.dtype));
+  for (const uint64_t extent : numbers("shape")) {
+    if (extent > uint64_t{std::numeric_limits<int64_t>::max()} ||
+        (extent != 0 && __builtin_mul_overflow(product, static_cast<int64_t>(extent), &product)))
+      bad("shape ", field("shape").dump(), " overflows 2^63 bytes");
+    entry.shape.append(static_cast<int64_t>(extent));
+  }
+  const uint64_t bytes = static_cast<uint64_t>(entry.shape.numel()) * size_of(entry.dtype);
+
+  const std::vector<uint64_t> offsets = numbers("data_offsets");
+  if (offsets.size() != 2) bad("data_offsets: expected 2 numbers, got ", offsets.size());
+  entry.begin = offsets[0];
+  entry.end = offsets[1];
+  if (entry.begin > entry.end || entry.end > buffer_bytes)
+    bad("data_offsets ", field("data_offsets").dump(), ", expected begin <= end <= ", buffer_bytes,
+        ", the bytes after the header");
+  if (entry.end - entry.begin != bytes)
+    bad("data_offsets ", field("data_offsets").dump(), " span ", entry.end - entry.begin,
+        " bytes, expected ", bytes, " for ", entry.dtype, " ", entry.shape);
+  return entry;
+}
+
+// A file in memory, read-only.
+class Mapping {
+ public:
+  explicit Mapping(const std::filesystem::path& path) : file_(path, O_RDONLY) {
+    size_ = static_cast<size_t>(file_.size());
+    if (size_ == 0) return;  // cannot be mapped
+    void* p = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file_.descriptor(), 0);
+    if (p == MAP_FAILED) throw_errno(path, "map");
+    data_ = static_cast<const std::byte*>(p);
+  }
+  ~Mapping() {
+    if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+  }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  File file_;
+  size_t size_ = 0;
+  const std::byte* data_ = nullptr;
+};
+
+}  // namespace
+
+SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::string& name) {
+  uint64_t header_bytes = 0;
+  if (bytes.size() < sizeof(header_bytes))
+    fail(name, bytes.size(), " bytes, expected at least 8: the length of the header");
+  std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
+  if (header_bytes > kMaxHeader)
+    fail(name, "header of ", header_bytes, " bytes, expected at most ", kMaxHeader);
+  if (header_bytes > bytes.size() - sizeof(header_bytes))
+    fail(name, "header of ", header_bytes, " bytes, but only ", bytes.size() - sizeof(header_bytes),
+         " bytes follow its length; is the file truncated?");
+  const char* text = reinterpret_cast<const char*>(bytes.data() + sizeof(header_bytes));
+  const std::span<const std::byte> buffer = bytes.subspan(sizeof(header_bytes) + header_bytes);
+  const json header = parse_header(name, text, text + header_bytes);
+
+  SafetensorsFile file;
+  std::vector<Entry> entries;
+  for (const auto& [key, value] : header.items()) {
+    if (key != kMetadata) {
+      entries.push_back(read_entry(name, key, value, buffer.size()));
+      continue;
+    }
+    if (!value.is_object())
+      fail(name, kMetadata, ": expected an object of strings, got ", value.type_name());
+    for (const auto& [word, meaning] : value.items()) {
+      if (!meaning.is_string())
+        fail(name, kMetadata, ": ", quoted(word), ": expected a string, got ", meaning.type_name());
+      file.metadata[word] = meaning;
+    }
+  }
+
+  // Every byte of the buffer belongs to one tensor, so that nothing can hide in a file and no write
+  // to one tensor could ever show in another. Checked for all before any is allocated.
+  std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+    return std::tie(a.begin, a.end) < std::tie(b.begin, b.end);
+  });
+  uint64_t covered = 0;
+  for (const Entry& entry : entries) {
+    if (entry.begin != covered)
+      fail(name, "tensor ", quoted(entry.name), " begins at offset ", entry.begin, ", expected ",
+           covered, entry.begin < covered ? ": tensors overlap" : ": there is a gap before it");
+    covered = entry.end;
+  }
+  if (covered != buffer.size())
+    fail(name, "the tensors end at offset ", covered, ", expected ", buffer.size(),
+         ", the end of the file");
+
+  for (const Entry& entry : entries) {
+    const Tensor tensor = empty(entry.shape, {entry.dtype, kCpu});
+    // memcpy: nothing in the format aligns a tensor.
+    if (tensor.bytes() > 0) std::memcpy(tensor.raw(), buffer.data() + entry.begin, tensor.bytes());
+    file.tensors.emplace_back(entry.name, tensor);
+  }
+  return file;
+}
+
+SafetensorsFile load_safetensors(const std::filesystem::path& path) {
+  return parse_safetensors(Mapping(path).bytes(), path.string());
+}
+
+// ---- writing ------------------------------------------------------------------------------------
+
+void save_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
+                      const std::map<std::string, std::string>& metadata) {
+  std::set<std::string> names;
+  for (const auto& [name, tensor] : tensors) {
+    require<ValueError>(tensor.defined(), "save_safetensors: tensor ", quoted(name),
+                        " is undefined");
+    require<ValueError>(name != kMetadata, "save_safetensors: a tensor cannot be called ", name);
+    require<ValueError>(names.insert(name).second, "save_safetensors: duplicate name ",
+                        quoted(name));
+  }
+  std::vector<size_t> order(tensors.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return std::pair(rank_of(tensors[a].second.dtype()), tensors[a].first) <
+           std::pair(rank_of(tensors[b].second.dtype()), tensors[b].first);
+  });
+
+  nlohmann::ordered_json header = nlohmann::ordered_json::object();
+  if (!metadata.empty()) header[kMetadata] = metadata;
+  size_t offset = 0;
+  for (const size_t i : order) {
+    const auto& [name, tensor] = tensors[i];
+    nlohmann::ordered_json& entry = header[name];
+    entry["dtype"] = kFormats[rank_of(tensor.dtype())].name;
+    entry["shape"] = std::vector<int64_t>(tensor.shape().begin(), tensor.shape().end());
+    entry["data_offsets"] = {offset, offset + tensor.bytes()};
+    offset += tensor.bytes();
+  }
+  std::string text;
+  try {
+    text = header.dump();
+  } catch (const json::exception& e) {
+    throw ValueError(
+        str("save_safetensors: ", path.string(), ": a name or the metadata: ", e.what()));
+  }
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // the tensors begin at a multiple of 8
+  const uint64_t header_bytes = text.size();
+  require<ValueError>(header_bytes <= kMaxHeader, "save_safetensors: ", path.string(),
+                      ": header of ", header_bytes, " bytes, expected at most ", kMaxHeader);
+
+  AtomicFile file(path);
+  file.write(&header_bytes, sizeof(header_bytes));
+  file.write(text.data(), text.size());
+  for (const size_t i : order) {
+    // One at a time: the whole model need not fit twice.
+    const Tensor tensor = tensors[i].second.detach().to(kCpu);
+    file.write(tensor.raw(), tensor.bytes());
+  }
+  file.commit();
+}
+
+}  // namespace sinter

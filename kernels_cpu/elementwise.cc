@@ -1,0 +1,132 @@
+// Element-wise kernels and data movement: plain loops that the compiler vectorizes.
+#include <algorithm>
+
+#include "parallel.h"
+#include "sinter/kernels.h"
+#include "strided.h"
+
+namespace sinter {
+namespace {
+
+// f over ranges of [0, n), in parallel where it pays.
+template <class F> void elements(int64_t n, const F& f) { parallel_ranges(n, kGrain, f); }
+
+template <class T, class F>
+void binary_runs(const Broadcast& g, const T* a, const T* b, T* y, const F& op) {
+  const auto loops = make_loops<2>(g.rank, g.shape, {g.stride_a, g.stride_b});
+  const int64_t sa = loops.inner_stride(0), sb = loops.inner_stride(1);
+  elements(loops.size(), [&](int64_t begin, int64_t end) {
+    loops.runs(begin, end, [&](int64_t at, const auto& offset, int64_t count) {
+      const T *p = a + offset[0], *q = b + offset[1];
+      T* out = y + at;
+      // The strides that broadcasting makes most often, spelled out so that they vectorize.
+      if (sa == 1 && sb == 1) {
+        for (int64_t i = 0; i < count; ++i) out[i] = op(p[i], q[i]);
+      } else if (sa == 1 && sb == 0) {
+        for (int64_t i = 0; i < count; ++i) out[i] = op(p[i], *q);
+      } else if (sa == 0 && sb == 1) {
+        for (int64_t i = 0; i < count; ++i) out[i] = op(*p, q[i]);
+      } else {
+        for (int64_t i = 0; i < count; ++i) out[i] = op(p[i * sa], q[i * sb]);
+      }
+    });
+  });
+}
+
+}  // namespace
+
+template <class T> void fill(const Cpu&, int64_t n, T value, T* y) {
+  elements(n, [&](int64_t begin, int64_t end) { std::fill(y + begin, y + end, value); });
+}
+
+template <class From, class To> void cast(const Cpu&, int64_t n, const From* x, To* y) {
+  elements(n, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] = static_cast<To>(x[i]);
+  });
+}
+
+template <class T> void strided_copy(const Cpu&, const Strided& g, const T* x, T* y) {
+  const auto loops = make_loops<1>(g.rank, g.shape, {g.stride});
+  const int64_t stride = loops.inner_stride(0);
+  elements(loops.size(), [&](int64_t begin, int64_t end) {
+    loops.runs(begin, end, [&](int64_t at, const auto& offset, int64_t count) {
+      const T* from = x + offset[0];
+      if (stride == 1) {
+        std::copy_n(from, count, y + at);
+      } else if (stride == 0) {
+        std::fill_n(y + at, count, *from);
+      } else {
+        for (int64_t i = 0; i < count; ++i) y[at + i] = from[i * stride];
+      }
+    });
+  });
+}
+
+template <class T>
+void binary(const Cpu&, BinaryOp op, const Broadcast& g, const T* a, const T* b, T* y) {
+  switch (op) {
+    case BinaryOp::kAdd:
+      return binary_runs(g, a, b, y, [](T p, T q) { return p + q; });
+    case BinaryOp::kSub:
+      return binary_runs(g, a, b, y, [](T p, T q) { return p - q; });
+    case BinaryOp::kMul:
+      return binary_runs(g, a, b, y, [](T p, T q) { return p * q; });
+    case BinaryOp::kDiv:
+      return binary_runs(g, a, b, y, [](T p, T q) { return p / q; });
+  }
+}
+
+template <class T> void scale(const Cpu&, int64_t n, T alpha, const T* x, T* y) {
+  elements(n, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] = alpha * x[i];
+  });
+}
+
+template <class T> void accumulate(const Cpu&, int64_t n, const T* x, T* y) {
+  elements(n, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] += x[i];
+  });
+}
+
+template <class T> void relu_forward(const Cpu&, int64_t n, const T* x, T* y) {
+  elements(n, [&](int64_t begin, int64_t end) {
+    // Not (x <= 0), rather than x > 0, so that a NaN passes.
+    for (int64_t i = begin; i < end; ++i) y[i] = !(x[i] <= 0) ? x[i] : T(0);
+  });
+}
+
+template <class T> void relu_backward(const Cpu&, int64_t n, const T* y, const T* dy, T* dx) {
+  elements(n, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T d = dy[i];  // read always, so that the choice below is no branch
+      dx[i] = y[i] > 0 ? d : T(0);
+    }
+  });
+}
+
+#define SINTER_INSTANTIATE(T)                                                           \
+  template void fill(const Cpu&, int64_t, T, T*);                                       \
+  template void binary(const Cpu&, BinaryOp, const Broadcast&, const T*, const T*, T*); \
+  template void scale(const Cpu&, int64_t, T, const T*, T*);                            \
+  template void accumulate(const Cpu&, int64_t, const T*, T*);                          \
+  template void relu_forward(const Cpu&, int64_t, const T*, T*);                        \
+  template void relu_backward(const Cpu&, int64_t, const T*, const T*, T*);
+SINTER_INSTANTIATE(float)
+SINTER_INSTANTIATE(double)
+#undef SINTER_INSTANTIATE
+
+#define SINTER_INSTANTIATE_CASTS(T)                                     \
+  template void strided_copy(const Cpu&, const Strided&, const T*, T*); \
+  template void cast(const Cpu&, int64_t, const T*, float*);            \
+  template void cast(const Cpu&, int64_t, const T*, double*);           \
+  template void cast(const Cpu&, int64_t, const T*, int32_t*);          \
+  template void cast(const Cpu&, int64_t, const T*, int64_t*);          \
+  template void cast(const Cpu&, int64_t, const T*, uint8_t*);
+SINTER_INSTANTIATE_CASTS(float)
+SINTER_INSTANTIATE_CASTS(double)
+SINTER_INSTANTIATE_CASTS(int32_t)
+SINTER_INSTANTIATE_CASTS(int64_t)
+SINTER_INSTANTIATE_CASTS(uint8_t)
+#undef SINTER_INSTANTIATE_CASTS
+
+}  // namespace sinter

@@ -1,0 +1,156 @@
+// Optimizer steps over all parameters in one call.
+#include "simd.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "optim.cc"
+#include <hwy/foreach_target.h>
+// foreach_target.h must come first.
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "parallel.h"
+#include "sinter/kernels.h"
+
+#ifndef SINTER_KERNELS_CPU_OPTIM_ONCE
+#define SINTER_KERNELS_CPU_OPTIM_ONCE
+namespace sinter {
+namespace {
+
+// AdamConfig and the step count boiled down to what an element needs.
+template <class T> struct AdamFactors {
+  T beta1, one_minus_beta1, beta2, one_minus_beta2;
+  T step_size;   // lr / (1 - beta1^t)
+  T correction;  // 1 / sqrt(1 - beta2^t)
+  T eps, decay, l2;
+};
+
+}  // namespace
+}  // namespace sinter
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace sinter {
+namespace HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// In vectors by hand: the compiler leaves a loop with a square root scalar, for the sake of errno.
+template <class T> HWY_ATTR void adam_range(const AdamFactors<T>& c, const AdamSlot<T>& s,
+                                            int64_t begin, int64_t end) {
+  const auto update = [&](auto d, int64_t i) HWY_ATTR {
+    const auto p = hn::LoadU(d, s.p + i);
+    const auto g = hn::MulAdd(hn::Set(d, c.l2), p, hn::LoadU(d, s.g + i));
+    const auto m = hn::MulAdd(hn::Set(d, c.beta1), hn::LoadU(d, s.m + i),
+                              hn::Mul(hn::Set(d, c.one_minus_beta1), g));
+    const auto v = hn::MulAdd(hn::Set(d, c.beta2), hn::LoadU(d, s.v + i),
+                              hn::Mul(hn::Set(d, c.one_minus_beta2), hn::Mul(g, g)));
+    const auto scale = hn::MulAdd(hn::Sqrt(v), hn::Set(d, c.correction), hn::Set(d, c.eps));
+    const auto step = hn::Mul(hn::Set(d, c.step_size), hn::Div(m, scale));
+    hn::StoreU(m, d, s.m + i);
+    hn::StoreU(v, d, s.v + i);
+    hn::StoreU(hn::MulSub(hn::Set(d, c.decay), p, step), d, s.p + i);
+  };
+  const hn::ScalableTag<T> vector;
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(vector));
+  int64_t i = begin;
+  for (; i + lanes <= end; i += lanes) update(vector, i);
+  for (; i < end; ++i) update(hn::CappedTag<T, 1>(), i);
+}
+
+void AdamFloat(const AdamFactors<float>& c, const AdamSlot<float>& s, int64_t begin, int64_t end) {
+  adam_range(c, s, begin, end);
+}
+void AdamDouble(const AdamFactors<double>& c, const AdamSlot<double>& s, int64_t begin,
+                int64_t end) {
+  adam_range(c, s, begin, end);
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace sinter
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sinter {
+namespace {
+
+HWY_EXPORT(AdamFloat);
+HWY_EXPORT(AdamDouble);
+
+void adam_range(const AdamFactors<float>& c, const AdamSlot<float>& s, int64_t begin, int64_t end) {
+  HWY_DYNAMIC_DISPATCH(AdamFloat)(c, s, begin, end);
+}
+void adam_range(const AdamFactors<double>& c, const AdamSlot<double>& s, int64_t begin,
+                int64_t end) {
+  HWY_DYNAMIC_DISPATCH(AdamDouble)(c, s, begin, end);
+}
+
+// Calls f(slot, begin, end) for ranges that cover every slot: many small parameters and one large
+// one spread over the threads alike.
+template <class Slot, class F> void each_range(std::span<const Slot> slots, const F& f) {
+  std::vector<int64_t> first_chunk{0};
+  for (const Slot& s : slots)
+    first_chunk.push_back(first_chunk.back() + (s.n + kGrain - 1) / kGrain);
+  parallel_for(first_chunk.back(), [&](int64_t chunk) {
+    const auto next = std::upper_bound(first_chunk.begin(), first_chunk.end(), chunk);
+    const Slot& s = slots[static_cast<size_t>(next - first_chunk.begin() - 1)];
+    const int64_t begin = (chunk - *(next - 1)) * kGrain;
+    f(s, begin, std::min(s.n, begin + kGrain));
+  });
+}
+
+}  // namespace
+
+template <class T> void adam_step(const Cpu&, const AdamConfig& c,
+                                  std::span<const AdamSlot<T>> slots, const double* lr,
+                                  int64_t* step) {
+  const double t = static_cast<double>(*step + 1);
+  AdamFactors<T> f;
+  f.beta1 = static_cast<T>(c.beta1);
+  f.beta2 = static_cast<T>(c.beta2);
+  f.one_minus_beta1 = static_cast<T>(1 - c.beta1);
+  f.one_minus_beta2 = static_cast<T>(1 - c.beta2);
+  f.step_size = static_cast<T>(*lr / (1 - std::pow(c.beta1, t)));
+  f.correction = static_cast<T>(1 / std::sqrt(1 - std::pow(c.beta2, t)));
+  f.eps = static_cast<T>(c.eps);
+  f.decay = static_cast<T>(c.decoupled ? 1 - *lr * c.weight_decay : 1);
+  f.l2 = static_cast<T>(c.decoupled ? 0 : c.weight_decay);
+  each_range(slots, [&](const AdamSlot<T>& s, int64_t begin, int64_t end) {
+    adam_range(f, s, begin, end);
+  });
+  ++*step;
+}
+
+template <class T> void sgd_step(const Cpu&, const SgdConfig& c, std::span<const SgdSlot<T>> slots,
+                                 const double* lr, int64_t* step) {
+  const T rate = static_cast<T>(*lr), decay = static_cast<T>(c.weight_decay);
+  const T momentum = static_cast<T>(c.momentum), fresh = static_cast<T>(1 - c.dampening);
+  const bool first = *step == 0;
+  each_range(slots, [&](const SgdSlot<T>& s, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T grad = s.g[i] + decay * s.p[i];
+      if (s.m != nullptr) {
+        s.m[i] = first ? grad : momentum * s.m[i] + fresh * grad;
+        grad = c.nesterov ? grad + momentum * s.m[i] : s.m[i];
+      }
+      s.p[i] -= rate * grad;
+    }
+  });
+  ++*step;
+}
+
+#define SINTER_INSTANTIATE(T)                                                                      \
+  template void adam_step(const Cpu&, const AdamConfig&, std::span<const AdamSlot<T>>,             \
+                          const double*, int64_t*);                                                \
+  template void sgd_step(const Cpu&, const SgdConfig&, std::span<const SgdSlot<T>>, const double*, \
+                         int64_t*);
+SINTER_INSTANTIATE(float)
+SINTER_INSTANTIATE(double)
+#undef SINTER_INSTANTIATE
+
+}  // namespace sinter
+#endif  // HWY_ONCE

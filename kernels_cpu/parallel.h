@@ -1,0 +1,78 @@
+// Threads and scratch memory of the CPU kernels: the only place that opens an OpenMP region.
+//
+// Work is cut into chunks by the geometry alone and each chunk computes the same numbers whoever
+// runs it, so results do not depend on the number of threads or on the schedule.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "sinter/kernels.h"
+#include "sinter/runtime.h"
+
+namespace sinter {
+
+// Elements below which a chunk of light element-wise work is not worth waking a thread for.
+inline constexpr int64_t kGrain = 16384;
+
+// Calls f(i) once for every i < count, on up to num_threads() threads, and returns when all are
+// done. The first exception stops the chunks not yet begun and is rethrown here. Inside another
+// parallel_for it runs serially.
+template <class F> void parallel_for(int64_t count, const F& f) {
+#ifdef _OPENMP
+  const int threads = static_cast<int>(std::min<int64_t>(num_threads(), count));
+  if (threads > 1 && !omp_in_parallel()) {
+    std::atomic<bool> failed{false};
+    std::exception_ptr error;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t i = 0; i < count; ++i) {
+      if (failed.load(std::memory_order_relaxed)) continue;
+      try {
+        f(i);
+      } catch (...) {
+        if (!failed.exchange(true)) error = std::current_exception();
+      }
+    }
+    if (error) std::rethrow_exception(error);
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < count; ++i) f(i);
+}
+
+// Calls f(begin, end) for consecutive ranges of at most `grain` that cover [0, n).
+template <class F> void parallel_ranges(int64_t n, int64_t grain, const F& f) {
+  parallel_for((n + grain - 1) / grain,
+               [&](int64_t chunk) { f(chunk * grain, std::min(n, (chunk + 1) * grain)); });
+}
+
+// How many items of `work` elements each make up a range worth a chunk.
+inline int64_t items_per_grain(int64_t work) {
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work));
+}
+
+// Uninitialized memory that lives as long as the object, from the cache behind allocate().
+template <class T> class Scratch {
+ public:
+  explicit Scratch(int64_t n)
+      : bytes_(static_cast<size_t>(n) * sizeof(T)),
+        data_(static_cast<T*>(allocate(Cpu{}, bytes_))) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { deallocate(Cpu{}, data_, bytes_); }
+
+  T* get() const { return data_; }
+
+ private:
+  size_t bytes_;
+  T* data_;
+};
+
+}  // namespace sinter

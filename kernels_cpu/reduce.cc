@@ -1,0 +1,131 @@
+// Sums over any set of dimensions, in blocks that depend on the geometry alone.
+#include <algorithm>
+
+#include "parallel.h"
+#include "sinter/kernels.h"
+#include "strided.h"
+
+namespace sinter {
+namespace {
+
+// Terms added one after another before a partial sum is set aside. A sum of n terms so loses what
+// kBlock + n / kBlock additions round away, not n.
+constexpr int64_t kBlock = 256;
+// Terms a chunk adds when one long sum is cut for several threads.
+constexpr int64_t kLong = 32768;
+constexpr int64_t kColumns = 64;
+
+// Sum of `count` terms of a run.
+template <class T> T sum_run(const T* x, int64_t stride, int64_t count) {
+  constexpr int kWays = 16;  // independent sums: vector lanes, and additions in flight
+  T total = 0;
+  for (int64_t i = 0; i < count;) {
+    const int64_t end = std::min(count, i + kBlock);
+    T way[kWays] = {};
+    if (stride == 1) {
+      for (; i + kWays <= end; i += kWays) {
+        for (int k = 0; k < kWays; ++k) way[k] += x[i + k];
+      }
+    }
+    for (int k = 0; i < end; ++i, k = (k + 1) % kWays) way[k] += x[i * stride];
+    for (int half = kWays / 2; half > 0; half /= 2) {
+      for (int k = 0; k < half; ++k) way[k] += way[k + half];
+    }
+    total += way[0];
+  }
+  return total;
+}
+
+// Terms [begin, end) of the sum at x.
+template <class T> T sum_terms(const Loops<1>& terms, const T* x, int64_t begin, int64_t end) {
+  T total = 0, block = 0;
+  int64_t in_block = 0;
+  terms.runs(begin, end, [&](int64_t, const auto& offset, int64_t count) {
+    block += sum_run(x + offset[0], terms.inner_stride(0), count);
+    in_block += count;
+    if (in_block >= kBlock) {
+      total += block;
+      block = 0;
+      in_block = 0;
+    }
+  });
+  return total + block;
+}
+
+// `width` neighbouring sums at once: y[j] = factor * (terms of x + j).
+template <class T>
+void sum_columns(const Loops<1>& terms, const T* x, int64_t width, double factor, T* y) {
+  T total[kColumns] = {}, block[kColumns] = {};
+  const auto flush = [&] {
+    for (int64_t j = 0; j < width; ++j) {
+      total[j] += block[j];
+      block[j] = 0;
+    }
+  };
+  int64_t in_block = 0;
+  terms.runs(0, terms.size(), [&](int64_t, const auto& offset, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const T* row = x + offset[0] + i * terms.inner_stride(0);
+      for (int64_t j = 0; j < width; ++j) block[j] += row[j];
+      if (++in_block == kBlock) {
+        flush();
+        in_block = 0;
+      }
+    }
+  });
+  flush();
+  for (int64_t j = 0; j < width; ++j) y[j] = static_cast<T>(factor * total[j]);
+}
+
+}  // namespace
+
+template <class T> void sum(const Cpu&, const Reduce& g, const T* x, T* y) {
+  const auto kept = make_loops<1>(g.kept.rank, g.kept.shape, {g.kept.stride});
+  const auto terms = make_loops<1>(g.reduced.rank, g.reduced.shape, {g.reduced.stride});
+  const int64_t sums = kept.size(), count = terms.size();
+  if (sums == 0) return;
+  if (count == 0) {
+    std::fill_n(y, sums, T(0));
+    return;
+  }
+
+  // Neighbouring sums of strided terms: rows of several sums are read together.
+  if (kept.inner() > 1 && kept.inner_stride(0) == 1 && terms.inner_stride(0) != 1) {
+    const int64_t tiles = (kept.inner() + kColumns - 1) / kColumns;
+    const int64_t rows = sums / kept.inner();
+    const int64_t grain = items_per_grain(std::min(kept.inner(), kColumns) * count);
+    return parallel_ranges(rows * tiles, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t column = i % tiles * kColumns, at = i / tiles * kept.inner() + column;
+        sum_columns(terms, x + kept.offset(at)[0], std::min(kColumns, kept.inner() - column),
+                    g.factor, y + at);
+      }
+    });
+  }
+
+  // Few long sums: chunks of terms, then their partial sums in order.
+  const int64_t chunks = (count + kLong - 1) / kLong;
+  if (chunks > 1 && sums < 64) {
+    const Scratch<T> partial(sums * chunks);
+    parallel_for(sums * chunks, [&](int64_t i) {
+      const int64_t begin = i % chunks * kLong;
+      partial.get()[i] =
+          sum_terms(terms, x + kept.offset(i / chunks)[0], begin, std::min(count, begin + kLong));
+    });
+    for (int64_t i = 0; i < sums; ++i) {
+      y[i] = static_cast<T>(g.factor * sum_run(partial.get() + i * chunks, 1, chunks));
+    }
+    return;
+  }
+
+  parallel_ranges(sums, items_per_grain(count), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      y[i] = static_cast<T>(g.factor * sum_terms(terms, x + kept.offset(i)[0], 0, count));
+    }
+  });
+}
+
+template void sum(const Cpu&, const Reduce&, const float*, float*);
+template void sum(const Cpu&, const Reduce&, const double*, double*);
+
+}  // namespace sinter

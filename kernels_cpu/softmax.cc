@@ -1,0 +1,129 @@
+// Log-softmax and cross-entropy. Rows are small and exp dominates; sums over a row are taken in
+// order, the loss row by row.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "parallel.h"
+#include "sinter/check.h"
+#include "sinter/kernels.h"
+
+namespace sinter {
+namespace {
+
+// Elements that cost as much as kGrain of light work: exp is dear.
+int64_t rows_per_grain(int64_t classes) { return items_per_grain(16 * classes); }
+
+// One distribution of `classes` elements `stride` apart: y = x - log(sum(exp(x))), shifted by the
+// maximum so that exp cannot overflow.
+template <class T> void log_softmax_row(int64_t classes, int64_t stride, const T* x, T* y) {
+  T largest = x[0];
+  for (int64_t k = 1; k < classes; ++k) largest = std::max(largest, x[k * stride]);
+  // All -inf, or +inf: leave the arithmetic below to make the NaN that has no better value.
+  T total = 0;
+  for (int64_t k = 0; k < classes; ++k) total += std::exp(x[k * stride] - largest);
+  const T log_total = std::log(total);
+  for (int64_t k = 0; k < classes; ++k) y[k * stride] = x[k * stride] - largest - log_total;
+}
+
+template <class F> void each_row(const SoftmaxShape& g, const F& f) {
+  if (g.classes == 0) return;
+  const int64_t rows = g.outer * g.inner;
+  parallel_ranges(rows, rows_per_grain(g.classes), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i / g.inner * g.classes * g.inner + i % g.inner);
+  });
+}
+
+}  // namespace
+
+template <class T> void log_softmax_forward(const Cpu&, const SoftmaxShape& g, const T* x, T* y) {
+  each_row(g, [&](int64_t at) { log_softmax_row(g.classes, g.inner, x + at, y + at); });
+}
+
+template <class T>
+void log_softmax_backward(const Cpu&, const SoftmaxShape& g, const T* y, const T* dy, T* dx) {
+  each_row(g, [&](int64_t at) {
+    T total = 0;
+    for (int64_t k = 0; k < g.classes; ++k) total += dy[at + k * g.inner];
+    for (int64_t k = 0; k < g.classes; ++k) {
+      const int64_t i = at + k * g.inner;
+      dx[i] = dy[i] - std::exp(y[i]) * total;
+    }
+  });
+}
+
+template <class T> void cross_entropy_forward(const Cpu&, const CrossEntropyShape& g,
+                                              const T* logits, const int64_t* labels, T* log_probs,
+                                              T* loss) {
+  for (int64_t i = 0; i < g.n; ++i) {
+    if (labels[i] < 0 || labels[i] >= g.classes) {
+      throw ValueError(str("cross_entropy: labels[", i, "] = ", labels[i],
+                           ", expected 0 <= label < ", g.classes));
+    }
+  }
+  const double smooth = g.label_smoothing / static_cast<double>(g.classes);
+  const int64_t grain = rows_per_grain(g.classes), chunks = (g.n + grain - 1) / grain;
+  const Scratch<double> partial(chunks);
+  parallel_ranges(g.n, grain, [&](int64_t begin, int64_t end) {
+    double chunk_loss = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      T* row = log_probs + i * g.classes;
+      log_softmax_row(g.classes, 1, logits + i * g.classes, row);
+      chunk_loss -= (1 - g.label_smoothing) * row[labels[i]];
+      if (smooth != 0) {
+        for (int64_t k = 0; k < g.classes; ++k) chunk_loss -= smooth * row[k];
+      }
+    }
+    partial.get()[begin / grain] = chunk_loss;
+  });
+  double total = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial.get()[chunk];
+  *loss = static_cast<T>(g.mean ? total / static_cast<double>(g.n) : total);
+}
+
+template <class T> void cross_entropy_backward(const Cpu&, const CrossEntropyShape& g,
+                                               const T* log_probs, const int64_t* labels,
+                                               const T* dloss, T* dlogits) {
+  const T factor = g.mean ? static_cast<T>(*dloss / static_cast<double>(g.n)) : *dloss;
+  const T smooth = static_cast<T>(g.label_smoothing / static_cast<double>(g.classes));
+  const T at_label = static_cast<T>(1 - g.label_smoothing);
+  parallel_ranges(g.n, rows_per_grain(g.classes), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T* row = log_probs + i * g.classes;
+      T* d = dlogits + i * g.classes;
+      for (int64_t k = 0; k < g.classes; ++k) {
+        const T q = k == labels[i] ? at_label + smooth : smooth;
+        d[k] = factor * (std::exp(row[k]) - q);
+      }
+    }
+  });
+}
+
+template <class T> void count_correct(const Cpu&, int64_t n, int64_t classes, const T* logits,
+                                      const int64_t* labels, int64_t* correct) {
+  std::atomic<int64_t> total{0};  // integers: any order of addition gives the same count
+  parallel_ranges(n, items_per_grain(classes), [&](int64_t begin, int64_t end) {
+    int64_t count = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const T* row = logits + i * classes;
+      count += std::max_element(row, row + classes) - row == labels[i];
+    }
+    total += count;
+  });
+  *correct += total;
+}
+
+#define SINTER_INSTANTIATE(T)                                                                  \
+  template void log_softmax_forward(const Cpu&, const SoftmaxShape&, const T*, T*);            \
+  template void log_softmax_backward(const Cpu&, const SoftmaxShape&, const T*, const T*, T*); \
+  template void cross_entropy_forward(const Cpu&, const CrossEntropyShape&, const T*,          \
+                                      const int64_t*, T*, T*);                                 \
+  template void cross_entropy_backward(const Cpu&, const CrossEntropyShape&, const T*,         \
+                                       const int64_t*, const T*, T*);                          \
+  template void count_correct(const Cpu&, int64_t, int64_t, const T*, const int64_t*, int64_t*);
+SINTER_INSTANTIATE(float)
+SINTER_INSTANTIATE(double)
+#undef SINTER_INSTANTIATE
+
+}  // namespace sinter

@@ -1,0 +1,71 @@
+// Walks over strided operands, one contiguous-output run at a time.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "sinter/kernels.h"
+
+namespace sinter {
+
+// N operands read over one shape, with dimensions merged where every operand allows it: the fewer
+// and longer the inner runs, the better the loops over them vectorize.
+template <int N> struct Loops {
+  int rank = 0;  // at least 1
+  int64_t shape[kMaxRank] = {};
+  int64_t stride[kMaxRank][N] = {};
+
+  int64_t size() const {
+    int64_t n = 1;
+    for (int d = 0; d < rank; ++d) n *= shape[d];
+    return n;
+  }
+  int64_t inner() const { return shape[rank - 1]; }
+  int64_t inner_stride(int operand) const { return stride[rank - 1][operand]; }
+
+  // Offset of the element at row-major position `index`, for every operand.
+  std::array<int64_t, N> offset(int64_t index) const {
+    std::array<int64_t, N> result{};
+    for (int d = rank - 1; d >= 0; --d) {
+      const int64_t i = index % shape[d];
+      index /= shape[d];
+      for (int k = 0; k < N; ++k) result[k] += i * stride[d][k];
+    }
+    return result;
+  }
+
+  // Calls f(position, offsets, count) for the runs along the inner dimension that make up
+  // [begin, end) of the row-major order.
+  template <class F> void runs(int64_t begin, int64_t end, const F& f) const {
+    while (begin < end) {
+      const int64_t count = std::min(end - begin, inner() - begin % inner());
+      f(begin, offset(begin), count);
+      begin += count;
+    }
+  }
+};
+
+template <int N>
+Loops<N> make_loops(int rank, const int64_t* shape, const std::array<const int64_t*, N>& stride) {
+  Loops<N> loops;
+  for (int d = 0; d < rank; ++d) {
+    if (shape[d] == 1) continue;
+    bool merge = loops.rank > 0;
+    for (int k = 0; k < N && merge; ++k) {
+      merge = loops.stride[loops.rank - 1][k] == stride[k][d] * shape[d];
+    }
+    if (!merge) loops.shape[loops.rank++] = 1;
+    const int last = loops.rank - 1;
+    loops.shape[last] *= shape[d];
+    for (int k = 0; k < N; ++k) loops.stride[last][k] = stride[k][d];
+  }
+  if (loops.rank == 0) {
+    loops.rank = 1;
+    loops.shape[0] = 1;
+    for (int k = 0; k < N; ++k) loops.stride[0][k] = 1;
+  }
+  return loops;
+}
+
+}  // namespace sinter

@@ -1,0 +1,189 @@
+// Element-wise operators and copies: bound by memory, so 16 bytes an access where the layout
+// allows.
+#include <cstdint>
+
+#include "launch.cuh"
+#include "loop.cuh"
+#include "sinter/kernels.h"
+
+namespace sinter {
+namespace cuda {
+namespace {
+
+// ---- kernels ------------------------------------------------------------------------------------
+
+template <class T> struct alignas(16) Pack {
+  static constexpr int kSize = 16 / sizeof(T);
+  T v[kSize];
+};
+
+template <class T> __global__ void fill_kernel(int64_t n, T value, T* y) {
+  for (int64_t i = thread_index<int64_t>(); i < n; i += thread_count<int64_t>()) y[i] = value;
+}
+
+template <class From, class To> __global__ void cast_kernel(int64_t n, const From* x, To* y) {
+  for (int64_t i = thread_index<int64_t>(); i < n; i += thread_count<int64_t>())
+    y[i] = static_cast<To>(x[i]);
+}
+
+// y = f(a, b), the first `packs` packs 16 bytes at a time. y may be a or b: an element is read only
+// by the thread that writes it, before it writes.
+template <class T, class F>
+__global__ void map_kernel(int64_t n, int64_t packs, F f, const T* a, const T* b, T* y) {
+  const int64_t first = thread_index<int64_t>(), step = thread_count<int64_t>();
+  for (int64_t i = first; i < packs; i += step) {
+    const Pack<T> pa = reinterpret_cast<const Pack<T>*>(a)[i];
+    const Pack<T> pb = reinterpret_cast<const Pack<T>*>(b)[i];
+    Pack<T> py;
+#pragma unroll
+    for (int q = 0; q < Pack<T>::kSize; ++q) py.v[q] = f(pa.v[q], pb.v[q]);
+    reinterpret_cast<Pack<T>*>(y)[i] = py;
+  }
+  for (int64_t i = packs * Pack<T>::kSize + first; i < n; i += step) y[i] = f(a[i], b[i]);
+}
+
+template <class T, class Index>
+__global__ void strided_copy_kernel(Index n, Loop<1> loop, const T* x, T* y) {
+  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
+    int64_t at[1];
+    loop.offsets(i, at);
+    y[i] = x[at[0]];
+  }
+}
+
+template <class T, class Index, class F>
+__global__ void broadcast_kernel(Index n, Loop<2> loop, F f, const T* a, const T* b, T* y) {
+  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
+    int64_t at[2];
+    loop.offsets(i, at);
+    y[i] = f(a[at[0]], b[at[1]]);
+  }
+}
+
+struct Add {
+  template <class T> __device__ T operator()(T a, T b) const { return a + b; }
+};
+struct Sub {
+  template <class T> __device__ T operator()(T a, T b) const { return a - b; }
+};
+struct Mul {
+  template <class T> __device__ T operator()(T a, T b) const { return a * b; }
+};
+struct Div {
+  template <class T> __device__ T operator()(T a, T b) const { return a / b; }
+};
+template <class T> struct Scale {
+  T alpha;
+  __device__ T operator()(T x, T) const { return alpha * x; }
+};
+struct Relu {
+  // Not max(x, 0), which would turn a NaN into 0.
+  template <class T> __device__ T operator()(T x, T) const { return x < T(0) ? T(0) : x; }
+};
+struct ReluGradient {
+  template <class T> __device__ T operator()(T y, T dy) const { return y > T(0) ? dy : T(0); }
+};
+
+// ---- launchers ----------------------------------------------------------------------------------
+
+// A function of one operand gets it as both; the second load is the same address and goes away.
+template <class T, class F>
+void map(LaunchSite site, const char* name, int64_t n, F f, const T* a, const T* b, T* y) {
+  if (n == 0) return;
+  const auto bits = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) |
+                    reinterpret_cast<uintptr_t>(y);
+  const int64_t packs = bits % sizeof(Pack<T>) == 0 ? n / Pack<T>::kSize : 0;
+  const int64_t items = packs > 0 ? packs : n;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(ceil_div(items, kThreads), 1 << 16));
+  launch(site, {name, n}, blocks, kThreads, 0, map_kernel<T, F>, n, packs, f, a, b, y);
+}
+
+template <class T, class F> void broadcast(const Cuda& ctx, const char* name, const Loop<2>& loop,
+                                           F f, const T* a, const T* b, T* y) {
+  if (loop.contiguous(0) && loop.contiguous(1)) {
+    map(ctx, name, loop.count, f, a, b, y);
+    return;
+  }
+  with_index(loop.count, [&](auto zero) {
+    using Index = decltype(zero);
+    launch_1d(ctx, name, loop.count, broadcast_kernel<T, Index, F>, loop, f, a, b, y);
+  });
+}
+
+}  // namespace
+}  // namespace cuda
+
+template <class T> void fill(const Cuda& ctx, int64_t n, T value, T* y) {
+  cuda::launch_1d(ctx, "fill", n, cuda::fill_kernel<T>, value, y);
+}
+
+template <class From, class To> void cast(const Cuda& ctx, int64_t n, const From* x, To* y) {
+  cuda::launch_1d(ctx, "cast", n, cuda::cast_kernel<From, To>, x, y);
+}
+
+template <class T> void strided_copy(const Cuda& ctx, const Strided& g, const T* x, T* y) {
+  const cuda::Loop<1> loop = cuda::loop_over(g);
+  cuda::with_index(loop.count, [&](auto zero) {
+    using Index = decltype(zero);
+    cuda::launch_1d(ctx, "strided_copy", loop.count, cuda::strided_copy_kernel<T, Index>, loop, x,
+                    y);
+  });
+}
+
+template <class T>
+void binary(const Cuda& ctx, BinaryOp op, const Broadcast& g, const T* a, const T* b, T* y) {
+  const cuda::Loop<2> loop = cuda::loop_over(g);
+  switch (op) {
+    case BinaryOp::kAdd:
+      return cuda::broadcast(ctx, "add", loop, cuda::Add{}, a, b, y);
+    case BinaryOp::kSub:
+      return cuda::broadcast(ctx, "sub", loop, cuda::Sub{}, a, b, y);
+    case BinaryOp::kMul:
+      return cuda::broadcast(ctx, "mul", loop, cuda::Mul{}, a, b, y);
+    case BinaryOp::kDiv:
+      return cuda::broadcast(ctx, "div", loop, cuda::Div{}, a, b, y);
+  }
+}
+
+template <class T> void scale(const Cuda& ctx, int64_t n, T alpha, const T* x, T* y) {
+  cuda::map(ctx, "scale", n, cuda::Scale<T>{alpha}, x, x, y);
+}
+
+template <class T> void accumulate(const Cuda& ctx, int64_t n, const T* x, T* y) {
+  cuda::map(ctx, "accumulate", n, cuda::Add{}, static_cast<const T*>(y), x, y);
+}
+
+template <class T> void relu_forward(const Cuda& ctx, int64_t n, const T* x, T* y) {
+  cuda::map(ctx, "relu_forward", n, cuda::Relu{}, x, x, y);
+}
+
+template <class T> void relu_backward(const Cuda& ctx, int64_t n, const T* y, const T* dy, T* dx) {
+  cuda::map(ctx, "relu_backward", n, cuda::ReluGradient{}, y, dy, dx);
+}
+
+#define SINTER_INSTANTIATE(T)                                                               \
+  template void binary<T>(const Cuda&, BinaryOp, const Broadcast&, const T*, const T*, T*); \
+  template void scale<T>(const Cuda&, int64_t, T, const T*, T*);                            \
+  template void accumulate<T>(const Cuda&, int64_t, const T*, T*);                          \
+  template void relu_forward<T>(const Cuda&, int64_t, const T*, T*);                        \
+  template void relu_backward<T>(const Cuda&, int64_t, const T*, const T*, T*);
+SINTER_INSTANTIATE(float)
+SINTER_INSTANTIATE(double)
+#undef SINTER_INSTANTIATE
+
+#define SINTER_INSTANTIATE(T)                                               \
+  template void fill<T>(const Cuda&, int64_t, T, T*);                       \
+  template void strided_copy<T>(const Cuda&, const Strided&, const T*, T*); \
+  template void cast<T, float>(const Cuda&, int64_t, const T*, float*);     \
+  template void cast<T, double>(const Cuda&, int64_t, const T*, double*);   \
+  template void cast<T, int32_t>(const Cuda&, int64_t, const T*, int32_t*); \
+  template void cast<T, int64_t>(const Cuda&, int64_t, const T*, int64_t*); \
+  template void cast<T, uint8_t>(const Cuda&, int64_t, const T*, uint8_t*);
+SINTER_INSTANTIATE(float)
+SINTER_INSTANTIATE(double)
+SINTER_INSTANTIATE(int32_t)
+SINTER_INSTANTIATE(int64_t)
+SINTER_INSTANTIATE(uint8_t)
+#undef SINTER_INSTANTIATE
+
+}  // namespace sinter

@@ -1,0 +1,86 @@
+// How kernels are launched: on the context's stream, checked, and named in the error.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "check.cuh"
+#include "sinter/kernels.h"
+
+namespace sinter::cuda {
+
+// An operator and the extents that matter, formatted only if its launch fails.
+struct Operation {
+  const char* name;
+  int rank;
+  int64_t extent[4] = {};
+
+  template <class... Extents> Operation(const char* name, Extents... extents)
+      : name(name), rank(sizeof...(extents)), extent{static_cast<int64_t>(extents)...} {}
+
+  std::string text() const {
+    std::string out = str(name, " (");
+    for (int d = 0; d < rank; ++d) out += str(d ? ", " : "", extent[d]);
+    return out + ")";
+  }
+};
+
+// A context and the place in the source where it was passed to launch.
+struct LaunchSite {
+  const Cuda& ctx;
+  const char* file;
+  int line;
+
+  LaunchSite(const Cuda& ctx, const char* file = __builtin_FILE(), int line = __builtin_LINE())
+      : ctx(ctx), file(file), line(line) {}
+};
+
+template <class... Params, class... Args> void launch(LaunchSite site, const Operation& operation,
+                                                      dim3 grid, dim3 block, size_t shared_bytes,
+                                                      void (*kernel)(Params...), Args... args) {
+  kernel<<<grid, block, shared_bytes, site.ctx.stream>>>(args...);
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
+}
+
+inline constexpr int kThreads = 256;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// For kernels that visit [0, n) in a grid-stride loop and take n first. The cap keeps the grid
+// legal for any n; it is far above what fills a GPU.
+template <class N, class... Params, class... Args>
+void launch_1d(LaunchSite site, const char* name, int64_t n, void (*kernel)(N, Params...),
+               Args... args) {
+  if (n == 0) return;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(ceil_div(n, kThreads), 1 << 16));
+  launch(site, {name, n}, blocks, kThreads, 0, kernel, static_cast<N>(n), args...);
+}
+
+// for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>())
+template <class Index> __device__ Index thread_index() {
+  return static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+template <class Index> __device__ Index thread_count() {
+  return static_cast<Index>(gridDim.x) * blockDim.x;
+}
+
+// Calls f(Index{}) with the narrowest index type that spans n elements plus one grid stride: a
+// 64-bit division costs several times a 32-bit one, and decoding an index is mostly divisions.
+template <class F> void with_index(int64_t n, const F& f) {
+  if (n < (int64_t{1} << 31))
+    f(uint32_t{});
+  else
+    f(int64_t{});
+}
+
+// The block's dynamic shared memory.
+template <class T> __device__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char sinter_dynamic_shared[];
+  return reinterpret_cast<T*>(sinter_dynamic_shared);
+}
+
+}  // namespace sinter::cuda

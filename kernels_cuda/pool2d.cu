@@ -1,0 +1,174 @@
+// Max and average pooling. Gradients gather: a thread owns an element of x and visits the windows
+// that cover it, so overlapping windows need no atomics.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "launch.cuh"
+#include "sinter/kernels.h"
+#include "sinter/philox.h"  // SINTER_HD
+
+namespace sinter {
+namespace cuda {
+namespace {
+
+// Positions [begin, end) along one axis.
+struct Span {
+  int begin, end;
+};
+
+// The elements of x under window `o`, padding left out.
+SINTER_HD inline Span elements_under(int o, int kernel, int stride, int pad, int extent) {
+  const int first = o * stride - pad, last = first + kernel;
+  return {first < 0 ? 0 : first, last > extent ? extent : last};
+}
+
+// The windows over element `i` of x: o * stride - pad <= i < o * stride - pad + kernel.
+SINTER_HD inline Span windows_over(int i, int kernel, int stride, int pad, int windows) {
+  const int reach =
+      i + pad - kernel;  // the last window that ends at i or before starts at <= reach
+  const int begin = reach < 0 ? 0 : reach / stride + 1;
+  const int end = (i + pad) / stride + 1;
+  return {begin, end > windows ? windows : end};
+}
+
+// ---- kernels ------------------------------------------------------------------------------------
+
+template <class T, class Index>
+__global__ void max_forward_kernel(Index n, Pool2dShape g, const T* x, T* y, int32_t* argmax) {
+  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
+    const int ox = static_cast<int>(i % g.ow);
+    const Index row = i / g.ow;
+    const int oy = static_cast<int>(row % g.oh);
+    const int64_t plane = row / g.oh;
+    const T* xp = x + plane * g.h * g.w;
+    const Span ys = elements_under(oy, g.kh, g.stride_h, g.pad_h, g.h);
+    const Span xs = elements_under(ox, g.kw, g.stride_w, g.pad_w, g.w);
+    int at = ys.begin * g.w + xs.begin;
+    T best = xp[at];
+    for (int iy = ys.begin; iy < ys.end; ++iy) {
+      for (int ix = xs.begin; ix < xs.end; ++ix) {
+        const T v = xp[iy * g.w + ix];
+        // The first maximum wins, and the first NaN over everything.
+        if (v > best || (v != v && best == best)) {
+          best = v;
+          at = iy * g.w + ix;
+        }
+      }
+    }
+    y[i] = best;
+    argmax[i] = at;
+  }
+}
+
+template <class T, class Index> __global__ void max_backward_kernel(Index n, Pool2dShape g,
+                                                                    const T* dy,
+                                                                    const int32_t* argmax, T* dx) {
+  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
+    const int ix = static_cast<int>(i % g.w);
+    const Index row = i / g.w;
+    const int iy = static_cast<int>(row % g.h);
+    const int64_t plane = static_cast<int64_t>(row / g.h) * g.oh * g.ow;
+    const int at = iy * g.w + ix;
+    const Span ys = windows_over(iy, g.kh, g.stride_h, g.pad_h, g.oh);
+    const Span xs = windows_over(ix, g.kw, g.stride_w, g.pad_w, g.ow);
+    T sum = 0;
+    for (int oy = ys.begin; oy < ys.end; ++oy) {
+      for (int ox = xs.begin; ox < xs.end; ++ox) {
+        const int64_t o = plane + oy * g.ow + ox;
+        if (argmax[o] == at) sum += dy[o];
+      }
+    }
+    dx[i] = sum;
+  }
+}
+
+template <class T, class Index>
+__global__ void avg_forward_kernel(Index n, Pool2dShape g, T scale, const T* x, T* y) {
+  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
+    const int ox = static_cast<int>(i % g.ow);
+    const Index row = i / g.ow;
+    const int oy = static_cast<int>(row % g.oh);
+    const T* xp = x + static_cast<int64_t>(row / g.oh) * g.h * g.w;
+    const Span ys = elements_under(oy, g.kh, g.stride_h, g.pad_h, g.h);
+    const Span xs = elements_under(ox, g.kw, g.stride_w, g.pad_w, g.w);
+    T sum = 0;
+    for (int iy = ys.begin; iy < ys.end; ++iy)
+      for (int ix = xs.begin; ix < xs.end; ++ix) sum += xp[iy * g.w + ix];
+    y[i] = sum * scale;
+  }
+}
+
+template <class T, class Index>
+__global__ void avg_backward_kernel(Index n, Pool2dShape g, T scale, const T* dy, T* dx) {
+  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
+    const int ix = static_cast<int>(i % g.w);
+    const Index row = i / g.w;
+    const int iy = static_cast<int>(row % g.h);
+    const T* dyp = dy + static_cast<int64_t>(row / g.h) * g.oh * g.ow;
+    const Span ys = windows_over(iy, g.kh, g.stride_h, g.pad_h, g.oh);
+    const Span xs = windows_over(ix, g.kw, g.stride_w, g.pad_w, g.ow);
+    T sum = 0;
+    for (int oy = ys.begin; oy < ys.end; ++oy)
+      for (int ox = xs.begin; ox < xs.end; ++ox) sum += dyp[oy * g.ow + ox];
+    dx[i] = sum * scale;
+  }
+}
+
+int64_t count_x(const Pool2dShape& g) { return int64_t{g.n} * g.c * g.h * g.w; }
+int64_t count_y(const Pool2dShape& g) { return int64_t{g.n} * g.c * g.oh * g.ow; }
+
+}  // namespace
+}  // namespace cuda
+
+// ---- launchers ----------------------------------------------------------------------------------
+
+template <class T>
+void max_pool2d_forward(const Cuda& ctx, const Pool2dShape& g, const T* x, T* y, int32_t* argmax) {
+  const int64_t n = cuda::count_y(g);
+  cuda::with_index(n, [&](auto zero) {
+    cuda::launch_1d(ctx, "max_pool2d_forward", n, cuda::max_forward_kernel<T, decltype(zero)>, g, x,
+                    y, argmax);
+  });
+}
+
+template <class T> void max_pool2d_backward(const Cuda& ctx, const Pool2dShape& g, const T* dy,
+                                            const int32_t* argmax, T* dx) {
+  const int64_t n = cuda::count_x(g);
+  cuda::with_index(n, [&](auto zero) {
+    cuda::launch_1d(ctx, "max_pool2d_backward", n, cuda::max_backward_kernel<T, decltype(zero)>, g,
+                    dy, argmax, dx);
+  });
+}
+
+template <class T>
+void avg_pool2d_forward(const Cuda& ctx, const Pool2dShape& g, const T* x, T* y) {
+  const int64_t n = cuda::count_y(g);
+  const T scale = T(1) / (T(g.kh) * T(g.kw));
+  cuda::with_index(n, [&](auto zero) {
+    cuda::launch_1d(ctx, "avg_pool2d_forward", n, cuda::avg_forward_kernel<T, decltype(zero)>, g,
+                    scale, x, y);
+  });
+}
+
+template <class T>
+void avg_pool2d_backward(const Cuda& ctx, const Pool2dShape& g, const T* dy, T* dx) {
+  const int64_t n = cuda::count_x(g);
+  const T scale = T(1) / (T(g.kh) * T(g.kw));
+  cuda::with_index(n, [&](auto zero) {
+    cuda::launch_1d(ctx, "avg_pool2d_backward", n, cuda::avg_backward_kernel<T, decltype(zero)>, g,
+                    scale, dy, dx);
+  });
+}
+
+#define SINTER_INSTANTIATE(T)                                                                     \
+  template void max_pool2d_forward<T>(const Cuda&, const Pool2dShape&, const T*, T*, int32_t*);   \
+  template void max_pool2d_backward<T>(const Cuda&, const Pool2dShape&, const T*, const int32_t*, \
+                                       T*);                                                       \
+  template void avg_pool2d_forward<T>(const Cuda&, const Pool2dShape&, const T*, T*);             \
+  template void avg_pool2d_backward<T>(const Cuda&, const Pool2dShape&, const T*, T*);
+SINTER_INSTANTIATE(float)
+SINTER_INSTANTIATE(double)
+#undef SINTER_INSTANTIATE
+
+}  // namespace sinter

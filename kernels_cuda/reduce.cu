@@ -1,0 +1,100 @@
+// Sums over any subset of dimensions.
+#include <algorithm>
+#include <cstdint>
+
+#include "launch.cuh"
+#include "loop.cuh"
+#include "scratch.cuh"
+#include "sinter/kernels.h"
+
+namespace sinter {
+namespace cuda {
+namespace {
+
+// A block owns kColumns outputs and one slice of the reduced elements. kColumns = 32: neighbouring
+// lanes own neighbouring outputs (sums down columns). kColumns = 1: the whole block reads one
+// output's elements (sums along rows). Either way lanes read neighbouring addresses.
+//   y: (slices, n)
+template <class T, class Index, int kColumns> __global__ void __launch_bounds__(kThreads)
+    sum_kernel(Index n, Loop<1> kept, Loop<1> reduced, Index slice_size, double factor, const T* x,
+               T* y) {
+  constexpr int kRows = kThreads / kColumns;
+  __shared__ T sums[kThreads];
+  const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;
+  const Index i = static_cast<Index>(blockIdx.x) * kColumns + column;
+
+  // Four running sums, added as a tree: four loads in flight, and less rounding than one sum.
+  T a[4] = {};
+  if (i < n) {
+    int64_t base[1];
+    kept.offsets(i, base);
+    const Index begin = static_cast<Index>(blockIdx.y) * slice_size;
+    const Index end = min(begin + slice_size, static_cast<Index>(reduced.count));
+    for (Index j = begin + row; j < end; j += 4 * kRows) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        if (j + q * kRows < end) {
+          int64_t at[1];
+          reduced.offsets(static_cast<Index>(j + q * kRows), at);
+          a[q] += x[base[0] + at[0]];
+        }
+      }
+    }
+  }
+  sums[threadIdx.x] = (a[0] + a[1]) + (a[2] + a[3]);
+  for (int half = kRows / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (row < half) sums[threadIdx.x] += sums[threadIdx.x + half * kColumns];
+  }
+  if (row == 0 && i < n)
+    y[static_cast<int64_t>(blockIdx.y) * n + i] = static_cast<T>(factor * sums[column]);
+}
+
+template <class T> void launch_sum(LaunchSite site, const Loop<1>& kept, const Loop<1>& reduced,
+                                   bool columns, int64_t slices, double factor, const T* x, T* y) {
+  const int64_t tiles = columns ? ceil_div(kept.count, 32) : kept.count;
+  const int64_t slice_size = ceil_div(reduced.count, slices);
+  with_index(std::max(kept.count, reduced.count), [&](auto zero) {
+    using Index = decltype(zero);
+    launch(site, {"sum", kept.count, reduced.count},
+           dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(slices)), kThreads, 0,
+           columns ? sum_kernel<T, Index, 32> : sum_kernel<T, Index, 1>,
+           static_cast<Index>(kept.count), kept, reduced, static_cast<Index>(slice_size), factor, x,
+           y);
+  });
+}
+
+}  // namespace
+}  // namespace cuda
+
+template <class T> void sum(const Cuda& ctx, const Reduce& g, const T* x, T* y) {
+  using namespace cuda;
+  const Loop<1> kept = loop_over(g.kept), reduced = loop_over(g.reduced);
+  const int64_t n = kept.count;
+  if (n == 0) return;
+
+  // Short sums go down columns even when their elements are adjacent: a block each would idle.
+  const bool columns = reduced.count <= 64 || (n >= 32 && kept.stride[0][kept.rank - 1] == 1);
+  const int64_t rows = columns ? kThreads / 32 : kThreads;
+  const int64_t tiles = columns ? ceil_div(n, 32) : n;
+  // Few outputs with long sums are split into slices until some 512 blocks have work; a thread
+  // keeps at least 16 elements. The second pass adds the slices.
+  const int64_t slices =
+      std::clamp<int64_t>(std::min(512 / tiles, reduced.count / (16 * rows)), 1, 512);
+  if (slices == 1) {
+    launch_sum(ctx, kept, reduced, columns, 1, g.factor, x, y);
+    return;
+  }
+  const Scratch<T> partial(ctx, slices * n);
+  launch_sum(ctx, kept, reduced, columns, slices, 1.0, x, partial.data());
+  Loop<1> outputs, over_slices;
+  outputs.append(n, {1});
+  over_slices.append(slices, {n});
+  launch_sum(ctx, outputs, over_slices, n >= 32, 1, g.factor, static_cast<const T*>(partial.data()),
+             y);
+}
+
+template void sum<float>(const Cuda&, const Reduce&, const float*, float*);
+template void sum<double>(const Cuda&, const Reduce&, const double*, double*);
+
+}  // namespace sinter

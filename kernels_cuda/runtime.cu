@@ -1,0 +1,549 @@
+// Devices, streams, memory, copies and faults: the CUDA part of runtime.h.
+//
+// The registries below are reached from destructors of threads and of static objects, in any order,
+// and are therefore never destroyed; at exit the driver frees what they hold.
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "check.cuh"
+#include "launch.cuh"
+#include "sinter/runtime.h"
+#include "stream.cuh"
+
+#ifndef SINTER_CUDA_BUILT_ARCHITECTURES
+#error "CMakeLists.txt defines SINTER_CUDA_BUILT_ARCHITECTURES"
+#endif
+
+namespace sinter {
+namespace cuda {
+namespace {
+
+// ---- memory: data
+// ---------------------------------------------------------------------------------
+
+// A piece of memory from the driver, cut into blocks from the front.
+struct Chunk {
+  char* base;
+  size_t bytes;
+  size_t used = 0;
+  int live_blocks = 0;
+};
+
+struct Block {
+  size_t bytes;
+  Chunk* chunk;
+};
+
+constexpr size_t kMinBlock = 512;                   // keeps every block aligned for any access
+constexpr size_t kLargestShared = size_t{1} << 20;  // larger blocks have chunks of their own
+constexpr size_t kChunk = size_t{8} << 20;
+
+// The size class of a request: 8 classes a doubling, so that at most an eighth is unused.
+size_t block_bytes(size_t bytes) {
+  size_t step = kMinBlock;
+  while (bytes > 16 * step) step *= 2;
+  return std::max((bytes + step - 1) / step * step, kMinBlock);
+}
+
+// A stream of a thread, and what is its own. When the thread ends, the stream waits for the next
+// thread that asks for one, with its memory: nothing leaks, blocks that outlive the thread stay
+// valid, and the order that makes their reuse safe still holds.
+struct Stream {
+  cudaStream_t stream = nullptr;
+  volatile Fault* fault = nullptr;  // host address
+  StreamResources resources{};
+  std::unordered_map<size_t, std::vector<void*>> free;  // by size class
+  Chunk* open = nullptr;                                // small blocks are cut from it
+};
+
+struct Device {
+  std::mutex mutex;
+  bool verified = false;
+  std::unordered_map<cudaStream_t, std::unique_ptr<Stream>> streams;
+  std::vector<Stream*> idle;
+  std::unordered_map<const void*, Block> blocks;  // live and free
+  std::vector<std::unique_ptr<Chunk>> chunks;
+  CudaMemory memory;
+};
+
+// ---- devices
+// --------------------------------------------------------------------------------------
+
+struct Probe {
+  cudaError_t error = cudaSuccess;
+  int devices = 0;
+  int driver = 0;
+};
+
+const Probe& probe() noexcept {
+  static const Probe result = [] {
+    Probe p;
+    if (cudaDriverGetVersion(&p.driver) != cudaSuccess) p.driver = 0;
+    p.error = cudaGetDeviceCount(&p.devices);
+    if (p.error != cudaSuccess) p.devices = 0;
+    cudaGetLastError();
+    return p;
+  }();
+  return result;
+}
+
+std::string version_text(int version) { return str(version / 1000, ".", version % 1000 / 10); }
+
+void require_device(int device) {
+  if (0 <= device && device < probe().devices) return;
+  if (probe().devices == 0) throw DeviceError(str("cuda:", device, ": ", cuda_unavailable()));
+  throw DeviceError(str("cuda:", device, ": there ", probe().devices == 1 ? "is " : "are ",
+                        probe().devices, " CUDA device", probe().devices == 1 ? "" : "s",
+                        ", numbered from 0"));
+}
+
+Device& device_state(int device) {
+  static auto& devices = *new std::deque<Device>(static_cast<size_t>(probe().devices));
+  return devices[static_cast<size_t>(device)];
+}
+
+// Makes a device current within a scope.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    SINTER_CUDA_CHECK(cudaGetDevice(&previous_));
+    if (previous_ != device) SINTER_CUDA_CHECK(cudaSetDevice(device));
+  }
+  ~CurrentDevice() { cudaSetDevice(previous_); }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int previous_ = 0;
+};
+
+__global__ void probe_kernel() {}
+
+// Empty if this build's kernels run on the current device, else why not.
+std::string why_unusable(int device) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  if (error == cudaSuccess) return "";
+  cudaGetLastError();
+  if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction &&
+      error != cudaErrorUnsupportedPtxVersion)
+    return str(cudaGetErrorName(error), ": ", cudaGetErrorString(error));
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return str("the device is sm_", major, minor, ", and this build holds code for ",
+             cuda_built_architectures(),
+             error == cudaErrorUnsupportedPtxVersion
+                 ? " in a PTX version newer than the driver; update the driver or reconfigure"
+                 : "; reconfigure",
+             " with -DSINTER_CUDA_ARCHITECTURES=", major, minor);
+}
+
+// ---- streams
+// --------------------------------------------------------------------------------------
+
+// Adopts `stream`, made by this file or by a caller. device.mutex is held and the device current.
+Stream& add_stream(Device& device, cudaStream_t stream) {
+  auto added = std::make_unique<Stream>();
+  added->stream = stream;
+  void* host = nullptr;
+  SINTER_CUDA_CHECK(cudaHostAlloc(&host, sizeof(Fault), cudaHostAllocMapped));
+  added->fault = new (host) Fault{};
+  void* mapped = nullptr;
+  SINTER_CUDA_CHECK(cudaHostGetDevicePointer(&mapped, host, 0));
+  added->resources.fault = static_cast<Fault*>(mapped);
+  void* ticket = nullptr;
+  SINTER_CUDA_CHECK(cudaMalloc(&ticket, sizeof(unsigned)));
+  SINTER_CUDA_CHECK(cudaMemsetAsync(ticket, 0, sizeof(unsigned), stream));
+  added->resources.ticket = static_cast<unsigned*>(ticket);
+  Stream& result = *added;
+  device.streams.emplace(stream, std::move(added));
+  return result;
+}
+
+// The record of ctx.stream; a stream that the caller made gets one here. ctx's mutex is held.
+Stream& stream_of(Device& device, const Cuda& ctx) {
+  const auto found = device.streams.find(ctx.stream);
+  if (found != device.streams.end()) return *found->second;
+  const CurrentDevice current(ctx.device);
+  return add_stream(device, ctx.stream);
+}
+
+// The calling thread's streams, one a device.
+struct ThreadStreams {
+  std::vector<Stream*> of_device;
+
+  ~ThreadStreams() {
+    for (size_t d = 0; d < of_device.size(); ++d) {
+      if (of_device[d] == nullptr) continue;
+      try {
+        Device& device = device_state(static_cast<int>(d));
+        const std::lock_guard lock(device.mutex);
+        device.idle.push_back(of_device[d]);
+      } catch (const std::exception&) {
+        // Without memory for a list entry the stream stays unused.
+      }
+    }
+  }
+};
+
+Stream& take_stream(int index) {
+  Device& device = device_state(index);
+  const std::lock_guard lock(device.mutex);
+  if (!device.verified) {
+    const std::string why = why_unusable(index);
+    if (!why.empty()) throw DeviceError(str("cuda:", index, " cannot run this build: ", why));
+    device.verified = true;
+  }
+  if (!device.idle.empty()) {
+    Stream* stream = device.idle.back();
+    device.idle.pop_back();
+    // A fault of the thread before is not this thread's; a CUDA error, which lasts, shows up again.
+    cudaStreamSynchronize(stream->stream);
+    stream->fault->code = FaultCode::kNone;
+    return *stream;
+  }
+  // Non-blocking: the legacy default stream would otherwise serialize all threads' streams.
+  cudaStream_t stream = nullptr;
+  SINTER_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return add_stream(device, stream);
+}
+
+// ---- memory: the allocator
+// ------------------------------------------------------------------------
+
+// cudaMalloc is refused while the thread captures a graph, as it may synchronize; the memory itself
+// is none of the graph's business.
+cudaError_t driver_malloc(Device& device, void** p, size_t bytes) {
+  ++device.memory.driver_calls;
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  const cudaError_t error = cudaMalloc(p, bytes);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  return error;
+}
+
+// Gives every chunk without a live block back to the driver.
+void release_chunks(Device& device) {
+  const auto unused = [](const Chunk* chunk) { return chunk->live_blocks == 0; };
+  if (std::none_of(device.chunks.begin(), device.chunks.end(),
+                   [&](const auto& chunk) { return unused(chunk.get()); }))
+    return;
+  // Work that still uses freed blocks must be over.
+  SINTER_CUDA_CHECK(cudaDeviceSynchronize());
+  for (auto& [key, stream] : device.streams) {
+    for (auto& [bytes, list] : stream->free)
+      std::erase_if(list, [&](void* p) { return unused(device.blocks.at(p).chunk); });
+    if (stream->open && unused(stream->open)) stream->open = nullptr;
+  }
+  std::erase_if(device.blocks, [&](const auto& entry) { return unused(entry.second.chunk); });
+  std::erase_if(device.chunks, [&](const std::unique_ptr<Chunk>& chunk) {
+    if (!unused(chunk.get())) return false;
+    ++device.memory.driver_calls;
+    device.memory.reserved -= chunk->bytes;
+    cudaFree(chunk->base);
+    return true;
+  });
+}
+
+std::string megabytes(size_t bytes) {
+  const size_t tenths = bytes / 104858 + (bytes % 104858 != 0);
+  return str(tenths / 10, ".", tenths % 10, " MiB");
+}
+
+// A new chunk that holds `bytes` or, for small blocks, more.
+Chunk* add_chunk(Device& device, int index, size_t bytes) {
+  const CurrentDevice current(index);
+  size_t chunk_bytes = bytes <= kLargestShared ? kChunk : bytes;
+  void* base = nullptr;
+  cudaError_t error = driver_malloc(device, &base, chunk_bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    release_chunks(device);
+    chunk_bytes = bytes;
+    error = driver_malloc(device, &base, chunk_bytes);
+  }
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    size_t free_bytes = 0, total_bytes = 0;
+    cudaMemGetInfo(&free_bytes, &total_bytes);
+    throw OutOfMemoryError(str("cuda:", index, ": no memory for ", megabytes(bytes), ": ",
+                               megabytes(device.memory.in_use), " in use here, ",
+                               megabytes(free_bytes), " free of ", megabytes(total_bytes),
+                               "; use a smaller batch (--batch-size)"));
+  }
+  SINTER_CUDA_CHECK(error);
+  try {
+    device.chunks.push_back(std::make_unique<Chunk>(Chunk{static_cast<char*>(base), chunk_bytes}));
+  } catch (...) {
+    cudaFree(base);
+    throw;
+  }
+  device.memory.reserved += chunk_bytes;
+  return device.chunks.back().get();
+}
+
+// ---- small copies
+// ---------------------------------------------------------------------------------
+
+// Host values that travel as a kernel's parameter: the caller's memory is free at once, without the
+// wait that a copy from pageable memory may cost.
+struct Parcel {
+  static constexpr size_t kBytes = 256;
+  unsigned char bytes[kBytes];
+};
+
+__global__ void unpack_kernel(int n, Parcel parcel, unsigned char* dst) {
+  for (int i = threadIdx.x; i < n; i += blockDim.x) dst[i] = parcel.bytes[i];
+}
+
+}  // namespace
+
+StreamResources stream_resources(const Cuda& ctx) {
+  Device& device = device_state(ctx.device);
+  const std::lock_guard lock(device.mutex);
+  return stream_of(device, ctx).resources;
+}
+
+}  // namespace cuda
+
+using namespace cuda;
+
+// ---- devices
+// --------------------------------------------------------------------------------------
+
+int cuda_device_count() noexcept { return probe().devices; }
+
+int cuda_driver_version() noexcept { return probe().driver; }
+
+int cuda_toolkit_version() noexcept { return CUDART_VERSION; }
+
+std::string cuda_built_architectures() { return SINTER_CUDA_BUILT_ARCHITECTURES; }
+
+std::string cuda_unavailable() {
+  const Probe& p = probe();
+  if (p.devices > 0) return "";
+  if (p.driver == 0) return "no NVIDIA driver was found; install one, or use the CPU";
+  if (p.error == cudaErrorInsufficientDriver)
+    return str("the NVIDIA driver supports CUDA ", version_text(p.driver),
+               ", and this build needs ", version_text(CUDART_VERSION),
+               "; update the driver, or build with an older CUDA toolkit");
+  if (p.error == cudaErrorNoDevice || p.error == cudaSuccess)
+    return "the NVIDIA driver shows no device; check nvidia-smi and CUDA_VISIBLE_DEVICES";
+  return str("the NVIDIA driver does not work (", cudaGetErrorName(p.error), ": ",
+             cudaGetErrorString(p.error), "); check nvidia-smi");
+}
+
+CudaDeviceInfo cuda_device_info(int device) {
+  require_device(device);
+  cudaDeviceProp properties{};
+  SINTER_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  CudaDeviceInfo info;
+  info.name = properties.name;
+  info.major = properties.major;
+  info.minor = properties.minor;
+  info.multiprocessors = properties.multiProcessorCount;
+  info.total_bytes = properties.totalGlobalMem;
+  const CurrentDevice current(device);
+  size_t total = 0;
+  SINTER_CUDA_CHECK(cudaMemGetInfo(&info.free_bytes, &total));
+  info.usable = why_unusable(device);
+  return info;
+}
+
+Cuda cuda_context(int device) {
+  thread_local ThreadStreams mine;
+  const auto index = static_cast<size_t>(device);
+  if (device >= 0 && index < mine.of_device.size() && mine.of_device[index] != nullptr) {
+    SINTER_CUDA_CHECK(cudaSetDevice(device));
+    return {device, mine.of_device[index]->stream};
+  }
+  require_device(device);
+  SINTER_CUDA_CHECK(cudaSetDevice(device));
+  mine.of_device.resize(static_cast<size_t>(probe().devices));
+  mine.of_device[index] = &take_stream(device);
+  return {device, mine.of_device[index]->stream};
+}
+
+// ---- memory
+// ---------------------------------------------------------------------------------------
+
+void* allocate(const Cuda& ctx, size_t bytes) {
+  Device& device = device_state(ctx.device);
+  const std::lock_guard lock(device.mutex);
+  Stream& stream = stream_of(device, ctx);
+  bytes = block_bytes(bytes);
+
+  std::vector<void*>& free = stream.free[bytes];
+  void* p = nullptr;
+  if (!free.empty()) {
+    p = free.back();
+    free.pop_back();
+  } else {
+    const bool shares = bytes <= kLargestShared;
+    Chunk* chunk = shares ? stream.open : nullptr;
+    if (chunk == nullptr || chunk->bytes - chunk->used < bytes) {
+      chunk = add_chunk(device, ctx.device, bytes);
+      if (shares) stream.open = chunk;
+    }
+    p = chunk->base + chunk->used;
+    device.blocks.emplace(p, Block{bytes, chunk});
+    chunk->used += bytes;
+  }
+  ++device.blocks.at(p).chunk->live_blocks;
+  device.memory.in_use += bytes;
+  device.memory.peak_in_use = std::max(device.memory.peak_in_use, device.memory.in_use);
+  return p;
+}
+
+void deallocate(const Cuda& ctx, void* p, size_t) noexcept {
+  if (p == nullptr) return;
+  try {
+    Device& device = device_state(ctx.device);
+    const std::lock_guard lock(device.mutex);
+    const Block& block = device.blocks.at(p);
+    stream_of(device, ctx).free[block.bytes].push_back(p);
+    --block.chunk->live_blocks;
+    device.memory.in_use -= block.bytes;
+  } catch (const std::exception&) {
+    // Without host memory for the list entry the block stays in use.
+  }
+}
+
+void release_cached_memory(int device) {
+  require_device(device);
+  const CurrentDevice current(device);
+  Device& state = device_state(device);
+  const std::lock_guard lock(state.mutex);
+  release_chunks(state);
+}
+
+CudaMemory cuda_memory(int device) {
+  require_device(device);
+  Device& state = device_state(device);
+  const std::lock_guard lock(state.mutex);
+  return state.memory;
+}
+
+// ---- synchronization and copies
+// -------------------------------------------------------------------
+
+void synchronize(const Cuda& ctx) {
+  const cudaError_t error = cudaStreamSynchronize(ctx.stream);
+  if (error != cudaSuccess)
+    throw_cuda_error(error, __FILE__, __LINE__,
+                     str("in work on cuda:", ctx.device,
+                         " since the last synchronization (CUDA_LAUNCH_BLOCKING=1 or "
+                         "compute-sanitizer tells where)"));
+  Device& device = device_state(ctx.device);
+  Fault fault;
+  {
+    const std::lock_guard lock(device.mutex);
+    volatile Fault* recorded = stream_of(device, ctx).fault;
+    fault = {recorded->code, recorded->index, recorded->value, recorded->limit};
+    recorded->code = FaultCode::kNone;
+  }
+  switch (fault.code) {
+    case FaultCode::kNone:
+      return;
+    case FaultCode::kCrossEntropyLabel:
+      throw ValueError(str("cross_entropy: labels[", fault.index, "] = ", fault.value,
+                           ", expected 0 <= label < ", fault.limit));
+  }
+}
+
+void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
+  if (bytes == 0) return;
+  if (bytes <= Parcel::kBytes) {
+    Parcel parcel;
+    std::memcpy(parcel.bytes, src, bytes);
+    launch(ctx, {"copy_from_host", bytes}, 1, static_cast<unsigned>(Parcel::kBytes), 0,
+           unpack_kernel, static_cast<int>(bytes), parcel, static_cast<unsigned char*>(dst));
+    return;
+  }
+  SINTER_CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, ctx.stream));
+  // From pageable memory the call has staged the data when it returns; from pinned memory it has
+  // not.
+  cudaPointerAttributes attributes{};
+  SINTER_CUDA_CHECK(cudaPointerGetAttributes(&attributes, src));
+  if (attributes.type != cudaMemoryTypeUnregistered)
+    SINTER_CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
+}
+
+void copy_to_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
+  if (bytes > 0)
+    SINTER_CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, ctx.stream));
+  synchronize(ctx);
+}
+
+void copy_on_device(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
+  if (bytes == 0) return;
+  SINTER_CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, ctx.stream));
+}
+
+namespace {
+
+// Later work on `waiting` waits for the work that is on `done` now.
+void order(const Cuda& done, const Cuda& waiting) {
+  cudaEvent_t event = nullptr;
+  {
+    const CurrentDevice current(done.device);
+    SINTER_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  }
+  cudaError_t error = cudaSuccess;
+  {
+    const CurrentDevice current(done.device);
+    error = cudaEventRecord(event, done.stream);
+  }
+  if (error == cudaSuccess) {
+    const CurrentDevice current(waiting.device);
+    error = cudaStreamWaitEvent(waiting.stream, event, 0);
+  }
+  cudaEventDestroy(event);  // the driver keeps it until the wait is over
+  if (error != cudaSuccess) throw_cuda_error(error, __FILE__, __LINE__, "ordering two streams");
+}
+
+// Lets `device` reach `peer` directly where the hardware can; copies go through the host otherwise.
+void enable_peer_access(int device, int peer) {
+  static auto& mutex = *new std::mutex;
+  static auto& asked = *new std::set<std::pair<int, int>>;
+  const std::lock_guard lock(mutex);
+  if (!asked.insert({device, peer}).second) return;
+  const CurrentDevice current(device);
+  int can = 0;
+  if (cudaDeviceCanAccessPeer(&can, device, peer) == cudaSuccess && can)
+    cudaDeviceEnablePeerAccess(peer, 0);
+  cudaGetLastError();
+}
+
+}  // namespace
+
+void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, size_t bytes) {
+  if (bytes == 0) return;
+  if (to.device == from.device && to.stream == from.stream) {
+    copy_on_device(to, dst, src, bytes);
+    return;
+  }
+  order(from, to);
+  {
+    const CurrentDevice current(to.device);
+    if (to.device == from.device) {
+      copy_on_device(to, dst, src, bytes);
+    } else {
+      enable_peer_access(to.device, from.device);
+      SINTER_CUDA_CHECK(cudaMemcpyPeerAsync(dst, to.device, src, from.device, bytes, to.stream));
+    }
+  }
+  order(to, from);
+}
+
+}  // namespace sinter

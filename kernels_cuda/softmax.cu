@@ -1,0 +1,301 @@
+// Log-softmax, cross-entropy and the count of correct predictions. A row of classes belongs to a
+// warp, or to a whole block when it is long.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "launch.cuh"
+#include "reduce.cuh"
+#include "scratch.cuh"
+#include "sinter/kernels.h"
+#include "stream.cuh"
+
+namespace sinter {
+namespace cuda {
+namespace {
+
+constexpr int64_t kLongRow = 2048;  // 64 elements a lane; beyond, a block a row
+constexpr int64_t kMaxRowBlocks = 1024;
+
+// ---- kernels ------------------------------------------------------------------------------------
+
+// log of the sum of exp(row[k]); subtracting the maximum keeps exp from overflowing. A NaN in the
+// row survives through the sum. Every thread of the group gets both.
+template <class T> struct Normalizer { T max, log_sum; };
+template <int kGroup, class T>
+__device__ Normalizer<T> normalizer(const T* row, int64_t classes, int lane) {
+  T max = -std::numeric_limits<T>::infinity();
+  for (int64_t k = lane; k < classes; k += kGroup) max = Max{}(max, row[k]);
+  max = group_reduce<kGroup>(max, Max{});
+  T sum = 0;
+  for (int64_t k = lane; k < classes; k += kGroup) sum += exp(row[k] - max);
+  return {max, log(group_reduce<kGroup>(sum, Sum{}))};
+}
+
+// Rows that a block of kThreads handles side by side, and this thread's place among them.
+template <int kGroup> struct Rows {
+  static constexpr int kPerBlock = kThreads / kGroup;
+  __device__ static int64_t first() {
+    return static_cast<int64_t>(blockIdx.x) * kPerBlock + threadIdx.x / kGroup;
+  }
+  __device__ static int64_t step() { return static_cast<int64_t>(gridDim.x) * kPerBlock; }
+  __device__ static int lane() { return threadIdx.x % kGroup; }
+};
+
+template <int kGroup, class T> __global__ void __launch_bounds__(kThreads)
+    log_softmax_rows(int64_t rows, int64_t classes, const T* x, T* y) {
+  const int lane = Rows<kGroup>::lane();
+  for (int64_t r = Rows<kGroup>::first(); r < rows; r += Rows<kGroup>::step()) {
+    const T* xr = x + r * classes;
+    const Normalizer<T> z = normalizer<kGroup>(xr, classes, lane);
+    for (int64_t k = lane; k < classes; k += kGroup) y[r * classes + k] = xr[k] - z.max - z.log_sum;
+  }
+}
+
+template <int kGroup, class T> __global__ void __launch_bounds__(kThreads)
+    log_softmax_rows_backward(int64_t rows, int64_t classes, const T* y, const T* dy, T* dx) {
+  const int lane = Rows<kGroup>::lane();
+  for (int64_t r = Rows<kGroup>::first(); r < rows; r += Rows<kGroup>::step()) {
+    const int64_t at = r * classes;
+    T sum = 0;
+    for (int64_t k = lane; k < classes; k += kGroup) sum += dy[at + k];
+    sum = group_reduce<kGroup>(sum, Sum{});
+    for (int64_t k = lane; k < classes; k += kGroup) dx[at + k] = dy[at + k] - exp(y[at + k]) * sum;
+  }
+}
+
+// inner > 1: a thread a column; neighbouring columns are neighbouring addresses.
+template <class T>
+__global__ void log_softmax_columns(int64_t n, int64_t classes, int64_t inner, const T* x, T* y) {
+  for (int64_t i = thread_index<int64_t>(); i < n; i += thread_count<int64_t>()) {
+    const int64_t at = i / inner * classes * inner + i % inner;
+    T max = -std::numeric_limits<T>::infinity();
+    for (int64_t k = 0; k < classes; ++k) max = Max{}(max, x[at + k * inner]);
+    T sum = 0;
+    for (int64_t k = 0; k < classes; ++k) sum += exp(x[at + k * inner] - max);
+    const T log_sum = log(sum);
+    for (int64_t k = 0; k < classes; ++k) y[at + k * inner] = x[at + k * inner] - max - log_sum;
+  }
+}
+
+template <class T> __global__ void log_softmax_columns_backward(int64_t n, int64_t classes,
+                                                                int64_t inner, const T* y,
+                                                                const T* dy, T* dx) {
+  for (int64_t i = thread_index<int64_t>(); i < n; i += thread_count<int64_t>()) {
+    const int64_t at = i / inner * classes * inner + i % inner;
+    T sum = 0;
+    for (int64_t k = 0; k < classes; ++k) sum += dy[at + k * inner];
+    for (int64_t k = 0; k < classes; ++k)
+      dx[at + k * inner] = dy[at + k * inner] - exp(y[at + k * inner]) * sum;
+  }
+}
+
+// What a block knows of its rows.
+struct RowsLoss {
+  double loss;        // sum over its rows
+  int64_t bad_label;  // the first row whose label is out of range, or kNone
+  static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+};
+
+__device__ inline bool valid_label(int64_t label, int64_t classes) {
+  return 0 <= label && label < classes;
+}
+
+// Log-probabilities and the loss in one launch: each block leaves the loss of its rows, and the
+// last one to finish adds them in block order.
+template <int kGroup, class T> __global__ void __launch_bounds__(kThreads)
+    cross_entropy_rows(CrossEntropyShape g, const T* logits, const int64_t* labels, T* log_probs,
+                       T* loss, RowsLoss* of_block, StreamResources stream) {
+  const int lane = Rows<kGroup>::lane();
+  const T at_label = static_cast<T>(1 - g.label_smoothing);
+  const T anywhere = static_cast<T>(g.label_smoothing / static_cast<double>(g.classes));
+  double block_loss = 0;
+  int64_t bad_label = RowsLoss::kNone;
+  for (int64_t r = Rows<kGroup>::first(); r < g.n; r += Rows<kGroup>::step()) {
+    const T* xr = logits + r * g.classes;
+    T* yr = log_probs + r * g.classes;
+    const int64_t label = labels[r];
+    const Normalizer<T> z = normalizer<kGroup>(xr, g.classes, lane);
+    T sum = 0;
+    for (int64_t k = lane; k < g.classes; k += kGroup) {
+      const T log_p = xr[k] - z.max - z.log_sum;
+      yr[k] = log_p;
+      // Terms without weight are left out: 0 * -infinity would be NaN.
+      if (anywhere > T(0)) sum += anywhere * log_p;
+      if (k == label) sum += at_label * log_p;
+    }
+    sum = group_reduce<kGroup>(sum, Sum{});
+    if (lane == 0) block_loss -= static_cast<double>(sum);
+    if (!valid_label(label, g.classes)) {
+      block_loss = std::numeric_limits<double>::quiet_NaN();
+      bad_label = Min{}(bad_label, r);
+    }
+  }
+  block_loss = group_reduce<kThreads>(block_loss, Sum{});
+  bad_label = group_reduce<kThreads>(bad_label, Min{});
+  if (threadIdx.x == 0) of_block[blockIdx.x] = {block_loss, bad_label};
+  if (!last_block(stream.ticket, gridDim.x)) return;
+
+  double total = 0;
+  bad_label = RowsLoss::kNone;
+  for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) {
+    total += __ldcg(&of_block[b].loss);  // from L2, where the other blocks' writes are
+    bad_label = Min{}(
+        bad_label,
+        static_cast<int64_t>(__ldcg(reinterpret_cast<const long long*>(&of_block[b].bad_label))));
+  }
+  total = group_reduce<kThreads>(total, Sum{});
+  bad_label = group_reduce<kThreads>(bad_label, Min{});
+  if (threadIdx.x != 0) return;
+  *loss = static_cast<T>(g.mean ? total / static_cast<double>(g.n) : total);
+  if (bad_label != RowsLoss::kNone)
+    record_fault(stream.fault, FaultCode::kCrossEntropyLabel, bad_label, labels[bad_label],
+                 g.classes);
+}
+
+template <class T, class Index>
+__global__ void cross_entropy_backward_kernel(Index n, Index classes, T at_label, T anywhere,
+                                              T scale, const T* log_probs, const int64_t* labels,
+                                              const T* dloss, T* dlogits) {
+  const T factor = *dloss * scale;
+  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
+    const Index row = i / classes;
+    const Index k = i - row * classes;
+    const T q = static_cast<int64_t>(k) == labels[row] ? at_label + anywhere : anywhere;
+    dlogits[i] = factor * (exp(log_probs[i]) - q);
+  }
+}
+
+// A value and where it stands; the first maximum wins, a NaN over every number.
+template <class T> struct Candidate {
+  T value;
+  int64_t index;
+};
+template <class T> __device__ bool beats(const Candidate<T>& a, const Candidate<T>& b) {
+  const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
+  if (a_nan != b_nan) return a_nan;
+  if (!a_nan && a.value != b.value) return a.value > b.value;
+  return a.index < b.index;
+}
+
+// A warp a row, whatever its length: counting is not worth a second variant.
+template <class T> __global__ void __launch_bounds__(kThreads)
+    count_correct_kernel(int64_t n, int64_t classes, const T* logits, const int64_t* labels,
+                         unsigned long long* correct) {
+  const int lane = Rows<32>::lane();
+  int hits = 0;
+  for (int64_t r = Rows<32>::first(); r < n; r += Rows<32>::step()) {
+    Candidate<T> best{-std::numeric_limits<T>::infinity(), std::numeric_limits<int64_t>::max()};
+    for (int64_t k = lane; k < classes; k += 32) {
+      const Candidate<T> other{logits[r * classes + k], k};
+      if (beats(other, best)) best = other;
+    }
+    for (int offset = 16; offset > 0; offset /= 2) {
+      const Candidate<T> other{__shfl_xor_sync(0xffffffffu, best.value, offset),
+                               static_cast<int64_t>(__shfl_xor_sync(
+                                   0xffffffffu, static_cast<long long>(best.index), offset))};
+      if (beats(other, best)) best = other;
+    }
+    hits += lane == 0 && best.index == labels[r];
+  }
+  hits = group_reduce<kThreads>(hits, Sum{});
+  if (threadIdx.x == 0 && hits > 0) atomicAdd(correct, static_cast<unsigned long long>(hits));
+}
+
+// ---- launchers ----------------------------------------------------------------------------------
+
+template <int kGroup> unsigned row_blocks(int64_t rows) {
+  return static_cast<unsigned>(
+      std::clamp<int64_t>(ceil_div(rows, Rows<kGroup>::kPerBlock), 1, kMaxRowBlocks));
+}
+
+template <int kGroup, class T>
+void launch_cross_entropy(const Cuda& ctx, const CrossEntropyShape& g, const T* logits,
+                          const int64_t* labels, T* log_probs, T* loss) {
+  const unsigned blocks = row_blocks<kGroup>(g.n);
+  const Scratch<RowsLoss> of_block(ctx, blocks);
+  launch(ctx, {"cross_entropy_forward", g.n, g.classes}, blocks, kThreads, 0,
+         cross_entropy_rows<kGroup, T>, g, logits, labels, log_probs, loss, of_block.data(),
+         stream_resources(ctx));
+}
+
+}  // namespace
+}  // namespace cuda
+
+template <class T>
+void log_softmax_forward(const Cuda& ctx, const SoftmaxShape& g, const T* x, T* y) {
+  using namespace cuda;
+  if (g.outer * g.classes * g.inner == 0) return;
+  if (g.inner > 1)
+    launch_1d(ctx, "log_softmax_forward", g.outer * g.inner, log_softmax_columns<T>, g.classes,
+              g.inner, x, y);
+  else if (g.classes > kLongRow)
+    launch(ctx, {"log_softmax_forward", g.outer, g.classes}, row_blocks<kThreads>(g.outer),
+           kThreads, 0, log_softmax_rows<kThreads, T>, g.outer, g.classes, x, y);
+  else
+    launch(ctx, {"log_softmax_forward", g.outer, g.classes}, row_blocks<32>(g.outer), kThreads, 0,
+           log_softmax_rows<32, T>, g.outer, g.classes, x, y);
+}
+
+template <class T>
+void log_softmax_backward(const Cuda& ctx, const SoftmaxShape& g, const T* y, const T* dy, T* dx) {
+  using namespace cuda;
+  if (g.outer * g.classes * g.inner == 0) return;
+  if (g.inner > 1)
+    launch_1d(ctx, "log_softmax_backward", g.outer * g.inner, log_softmax_columns_backward<T>,
+              g.classes, g.inner, y, dy, dx);
+  else if (g.classes > kLongRow)
+    launch(ctx, {"log_softmax_backward", g.outer, g.classes}, row_blocks<kThreads>(g.outer),
+           kThreads, 0, log_softmax_rows_backward<kThreads, T>, g.outer, g.classes, y, dy, dx);
+  else
+    launch(ctx, {"log_softmax_backward", g.outer, g.classes}, row_blocks<32>(g.outer), kThreads, 0,
+           log_softmax_rows_backward<32, T>, g.outer, g.classes, y, dy, dx);
+}
+
+template <class T> void cross_entropy_forward(const Cuda& ctx, const CrossEntropyShape& g,
+                                              const T* logits, const int64_t* labels, T* log_probs,
+                                              T* loss) {
+  if (g.classes > cuda::kLongRow)
+    cuda::launch_cross_entropy<cuda::kThreads>(ctx, g, logits, labels, log_probs, loss);
+  else
+    cuda::launch_cross_entropy<32>(ctx, g, logits, labels, log_probs, loss);
+}
+
+template <class T> void cross_entropy_backward(const Cuda& ctx, const CrossEntropyShape& g,
+                                               const T* log_probs, const int64_t* labels,
+                                               const T* dloss, T* dlogits) {
+  const int64_t n = g.n * g.classes;
+  const T at_label = static_cast<T>(1 - g.label_smoothing);
+  const T anywhere = static_cast<T>(g.label_smoothing / static_cast<double>(g.classes));
+  const T scale = static_cast<T>(g.mean ? 1.0 / static_cast<double>(g.n) : 1.0);
+  cuda::with_index(n, [&](auto zero) {
+    using Index = decltype(zero);
+    cuda::launch_1d(ctx, "cross_entropy_backward", n, cuda::cross_entropy_backward_kernel<T, Index>,
+                    static_cast<Index>(g.classes), at_label, anywhere, scale, log_probs, labels,
+                    dloss, dlogits);
+  });
+}
+
+template <class T> void count_correct(const Cuda& ctx, int64_t n, int64_t classes, const T* logits,
+                                      const int64_t* labels, int64_t* correct) {
+  using namespace cuda;
+  if (n == 0) return;
+  launch(ctx, {"count_correct", n, classes}, row_blocks<32>(n), kThreads, 0,
+         count_correct_kernel<T>, n, classes, logits, labels,
+         reinterpret_cast<unsigned long long*>(correct));
+}
+
+#define SINTER_INSTANTIATE(T)                                                                      \
+  template void log_softmax_forward<T>(const Cuda&, const SoftmaxShape&, const T*, T*);            \
+  template void log_softmax_backward<T>(const Cuda&, const SoftmaxShape&, const T*, const T*, T*); \
+  template void cross_entropy_forward<T>(const Cuda&, const CrossEntropyShape&, const T*,          \
+                                         const int64_t*, T*, T*);                                  \
+  template void cross_entropy_backward<T>(const Cuda&, const CrossEntropyShape&, const T*,         \
+                                          const int64_t*, const T*, T*);                           \
+  template void count_correct<T>(const Cuda&, int64_t, int64_t, const T*, const int64_t*, int64_t*);
+SINTER_INSTANTIATE(float)
+SINTER_INSTANTIATE(double)
+#undef SINTER_INSTANTIATE
+
+}  // namespace sinter

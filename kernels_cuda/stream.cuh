@@ -1,0 +1,37 @@
+// What a stream owns besides its queue: a place for faults and a ticket counter.
+#pragma once
+
+#include <cstdint>
+
+#include "sinter/kernels.h"
+
+namespace sinter::cuda {
+
+enum class FaultCode : int32_t { kNone = 0, kCrossEntropyLabel = 1 };
+
+// In host memory that the device can write, so that looking at it costs the host nothing once the
+// stream is drained.
+struct Fault {
+  FaultCode code;
+  int64_t index, value, limit;
+};
+
+struct StreamResources {
+  Fault* fault;      // device address
+  unsigned* ticket;  // device memory, 0 between kernels; see last_block
+};
+StreamResources stream_resources(const Cuda& ctx);
+
+// Called by one thread of a kernel, the one that knows the first offender. An earlier fault that
+// nobody has been told of stays.
+__device__ inline void record_fault(Fault* fault, FaultCode code, int64_t index, int64_t value,
+                                    int64_t limit) {
+  volatile Fault* f = fault;
+  if (f->code != FaultCode::kNone) return;
+  f->index = index;
+  f->value = value;
+  f->limit = limit;
+  f->code = code;
+}
+
+}  // namespace sinter::cuda

@@ -1,0 +1,425 @@
+// The `sinter` command, run as its users run it.
+#ifdef SINTER_APP_PATH
+
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "agreement.h"
+#include "catch.h"
+#include "sinter/data.h"
+#include "sinter/safetensors.h"
+
+extern char** environ;
+
+using namespace sinter;
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+namespace {
+
+// A folder of its own, gone at the end.
+struct Folder {
+  fs::path path;
+  Folder() {
+    std::string name = (fs::temp_directory_path() / "sinter-app-XXXXXX").string();
+    REQUIRE(mkdtemp(name.data()) != nullptr);
+    path = name;
+  }
+  ~Folder() {
+    std::error_code ignored;
+    fs::remove_all(path, ignored);
+  }
+  std::string operator/(const std::string& name) const { return (path / name).string(); }
+};
+
+std::string read(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+void write(const fs::path& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+bool near(double a, double b, double tolerance) { return std::abs(a - b) <= tolerance; }
+
+// A process under way, its output in files.
+class Process {
+ public:
+  Process(const Folder& folder, std::vector<std::string> args)
+      : out_(folder / "stdout"), err_(folder / "stderr") {
+    args.insert(args.begin(), SINTER_APP_PATH);
+    std::vector<char*> argv;
+    for (std::string& arg : args) argv.push_back(arg.data());
+    argv.push_back(nullptr);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    const int flags = O_WRONLY | O_CREAT | O_TRUNC;
+    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, out_.c_str(), flags, 0600);
+    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, err_.c_str(), flags, 0600);
+    const int error = posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ);
+    posix_spawn_file_actions_destroy(&actions);
+    REQUIRE(error == 0);
+  }
+  void send(int signal) const { kill(pid_, signal); }
+  // The exit code, or 1000 + the signal that ended it.
+  int wait() const {
+    int status = 0;
+    REQUIRE(waitpid(pid_, &status, 0) == pid_);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
+  }
+  std::string out() const { return read(out_); }
+  std::string err() const { return read(err_); }
+
+ private:
+  std::string out_, err_;
+  pid_t pid_ = 0;
+};
+
+struct Result {
+  int code;
+  std::string out, err;
+};
+Result run(const Folder& folder, const std::vector<std::string>& args) {
+  const Process process(folder, args);
+  const int code = process.wait();
+  return {code, process.out(), process.err()};
+}
+
+// A job small enough for a test. One thread: cases run side by side and must not wait for cores.
+std::vector<std::string> job(const std::string& command, const std::vector<std::string>& more) {
+  std::vector<std::string> args = {command, "--dataset", "synthetic", "--synthetic-size",
+                                   "1000",  "--threads", "1"};
+  args.insert(args.end(), more.begin(), more.end());
+  return args;
+}
+
+std::vector<json> json_lines(const fs::path& path) {
+  std::ifstream in(path);
+  std::vector<json> records;
+  for (std::string line; std::getline(in, line);) records.push_back(json::parse(line));
+  return records;
+}
+
+}  // namespace
+
+TEST_CASE("app: help and version are answers, not errors", "[app]") {
+  const Folder folder;
+  for (const char* command : {"train", "bench", "eval", "doctor"}) {
+    const Result help = run(folder, {command, "--help"});
+    CHECK(help.code == 0);
+    CHECK(contains(help.out, "--data-dir"));
+    CHECK(contains(run(folder, {"--help"}).out, command));
+  }
+  const Result version = run(folder, {"--version"});
+  CHECK(version.code == 0);
+  CHECK(contains(version.out, "sinter "));
+}
+
+TEST_CASE("app: a command line that makes no sense is refused with exit code 2", "[app]") {
+  struct Case {
+    std::vector<std::string> args;
+    std::vector<std::string> message;
+  };
+  const std::vector<Case> cases = {
+      {{}, {"expected a command", "train", "doctor"}},
+      {{"traim"}, {"traim", "--help"}},
+      {{"train", "--epoch", "3"}, {"--epoch", "sinter train --help"}},
+      {{"train", "--epochs", "0"}, {"--epochs", "from 1", "'0'"}},
+      {{"train", "--epochs", "2x"}, {"--epochs", "whole number", "'2x'"}},
+      {{"train", "--epochs"}, {"--epochs"}},
+      {{"train", "--batch-size", "-64"}, {"--batch-size", "from 1", "'-64'"}},
+      {{"train", "--lr", "fast"}, {"--lr", "number", "'fast'"}},
+      {{"train", "--lr", "nan"}, {"--lr", "'nan'"}},
+      {{"train", "--optimizer", "lion"}, {"--optimizer", "adamw", "'lion'"}},
+      {{"train", "--momentum", "0.9"}, {"--momentum", "sgd", "adam"}},
+      {{"train", "--model", "alexnet"}, {"--model", "cifar_cnn", "'alexnet'"}},
+      {{"train", "--device", "tpu"}, {"--device", "cuda:N", "'tpu'"}},
+      {{"train", "--dataset", "mnist"}, {"--dataset", "synthetic", "'mnist'"}},
+      {{"train", "--threads", "0"}, {"--threads", "'0'"}},
+      {{"bench", "--devices", "cpu,gpu"}, {"--devices", "'gpu'"}},
+      {{"bench", "--devices", "cpu,cpu"}, {"--devices", "twice"}},
+      {{"eval"}, {"--weights"}}};
+  const Folder folder;
+  for (const Case& c : cases) {
+    const Result result = run(folder, c.args);
+    INFO(result.err);
+    CHECK(result.code == 2);
+    CHECK(result.err.rfind("sinter: error: ", 0) == 0);
+    for (const std::string& part : c.message) {
+      INFO("expected in it: " << part);
+      CHECK(contains(result.err, part));
+    }
+  }
+}
+
+TEST_CASE("app: a device that cannot run is an error, never another device", "[app]") {
+  const Folder folder;
+  for (const auto& args : {job("train", {"--device", "cuda:99", "--max-steps", "1"}),
+                           job("bench", {"--devices", "cpu,cuda:99", "--max-steps", "1"})}) {
+    const Result result = run(folder, args);
+    INFO(result.err);
+    CHECK(result.code == 1);
+    CHECK(contains(result.err, "sinter: error: "));
+    CHECK(contains(result.err, "cuda"));
+    CHECK(result.out.empty());
+  }
+}
+
+TEST_CASE("app: damaged CIFAR-10 files are an error, not a reason for synthetic data", "[app]") {
+  const Folder folder;
+  write(folder / "data_batch_1.bin", std::string(100, '\0'));
+  const Result result =
+      run(folder, {"train", "--device", "cpu", "--data-dir", folder.path.string()});
+  INFO(result.err);
+  CHECK(result.code == 1);
+  CHECK(contains(result.err, "data_batch_1.bin"));
+  CHECK(!contains(result.err, "synthetic"));
+  const Result doctor = run(folder, {"doctor", "--data-dir", folder.path.string()});
+  INFO(doctor.out);
+  CHECK(doctor.code == 1);
+  CHECK(contains(doctor.out, "FAIL  data"));
+}
+
+TEST_CASE("app: files that cannot be written are noticed before the training", "[app]") {
+  const Folder folder;
+  for (const char* option : {"--save", "--metrics"}) {
+    const Result result =
+        run(folder, job("train", {"--device", "cpu", option, folder / "absent/file"}));
+    INFO(result.err);
+    CHECK(result.code == 1);
+    CHECK(contains(result.err, option));
+    CHECK(contains(result.err, "absent"));
+  }
+}
+
+TEST_CASE("app: train writes losses that fall, weights that repeat, and eval agrees", "[app]") {
+  const Folder folder;
+  const auto train = [&](const std::string& name, const std::string& seed,
+                         const std::string& steps) {
+    const Result result =
+        run(folder,
+            job("train", {"--device", "cpu", "--lr", "3e-3", "--batch-size", "48", "--max-steps",
+                          steps, "--seed", seed, "--metrics", folder / (name + ".jsonl"), "--save",
+                          folder / (name + ".safetensors")}));
+    INFO(result.err);
+    REQUIRE(result.code == 0);
+    return result;
+  };
+  const Result first = train("a", "1", "94");
+  CHECK(contains(first.out, kSyntheticName));
+  CHECK(contains(first.out, "whole command"));
+
+  const std::vector<json> records = json_lines(folder / "a.jsonl");
+  CHECK(records.at(0).at("dataset") == kSyntheticName);
+  CHECK(records.at(0).at("train_images") == 1000);
+  CHECK(records.at(0).at("seed") == 1);
+  std::vector<double> losses;
+  std::vector<json> epochs;
+  for (size_t i = 1; i < records.size(); ++i) {
+    if (records[i].contains("step")) {
+      losses.push_back(records[i].at("loss"));
+      CHECK(records[i].at("step") == losses.size());
+    } else {
+      epochs.push_back(records[i]);
+      CHECK(epochs.back().at("epoch") == epochs.size());
+    }
+  }
+  CHECK(losses.size() == 94);
+  REQUIRE(epochs.size() == 5);  // 21 batches an epoch, the last of 40; the fifth cut short
+  const double last_loss = epochs.back().at("train_loss");
+  CHECK(near(losses.front(), std::log(10.), 0.1));  // ten classes, untrained
+  CHECK(last_loss < 0.9 * losses.front());
+  CHECK(epochs.back().at("seconds") > 0);
+  double sum = 0;
+  for (size_t i = 84; i < 94; ++i) sum += losses[i];
+  CHECK(near(last_loss, sum / 10, 1e-6));
+
+  train("b", "1", "94");
+  CHECK(read(folder / "a.safetensors") == read(folder / "b.safetensors"));
+  train("c", "2", "94");
+  CHECK(read(folder / "a.safetensors") != read(folder / "c.safetensors"));
+
+  const Result eval =
+      run(folder, job("eval", {"--device", "cpu", "--weights", folder / "a.safetensors", "--logits",
+                               folder / "logits.safetensors"}));
+  INFO(eval.err);
+  REQUIRE(eval.code == 0);
+  CHECK(eval.out == first.out.substr(0, first.out.find('\n') + 1));
+
+  // The accuracy counted once more, from the logits and the images' labels.
+  const SafetensorsFile file = load_safetensors(folder / "logits.safetensors");
+  REQUIRE(file.tensors.size() == 1);
+  CHECK(file.tensors[0].first == "logits");
+  REQUIRE(file.tensors[0].second.shape() == Shape({200, 10}));
+  const std::vector<double> logits = file.tensors[0].second.to_vector<double>();
+  const std::vector<int> labels = synthetic_dataset(1000, 200).test.labels.to_vector<int>();
+  int correct = 0;
+  for (size_t i = 0; i < 200; ++i) {
+    const auto row = logits.begin() + static_cast<std::ptrdiff_t>(10 * i);
+    correct += std::max_element(row, row + 10) - row == labels[i];
+  }
+  CHECK(100. * correct / 200 == epochs.back().at("test_accuracy").get<double>());
+
+  const Result again =
+      run(folder, job("train", {"--device", "cpu", "--max-steps", "1", "--lr", "0", "--init",
+                                folder / "a.safetensors", "--save", folder / "d.safetensors"}));
+  INFO(again.err);
+  REQUIRE(again.code == 0);  // a rate of 0 changes nothing, whatever the start
+  CHECK(read(folder / "d.safetensors") == read(folder / "a.safetensors"));
+}
+
+TEST_CASE("app: a loss that is no longer finite stops the training", "[app]") {
+  const Folder folder;
+  const Result result =
+      run(folder, job("train", {"--device", "cpu", "--optimizer", "sgd", "--lr", "1e6", "--epochs",
+                                "3", "--save", folder / "w.safetensors"}));
+  INFO(result.err);
+  CHECK(result.code == 1);
+  CHECK(contains(result.err, "diverged"));
+  CHECK(contains(result.err, "--lr"));
+  CHECK(!fs::exists(folder / "w.safetensors"));
+}
+
+TEST_CASE("app: bench tabulates, labels synthetic data, and writes JSON and Markdown", "[app]") {
+  const Folder folder;
+  const Result result =
+      run(folder, job("bench", {"--devices", "cpu", "--runs", "2", "--epochs", "1", "--json",
+                                folder / "b.json", "--markdown", folder / "b.md"}));
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  const std::string page = read(folder / "b.md");
+  for (const std::string& text : {result.out, page}) {
+    CHECK(contains(text, "| Setup "));
+    CHECK(contains(text, "| Time taken "));
+    CHECK(contains(text, "±"));
+    CHECK(contains(text, kSyntheticName));
+  }
+  const json report = json::parse(read(folder / "b.json"));
+  CHECK(report.at("dataset") == kSyntheticName);
+  CHECK(report.at("synthetic") == true);
+  CHECK(report.at("machine").at("threads") >= 1);
+  const json& runs = report.at("results").at(0).at("runs");
+  REQUIRE(runs.size() == 2);
+  CHECK(runs[0].at("seed") == 0);
+  CHECK(runs[1].at("seed") == 1);
+  const double a = runs[0].at("seconds"), b = runs[1].at("seconds");
+  const json& seconds = report.at("results").at(0).at("seconds");
+  CHECK(a > 0);
+  CHECK(near(seconds.at("mean"), (a + b) / 2, 1e-9));
+  CHECK(near(seconds.at("standard_deviation"), std::abs(a - b) / std::sqrt(2.), 1e-9));
+}
+
+DEVICE_TEST("app: every usable device trains and agrees with the CPU", "[app]") {
+  const Folder folder;
+  const Result trained =
+      run(folder, job("train", {"--device", device.str(), "--epochs", "1", "--quiet"}));
+  INFO(trained.err);
+  CHECK(trained.code == 0);
+  CHECK(contains(trained.out, "on " + device.str()));
+  CHECK(trained.err.empty());
+  const Result bench = run(
+      folder,
+      job("bench", {"--devices", "cpu" + std::string(device.is_cuda() ? ",cuda" : ""), "--epochs",
+                    "1", "--json", folder / "b.json", "--markdown", folder / "b.md"}));
+  INFO(bench.err);
+  REQUIRE(bench.code == 0);
+  const json report = json::parse(read(folder / "b.json"));
+  CHECK(report.at("results").size() == (device.is_cuda() ? 2 : 1));
+  const json& agreement = report.at("agreement");
+  for (const json& other : agreement.at("devices"))
+    CHECK(other.at("difference").get<double>() <= agreement.at("tolerance").get<double>());
+  CHECK(agreement.at("devices").size() == (device.is_cuda() ? 1 : 0));
+}
+
+TEST_CASE("app: bench's check finds a device that computes something else", "[app]") {
+  app::Job job;
+  job.batch_size = 8;
+  const ImageSet images = synthetic_dataset(24, 10).train;
+  const app::Trace trace = app::trace_steps(job, images, kCpu);
+  REQUIRE(trace.losses.size() == 3);
+  CHECK(app::compare(trace, app::trace_steps(job, images, kCpu)).difference == 0);
+
+  job.seed = 1;
+  CHECK(!app::compare(trace, app::trace_steps(job, images, kCpu)).ok());
+
+  // One element of one weight, by the smallest amounts that have to be let pass and found.
+  for (const auto& [change, ok] : {std::pair(0.5e-9, true), std::pair(2e-9, false)}) {
+    app::Trace other = trace;
+    Tensor& weight = other.weights.at(3).second;
+    std::vector<double> values = weight.to_vector<double>();
+    double largest = 0;
+    for (const double value : values) largest = std::max(largest, std::abs(value));
+    values[5] += change * largest;
+    weight = from_vector(values, weight.shape());
+    const app::Agreement agreement = app::compare(trace, other);
+    CHECK(agreement.ok() == ok);
+    CHECK(agreement.worst == "conv2.bias");
+    CHECK(near(agreement.difference, change, 1e-12));
+    CHECK(contains(app::describe(agreement), ok ? " agrees " : " disagrees "));
+  }
+  for (const bool in_loss : {true, false}) {
+    app::Trace other = trace;
+    const double nan = std::nan("");
+    if (in_loss) {
+      other.losses[1] = nan;
+    } else {
+      other.weights[0].second = full(other.weights[0].second.shape(), nan, {.dtype = kFloat64});
+    }
+    CHECK(!app::compare(trace, other).ok());
+    CHECK(app::compare(trace, other).worst == (in_loss ? "loss" : "conv1.weight"));
+  }
+}
+
+TEST_CASE("app: numbers as people read them", "[app]") {
+  CHECK(app::grouped(0) == "0");
+  CHECK(app::grouped(999) == "999");
+  CHECK(app::grouped(1000) == "1,000");
+  CHECK(app::grouped(-1234567) == "-1,234,567");
+  CHECK(app::grouped(-123) == "-123");
+  CHECK(app::duration(4.214) == "4.21 s");
+  CHECK(app::duration(725.4) == "12 min 05 s");
+}
+
+TEST_CASE("app: Ctrl-C stops cleanly and leaves the old weights alone", "[app]") {
+  const Folder folder;
+  write(folder / "w.safetensors", "as it was");
+  const Process process(folder,
+                        job("train", {"--device", "cpu", "--epochs", "100000", "--metrics",
+                                      folder / "m.jsonl", "--save", folder / "w.safetensors"}));
+  const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!contains(read(folder / "m.jsonl"), "\"epoch\":1,") &&
+         std::chrono::steady_clock::now() < give_up)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  process.send(SIGINT);
+  CHECK(process.wait() == 130);
+  INFO(process.err());
+  CHECK(contains(process.err(), "sinter: interrupted: "));
+  CHECK(read(folder / "w.safetensors") == "as it was");
+  CHECK(json_lines(folder / "m.jsonl").size() > 17);  // throws if the last line is cut short
+  size_t files = 0;
+  for ([[maybe_unused]] const auto& entry : fs::directory_iterator(folder.path)) ++files;
+  CHECK(files == 4);  // stdout, stderr, m.jsonl, w.safetensors: nothing half-written
+}
+
+#endif  // SINTER_APP_PATH

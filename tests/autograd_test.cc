@@ -1,0 +1,408 @@
+#include <thread>
+
+#include "gradient_check.h"
+#include "oracle.h"
+
+namespace sinter::test {
+namespace {
+
+double value(const Tensor& t) { return t.item<double>(); }
+
+Tensor scalar_leaf(double v, Device device, DType dtype = kFloat64) {
+  return leaf({{}, {v}}, {dtype, device});
+}
+
+// A user's operator: y = x^3, with a factor that makes its derivative wrong unless it is 3.
+Tensor cube(const Tensor& x, double factor = 3) {
+  Tensor y;
+  {
+    const no_grad guard;
+    y = x * x * x;
+  }
+  return record("cube", y, {x}, [x = Saved(x), factor](const Tensor& dy) -> Grads {
+    return {dy * x.get() * x.get() * factor};
+  });
+}
+
+}  // namespace
+
+DEVICE_TEST("autograd: a reused tensor collects from every use", "[autograd]") {
+  const Tensor x = scalar_leaf(3, device);
+  const Tensor y = x * x * x + x;  // 3 x^2 + 1
+  y.backward();
+  CHECK(value(x.grad()) == 28);
+  const Tensor z = scalar_leaf(5, device);
+  (z + z).backward();
+  CHECK(value(z.grad()) == 2);
+}
+
+DEVICE_TEST("autograd: diamonds", "[autograd]") {
+  // A graph walked depth first, or without waiting for all uses, counts the shared part wrongly.
+  const Tensor x = scalar_leaf(2, device);
+  const Tensor a = x * 3.0;    // 6
+  const Tensor b = a + 1.0;    // 7
+  const Tensor c = a * b;      // 42
+  const Tensor d = c + a * b;  // 84
+  const Tensor e = d * a;      // 2 a^2 (a + 1): 6 a^2 + 4 a, times 3
+  e.backward();
+  CHECK(value(x.grad()) == 3 * (6 * 36 + 4 * 6));
+  // Two paths of very different length.
+  const Tensor u = scalar_leaf(1.5, device);
+  Tensor longer = u;
+  for (int i = 0; i < 50; ++i) longer = longer + u * 1.0;
+  (longer * u).backward();  // 51 u^2
+  CHECK(value(u.grad()) == 2 * 51 * 1.5);
+  // 2^60 paths through 60 diamonds: one visit a node.
+  const Tensor w = scalar_leaf(1, device);
+  Tensor doubled = w;
+  for (int i = 0; i < 60; ++i) doubled = doubled + doubled;
+  doubled.backward();
+  CHECK(value(w.grad()) == std::ldexp(1.0, 60));
+}
+
+DEVICE_TEST("autograd: leaves accumulate over backward passes", "[autograd]") {
+  for (DType dtype : {kFloat32, kFloat64}) {
+    const Tensor x = leaf({{2}, {1, 2}}, {dtype, device});
+    CHECK(!x.grad().defined());
+    sum(x * x).backward();
+    check_close("accumulated", x.grad(), {{2}, {2, 4}}, 0);
+    const Tensor held = x.grad();
+    sum(x * 3.0).backward();
+    check_close("accumulated", x.grad(), {{2}, {5, 7}}, 0);
+    x.set_grad({});
+    CHECK(!x.grad().defined());
+    sum(x).backward();
+    check_close("accumulated", x.grad(), {{2}, {1, 1}}, 0);
+    x.set_grad(full({2}, 10, {dtype, device}));
+    sum(x).backward();
+    check_close("accumulated", x.grad(), {{2}, {11, 11}}, 0);
+  }
+}
+
+DEVICE_TEST("autograd: an upstream gradient is not changed and not kept", "[autograd]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor x = leaf({{2}, {1, 2}}, options);
+  Tensor dy = tensor({{2}, {3, 4}}, options);
+  // The gradient of the leaf could be dy itself: then the second pass must not add into it.
+  x.backward(dy);
+  x.reshape({2}).backward(dy);
+  (x + x).backward(dy);
+  CHECK(dy.to_vector<double>() == std::vector<double>{3, 4});
+  CHECK(x.grad().to_vector<double>() == std::vector<double>{12, 16});
+  dy.fill_(0);
+  CHECK(x.grad().to_vector<double>() == std::vector<double>{12, 16});
+  // Two leaves that were handed the same gradient do not share it.
+  const Tensor a = leaf({{2}, {0, 0}}, options), b = leaf({{2}, {0, 0}}, options);
+  const Tensor one = ones({2}, options);
+  (a + b).backward(one);
+  sum(a).backward();
+  CHECK(a.grad().to_vector<double>() == std::vector<double>{2, 2});
+  CHECK(b.grad().to_vector<double>() == std::vector<double>{1, 1});
+  CHECK(one.to_vector<double>() == std::vector<double>{1, 1});
+}
+
+DEVICE_TEST("autograd: a second pass needs retain_graph", "[autograd]") {
+  const Tensor x = scalar_leaf(3, device);
+  const Tensor y = x * x;
+  y.backward(/*retain_graph=*/true);
+  CHECK(value(x.grad()) == 6);
+  y.backward(/*retain_graph=*/true);
+  CHECK(value(x.grad()) == 12);
+  y.backward();
+  CHECK(value(x.grad()) == 18);
+  check_throws<GradError>([&] { y.backward(); }, {"retain_graph"});
+  CHECK(value(x.grad()) == 18);
+  // A freed part of a larger graph.
+  const Tensor shared = x * 2.0, p = shared * shared, q = shared + 1.0;
+  p.backward();
+  check_throws<GradError>([&] { q.backward(); }, {"retain_graph"});
+  // And the leaf itself is never freed.
+  x.set_grad({});
+  (x * x).backward();
+  CHECK(value(x.grad()) == 6);
+}
+
+DEVICE_TEST("autograd: no_grad stops recording in its scope", "[autograd]") {
+  const Tensor x = scalar_leaf(3, device);
+  CHECK(grad_enabled());
+  {
+    const no_grad outer;
+    CHECK(!grad_enabled());
+    {
+      const no_grad inner;
+      CHECK(!grad_enabled());
+    }
+    CHECK(!grad_enabled());
+    CHECK(!(x * x).requires_grad());
+    CHECK(!recording({&x}));
+  }
+  CHECK(grad_enabled());
+  CHECK(recording({&x}));
+  CHECK((x * x).requires_grad());
+  try {
+    const no_grad guard;
+    throw 1;
+  } catch (int) {
+  }
+  CHECK(grad_enabled());
+  // Of this thread only.
+  const no_grad guard;
+  bool other = false;
+  std::thread([&] { other = grad_enabled(); }).join();
+  CHECK(other);
+}
+
+DEVICE_TEST("autograd: leaves and results", "[autograd]") {
+  Tensor x = ones({2}, {kFloat32, device});
+  CHECK(x.is_leaf());
+  CHECK(!x.requires_grad());
+  x.set_requires_grad();
+  CHECK(x.is_leaf());
+  CHECK(x.requires_grad());
+  Tensor y = x * 2.0;
+  CHECK(!y.is_leaf());
+  CHECK(y.requires_grad());
+  CHECK(!y.detach().requires_grad());
+  CHECK(y.detach().raw() == y.raw());
+  check_throws<GradError>([&] { y.set_requires_grad(false); }, {});
+  const Tensor copy = x;
+  sum(copy * 2.0).backward();
+  CHECK(x.grad().defined());  // copies share the gradient
+  x.set_requires_grad(false);
+  CHECK(!x.requires_grad());
+  CHECK(!(x * 2.0).requires_grad());
+  Tensor labels = zeros({2}, {kInt64, device});
+  check_throws<DtypeError>([&] { labels.set_requires_grad(); }, {"int64"});
+}
+
+DEVICE_TEST("autograd: inputs that need no gradient get none", "[autograd]") {
+  const TensorOptions options{kFloat32, device};
+  const Tensor x = leaf({{2, 2}, {1, 2, 3, 4}}, options), c = ones({2, 2}, options);
+  const Tensor y = sum(matmul(x, c) * c + c);
+  y.backward();
+  CHECK(x.grad().shape() == Shape{2, 2});
+  CHECK(!c.grad().defined());
+  CHECK(!(c * c).requires_grad());
+  // A detour through detach is no path.
+  const Tensor z = leaf({{2, 2}, {1, 2, 3, 4}}, options);
+  sum(z.detach() * z).backward();
+  check_close("detached", z.grad(), {{2, 2}, {1, 2, 3, 4}}, 0);
+}
+
+DEVICE_TEST("autograd: misuse of backward is an error", "[autograd]") {
+  const TensorOptions options{kFloat32, device};
+  const Tensor x = leaf(noise({2, 3}, 1), options);
+  const Tensor y = x * 2.0;
+  check_throws<GradError>([&] { y.backward(); }, {"(2, 3)"});
+  check_throws<Error>([&] { y.backward(ones({3, 2}, options)); }, {"(2, 3)", "(3, 2)"});
+  check_throws<Error>(
+      [&] {
+        y.backward(ones({2, 3}, {kFloat64, device}));
+      },
+      {"float32", "float64"});
+  check_throws<GradError>([&] { ones({1}, options).backward(); }, {});
+  check_throws<Error>([&] { Tensor().backward(); }, {});
+  if (device.is_cuda()) check_throws<Error>([&] { y.backward(ones({2, 3})); }, {"cuda", "cpu"});
+  // None of it consumed the graph.
+  y.backward(ones({2, 3}, options));
+  check_close("gradient", x.grad(), filled({2, 3}, 2), 0);
+  // A gradient set by hand must fit too.
+  check_throws<Error>([&] { x.set_grad(ones({3, 2}, options)); }, {"(2, 3)", "(3, 2)"});
+  check_throws<Error>([&] { x.set_grad(ones({2, 3}, {kInt64, device})); }, {"int64"});
+}
+
+DEVICE_TEST("autograd: one element of any rank starts a backward pass", "[autograd]") {
+  const Tensor x = leaf({{1, 1}, {3}}, {kFloat32, device});
+  (x * x).backward();
+  check_close("gradient", x.grad(), {{1, 1}, {6}}, 0);
+  x.backward();  // a leaf is its own derivative
+  check_close("gradient", x.grad(), {{1, 1}, {7}}, 0);
+}
+
+DEVICE_TEST("autograd: what backward saved must not change in between", "[autograd]") {
+  const TensorOptions options{kFloat32, device};
+  Tensor c = ones({2}, options);
+  const Tensor x = leaf({{2}, {1, 2}}, options);
+  const Tensor y = sum(x * c);
+  c.fill_(5);
+  check_throws<GradError>([&] { y.backward(); }, {"in place"});
+  CHECK(!x.grad().defined());
+  // Through a view as well.
+  Tensor d = ones({4}, options);
+  const Tensor z = sum(x * d.narrow(0, 2));
+  d.narrow(2, 2).fill_(3);
+  check_throws<GradError>([&] { z.backward(); }, {"in place"});
+  // What was not saved may change.
+  Tensor e = ones({2}, options);
+  const Tensor w = sum(x + e);
+  e.fill_(9);
+  w.backward();
+  check_close("gradient", x.grad(), filled({2}, 1), 0);
+}
+
+DEVICE_TEST("autograd: a user's operator", "[autograd]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor x = leaf({{3}, {1, 2, -3}}, options);
+  const Tensor y = cube(x * 1.0) + x;
+  CHECK(y.requires_grad());
+  y.backward(tensor({{3}, {1, 10, 100}}, options));
+  check_close("cube", x.grad(), {{3}, {4, 130, 2800}}, 0);
+  CHECK(!cube(ones({3}, options)).requires_grad());
+  check_gradient(device, {noise({3, 2}, 1)},
+                 [](const std::vector<Tensor>& in) { return cube(in[0]); });
+}
+
+DEVICE_TEST("gradient check: a wrong derivative is caught", "[autograd]") {
+  const auto check = [&](const Op& op) { return gradient_check(device, {noise({3, 2}, 1)}, op); };
+  CHECK(check([](const std::vector<Tensor>& in) { return cube(in[0]); }).ok());
+  for (double wrong : {2.0, 3.00001, -3.0, 0.0})
+    CHECK(!check([&](const std::vector<Tensor>& in) { return cube(in[0], wrong); }).ok());
+  // One element of six, by a millionth.
+  Array nudge = filled({3, 2}, 1);
+  nudge.v[4] += 1e-6;
+  CHECK(!check([&](const std::vector<Tensor>& in) {
+           return record("scaled", in[0].detach() * 1.0, {in[0]}, [&](const Tensor& dy) -> Grads {
+             return {dy * tensor(nudge, {kFloat64, device})};
+           });
+         }).ok());
+  // NaN is not a pass.
+  CHECK(!check([&](const std::vector<Tensor>& in) { return cube(in[0], std::nan("")); }).ok());
+}
+
+DEVICE_TEST("autograd: a user's derivative is checked", "[autograd]") {
+  const TensorOptions options{kFloat32, device};
+  const Tensor x = leaf({{2}, {1, 2}}, options), z = leaf({{2}, {1, 2}}, options);
+  const auto with = [&](const BackwardFn& backward) {
+    return sum(record("mine", x.detach() * 1.0, {x, z}, backward));
+  };
+  for (size_t wrong : {0, 1, 3})
+    check_throws<Error>(
+        [&] { with([=](const Tensor& dy) { return Grads(wrong, dy); }).backward(); },
+        {"mine", std::to_string(wrong), "2"});
+  check_throws<Error>(
+      [&] { with([](const Tensor& dy) -> Grads {
+              return {dy.reshape({2, 1}), dy};
+            }).backward(); },
+      {"mine", "(2, 1)", "(2,)"});
+  check_throws<Error>(
+      [&] { with([](const Tensor& dy) -> Grads {
+              return {dy.to(kFloat64), dy};
+            }).backward(); },
+      {"mine", "float64", "float32"});
+  // An undefined gradient stands for zero.
+  x.set_grad({});
+  with([](const Tensor& dy) -> Grads { return {dy, {}}; }).backward();
+  check_close("gradient", x.grad(), filled({2}, 1), 0);
+}
+
+DEVICE_TEST("autograd: an exception in a backward pass leaves things usable", "[autograd]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor x = leaf({{2}, {1, 2}}, options);
+  const int64_t nodes = live_nodes(), storages = live_storages();
+  {
+    const Tensor bad = record("bad", x.detach() * 1.0, {x}, [](const Tensor&) -> Grads {
+      throw std::runtime_error("from the user's closure");
+    });
+    check_throws<std::runtime_error>([&] { sum(bad * 2.0 + bad).backward(); },
+                                     {"from the user's closure"});
+    CHECK(grad_enabled());
+  }
+  CHECK(live_nodes() == nodes);
+  CHECK(live_storages() == storages);
+  x.set_grad({});
+  sum(x * x).backward();
+  check_close("gradient", x.grad(), {{2}, {2, 4}}, 0);
+}
+
+DEVICE_TEST("autograd: a graph 100000 nodes deep", "[autograd]") {
+  constexpr int kDepth = 100000;
+  const int64_t nodes = live_nodes(), storages = live_storages();
+  const auto chain = [&](const Tensor& x) {
+    Tensor y = x;
+    for (int i = 0; i < kDepth; ++i) y = y + 1.0;
+    return y;
+  };
+  {
+    const Tensor x = scalar_leaf(1, device);
+    const Tensor y = chain(x);
+    CHECK(live_nodes() >= nodes + kDepth);
+    y.backward();
+    CHECK(value(x.grad()) == 1);
+    CHECK(value(y) == kDepth + 1);
+  }
+  CHECK(live_nodes() == nodes);
+  {  // destroyed without a backward pass
+    const Tensor y = chain(scalar_leaf(1, device));
+    CHECK(y.requires_grad());
+  }
+  CHECK(live_nodes() == nodes);
+  CHECK(live_storages() == storages);
+}
+
+DEVICE_TEST("autograd: graphs and their memory are freed", "[autograd]") {
+  const TensorOptions options{kFloat32, device};
+  const int64_t nodes = live_nodes(), storages = live_storages();
+  {
+    const Tensor x = leaf(noise({2, 3, 9, 8}, 1), options),
+                 w = leaf(noise({4, 3, 3, 3}, 2), options);
+    const Tensor fc = leaf(noise({5, 36}, 3), options);
+    const Tensor labels = zeros({2}, {kInt64, device});
+    const auto forward = [&] {
+      const Tensor h = flatten(max_pool2d(relu(conv2d(x, w)), 2), 1);
+      return cross_entropy(linear(h.narrow(0, 2), permute(permute(fc, {1, 0}), {1, 0})), labels);
+    };
+    const auto grown = [&] { return std::pair(live_nodes(), live_storages()); };
+    forward().backward();
+    const auto start = grown();  // gradients of the leaves exist from now on
+    for (int i = 0; i < 3; ++i) forward().backward();
+    CHECK(grown() == start);
+    for (int i = 0; i < 3; ++i) forward();  // without a backward pass
+    CHECK(grown() == start);
+    {
+      const Tensor loss = forward();
+      const auto whole = grown();
+      CHECK(whole.second > start.second);
+      loss.backward();
+      // The result is held, its graph's intermediate values are not.
+      CHECK(live_storages() <= start.second + 1);
+    }
+    CHECK(grown() == start);
+    {
+      const Tensor loss = forward();
+      loss.backward(/*retain_graph=*/true);
+      loss.backward();
+    }
+    CHECK(grown() == start);
+    {
+      const no_grad guard;
+      forward();
+    }
+    CHECK(grown() == start);
+  }
+  CHECK(live_nodes() == nodes);
+  CHECK(live_storages() == storages);
+}
+
+DEVICE_TEST("autograd: independent graphs on threads", "[autograd]") {
+  const auto run = [&](uint64_t seed) {
+    const TensorOptions options{kFloat32, device};
+    const Tensor w = leaf(noise({6, 5}, seed), options);
+    for (int i = 0; i < 20; ++i) {
+      const Tensor x = tensor(noise({4, 5}, seed + static_cast<uint64_t>(i)), options);
+      sum(relu(linear(x, w)) * 0.5).backward();
+    }
+    return w.grad().to_vector<double>();
+  };
+  const int64_t nodes = live_nodes(), storages = live_storages();
+  std::vector<std::vector<double>> alone, together(4);
+  for (uint64_t seed = 0; seed < 4; ++seed) alone.push_back(run(100 * seed));
+  std::vector<std::thread> threads;
+  for (uint64_t seed = 0; seed < 4; ++seed)
+    threads.emplace_back([&, seed] { together[seed] = run(100 * seed); });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(together == alone);
+  CHECK(live_nodes() == nodes);
+  CHECK(live_storages() == storages);
+}
+
+}  // namespace sinter::test

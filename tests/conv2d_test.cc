@@ -1,0 +1,224 @@
+#include "gradient_check.h"
+#include "oracle.h"
+
+namespace sinter::test {
+namespace {
+
+Conv2dOptions options_of(const oracle::Conv& p) {
+  const auto pair = [](int64_t h, int64_t w) {
+    return Pair(static_cast<int>(h), static_cast<int>(w));
+  };
+  return {.stride = pair(p.stride_h, p.stride_w),
+          .padding = pair(p.pad_h, p.pad_w),
+          .dilation = pair(p.dil_h, p.dil_w),
+          .groups = static_cast<int>(p.groups)};
+}
+
+Op conv2d_op(const oracle::Conv& p) {
+  return [options = options_of(p)](const std::vector<Tensor>& in) {
+    return conv2d(in[0], in[1], in.size() > 2 ? in[2] : Tensor(), options);
+  };
+}
+
+// Forward and all gradients against the oracle.
+void check_conv2d(Device device, const Sizes& x_shape, const Sizes& w_shape, bool bias,
+                  const oracle::Conv& p) {
+  INFO("x " << Shape(x_shape) << " weight " << Shape(w_shape) << " bias " << bias << " stride "
+            << p.stride_h << ',' << p.stride_w << " padding " << p.pad_h << ',' << p.pad_w
+            << " dilation " << p.dil_h << ',' << p.dil_w << " groups " << p.groups);
+  const Array x = noise(x_shape, 1), w = noise(w_shape, 2), b = noise({w_shape[0]}, 3);
+  const Array y = oracle::conv2d(x, w, bias ? &b : nullptr, p);
+  const Array dy = noise(y.shape, 4);
+  const auto taps = static_cast<double>(w_shape[2] * w_shape[3]);
+  const auto places = static_cast<double>(count(y.shape)) / static_cast<double>(w_shape[0]);
+  OpCase c{"conv2d", {x, w}, conv2d_op(p), y, dy, oracle::conv2d_gradients(x, w, dy, p)};
+  c.y_terms = taps * static_cast<double>(w_shape[1]) + 1;
+  c.terms = {taps * static_cast<double>(w_shape[0] / p.groups), places, places};
+  if (bias) c.inputs.push_back(b);
+  check_op(c, device);
+}
+
+}  // namespace
+
+DEVICE_TEST("conv2d: hand-computed case", "[conv2d]") {
+  // Two input channels, the second weighted by 10; the upstream gradient is one at a corner.
+  const Array x{{1, 2, 3, 3}, {1, 2, 3, 4, 5, 6, 7, 8, 9, /**/ 0, 1, 0, 1, 0, 1, 0, 1, 0}};
+  const Array w{{1, 2, 2, 2}, {1, 0, 0, -1, /**/ 10, 20, 30, 40}};
+  const Array b{{1}, {0.5}};
+  // 1 - 5 + (20 + 30) + 0.5, 2 - 6 + (10 + 40) + 0.5, …
+  const Array y{{1, 1, 2, 2}, {46.5, 46.5, 46.5, 46.5}};
+  const Array dy{{1, 1, 2, 2}, {1, 0, 0, 2}};
+  const Array dx{{1, 2, 3, 3}, {1, 0, 0, 0, 1, 0, 0, 0, -2, /**/ 10, 20, 0, 30, 60, 40, 0, 60, 80}};
+  const Array dw{{1, 2, 2, 2}, {11, 14, 20, 23, /**/ 0, 3, 3, 0}};
+  check_op({"conv2d", {x, w, b}, conv2d_op({}), y, dy, {dx, dw, {{1}, {3}}}, 8, {8, 8, 8}}, device);
+}
+
+DEVICE_TEST("conv2d: the layers of LeNet", "[conv2d]") {
+  check_conv2d(device, {5, 3, 32, 32}, {6, 3, 5, 5}, true, {});
+  check_conv2d(device, {5, 6, 14, 14}, {16, 6, 5, 5}, true, {});
+  check_conv2d(device, {1, 3, 32, 32}, {6, 3, 5, 5}, true, {});
+}
+
+DEVICE_TEST("conv2d: common layers of deeper nets", "[conv2d]") {
+  check_conv2d(device, {2, 16, 17, 15}, {32, 16, 3, 3}, true, {.pad_h = 1, .pad_w = 1});
+  check_conv2d(device, {3, 33, 8, 9}, {17, 33, 3, 3}, false, {.pad_h = 1, .pad_w = 1});
+  check_conv2d(device, {2, 40, 7, 5}, {70, 40, 1, 1}, true, {});  // a matrix product
+  check_conv2d(device, {2, 12, 9, 9}, {24, 12, 1, 1}, false, {.stride_h = 2, .stride_w = 2});
+  check_conv2d(device, {2, 3, 30, 21}, {8, 3, 7, 7}, true,
+               {.stride_h = 2, .stride_w = 2, .pad_h = 3, .pad_w = 3});
+  check_conv2d(device, {2, 24, 11, 10}, {24, 1, 3, 3}, true,  // depthwise
+               {.pad_h = 1, .pad_w = 1, .groups = 24});
+  check_conv2d(device, {2, 8, 11, 10}, {24, 1, 3, 3}, true,  // depthwise, three filters each
+               {.pad_h = 1, .pad_w = 1, .groups = 8});
+}
+
+DEVICE_TEST("conv2d: extents of one and kernels as large as the image", "[conv2d]") {
+  check_conv2d(device, {1, 1, 1, 1}, {1, 1, 1, 1}, true, {});
+  check_conv2d(device, {2, 3, 1, 9}, {4, 3, 1, 3}, true, {});
+  check_conv2d(device, {2, 3, 9, 1}, {4, 3, 3, 1}, true, {});
+  check_conv2d(device, {3, 2, 5, 7}, {4, 2, 5, 7}, true, {});  // one output each
+  check_conv2d(device, {3, 2, 1, 1}, {4, 2, 3, 3}, true, {.pad_h = 1, .pad_w = 1});
+  check_conv2d(device, {2, 2, 2, 3}, {3, 2, 4, 5}, false, {.pad_h = 2, .pad_w = 2});
+  // Windows that lie wholly in the padding.
+  check_conv2d(device, {2, 2, 3, 2}, {3, 2, 2, 1}, true, {.pad_h = 4, .pad_w = 3});
+  // A stride that skips rows and columns altogether, and leaves some at the far end.
+  check_conv2d(device, {2, 2, 11, 13}, {3, 2, 2, 2}, true, {.stride_h = 4, .stride_w = 5});
+}
+
+DEVICE_TEST("conv2d: more elements than a block and a grid row", "[conv2d]") {
+  check_conv2d(device, {1, 1, 67, 131}, {2, 1, 3, 5}, true, {.pad_h = 1, .pad_w = 2});
+  check_conv2d(device, {70, 2, 9, 8}, {3, 2, 3, 3}, true, {});
+  check_conv2d(device, {2, 65, 5, 6}, {130, 65, 3, 2}, true, {.pad_h = 1});
+  check_conv2d(device, {1, 2, 3, 1030}, {3, 2, 2, 4}, true, {});
+  check_conv2d(device, {257, 1, 4, 3}, {1, 1, 2, 2}, true, {});
+}
+
+DEVICE_TEST("conv2d: every combination of stride and padding and dilation and groups", "[conv2d]") {
+  // H != W, odd and even, and each option with equal, taller and wider values.
+  const int64_t pairs[][2] = {{1, 1}, {2, 1}, {1, 3}, {2, 2}};
+  int combination = 0;
+  for (const auto& stride : pairs)
+    for (const auto& dilation : pairs)
+      for (const auto& padding : {std::pair<int64_t, int64_t>{0, 0}, {1, 0}, {0, 2}, {2, 1}})
+        for (int64_t groups : {1, 2, 4}) {
+          const int64_t kh = 1 + combination % 3, kw = 1 + combination / 3 % 3;
+          const bool bias = combination++ % 2 == 0;
+          check_conv2d(device, {2, 4, 7, 8}, {4 * (1 + combination % 2), 4 / groups, kh, kw}, bias,
+                       {.stride_h = stride[0],
+                        .stride_w = stride[1],
+                        .pad_h = padding.first,
+                        .pad_w = padding.second,
+                        .dil_h = dilation[0],
+                        .dil_w = dilation[1],
+                        .groups = groups});
+        }
+  CHECK(combination == 192);
+}
+
+DEVICE_TEST("conv2d: random geometries", "[conv2d]") {
+  Random random(5);
+  for (int trial = 0; trial < 60; ++trial) {
+    const int64_t groups = 1 + random.below(3);
+    const int64_t kh = 1 + random.below(5), kw = 1 + random.below(5);
+    const oracle::Conv p{.stride_h = 1 + random.below(3),
+                         .stride_w = 1 + random.below(3),
+                         .pad_h = random.below(4),
+                         .pad_w = random.below(4),
+                         .dil_h = 1 + random.below(3),
+                         .dil_w = 1 + random.below(3),
+                         .groups = groups};
+    const int64_t h = p.dil_h * (kh - 1) + 1 + random.below(9);
+    const int64_t w = p.dil_w * (kw - 1) + 1 + random.below(9);
+    const int64_t c = groups * (1 + random.below(4)), o = groups * (1 + random.below(5));
+    check_conv2d(device, {1 + random.below(4), c, h, w}, {o, c / groups, kh, kw},
+                 random.below(2) == 0, p);
+  }
+}
+
+DEVICE_TEST("conv2d: only the gradients asked for", "[conv2d]") {
+  const Array x = noise({2, 2, 5, 6}, 1), w = noise({3, 2, 3, 2}, 2), b = noise({3}, 3);
+  const Array dy = noise({2, 3, 3, 5}, 4);
+  const std::vector<Array> expected = oracle::conv2d_gradients(x, w, dy, {});
+  const TensorOptions options{kFloat64, device};
+  for (int mask = 1; mask < 8; ++mask) {
+    std::vector<Tensor> in = {tensor(x, options), tensor(w, options), tensor(b, options)};
+    for (int i = 0; i < 3; ++i)
+      if ((mask >> i & 1) != 0) in[static_cast<size_t>(i)].set_requires_grad();
+    conv2d(in[0], in[1], in[2]).backward(tensor(dy, options));
+    for (size_t i = 0; i < 3; ++i) {
+      INFO("mask " << mask << " input " << i);
+      if ((mask >> i & 1) == 0)
+        CHECK(!in[i].grad().defined());
+      else
+        check_close("conv2d: gradient " + std::to_string(i), in[i].grad(), expected[i], 40);
+    }
+  }
+}
+
+DEVICE_TEST("conv2d: gradient check", "[conv2d]") {
+  check_gradient(device, {noise({2, 3, 5, 6}, 1), noise({4, 3, 3, 2}, 2), noise({4}, 3)},
+                 conv2d_op({.stride_h = 2, .pad_h = 1, .pad_w = 2}));
+  check_gradient(device, {noise({2, 4, 6, 5}, 1), noise({6, 2, 2, 3}, 2)},
+                 conv2d_op({.stride_w = 2, .pad_w = 1, .dil_h = 2, .groups = 2}));
+}
+
+DEVICE_TEST("conv2d: a NaN reaches exactly the windows that hold it", "[conv2d]") {
+  for (DType dtype : {kFloat32, kFloat64}) {
+    Array x = noise({1, 1, 5, 6}, 1);
+    x.v[2 * 6 + 3] = std::nan("");
+    const TensorOptions options{dtype, device};
+    const Tensor y = conv2d(tensor(x, options), tensor(filled({1, 1, 2, 2}, 1), options));
+    const std::vector<double> values = y.to_vector<double>();
+    for (int i = 0; i < 4; ++i)
+      for (int j = 0; j < 5; ++j) {
+        const bool holds = (i == 1 || i == 2) && (j == 2 || j == 3);
+        CHECK(std::isnan(values[static_cast<size_t>(i * 5 + j)]) == holds);
+      }
+  }
+}
+
+DEVICE_TEST("conv2d: the same input gives the same bits", "[conv2d]") {
+  std::vector<Tensor> first;
+  for (int run = 0; run < 3; ++run) {
+    const TensorOptions options{kFloat32, device};
+    const Tensor x = leaf(noise({9, 5, 13, 12}, 1), options);
+    const Tensor w = leaf(noise({7, 5, 3, 3}, 2), options), b = leaf(noise({7}, 3), options);
+    const Tensor y = conv2d(x, w, b, {.stride = 2, .padding = 1});
+    y.backward(tensor(noise(array(y).shape, 4), options));
+    const std::vector<Tensor> now = {y.detach(), x.grad(), w.grad(), b.grad()};
+    if (run == 0) first = now;
+    for (size_t i = 0; i < now.size(); ++i) CHECK(same_bits(first[i], now[i]));
+  }
+}
+
+DEVICE_TEST("conv2d: errors name the operator and the shapes", "[conv2d]") {
+  const TensorOptions options{kFloat32, device};
+  const Tensor x = zeros({2, 3, 8, 9}, options), w = zeros({4, 3, 3, 3}, options);
+  check_throws<ShapeError>([&] { conv2d(zeros({3, 8, 9}, options), w); }, {"conv2d", "(3, 8, 9)"});
+  check_throws<ShapeError>([&] { conv2d(x, zeros({4, 27}, options)); }, {"conv2d", "(4, 27)"});
+  check_throws<ShapeError>(
+      [&] {
+        conv2d(x, zeros({4, 2, 3, 3}, options));
+      },
+      {"conv2d", "(2, 3, 8, 9)", "(4, 2, 3, 3)"});
+  check_throws<ShapeError>(
+      [&] {
+        conv2d(x, zeros({4, 3, 9, 3}, options));
+      },
+      {"conv2d", "(2, 3, 8, 9)", "(4, 3, 9, 3)"});
+  check_throws<ShapeError>([&] { conv2d(x, w, {}, {.dilation = 5}); },
+                           {"conv2d", "(2, 3, 8, 9)", "(4, 3, 3, 3)"});
+  check_throws<ShapeError>([&] { conv2d(x, w, zeros({3}, options)); }, {"conv2d", "(3,)", "(4,)"});
+  check_throws<ShapeError>([&] { conv2d(x, w, {}, {.groups = 2}); }, {"conv2d", "groups"});
+  check_throws<Error>([&] { conv2d(x, w, {}, {.stride = 0}); }, {"conv2d", "stride"});
+  check_throws<Error>([&] { conv2d(x, w, {}, {.padding = Pair(0, -1)}); }, {"conv2d", "padding"});
+  check_throws<Error>([&] { conv2d(x, w, {}, {.dilation = 0}); }, {"conv2d", "dilation"});
+  check_throws<Error>([&] { conv2d(x, w, {}, {.groups = 0}); }, {"conv2d", "groups"});
+  check_throws<DtypeError>([&] { conv2d(x, w.to(kFloat64)); }, {"conv2d", "float32", "float64"});
+  check_throws<DtypeError>([&] { conv2d(x.to(kInt32), w.to(kInt32)); }, {"conv2d", "int32"});
+  check_throws<Error>([&] { conv2d(x, Tensor()); }, {"conv2d"});
+  if (device.is_cuda())
+    check_throws<DeviceError>([&] { conv2d(x, w.to(kCpu)); }, {"conv2d", "cuda", "cpu"});
+}
+
+}  // namespace sinter::test

@@ -1,0 +1,307 @@
+#include "oracle.h"
+
+namespace sinter::test {
+namespace {
+
+// PyTorch's introductory network.
+struct LeNet : Module {
+  Conv2d conv1{3, 6, 5}, conv2{6, 16, 5};
+  Linear fc1{400, 120}, fc2{120, 84}, fc3{84, 10};
+  Tensor forward(const Tensor& x) override {
+    Tensor y = max_pool2d(relu(conv1(x)), 2);
+    y = flatten(max_pool2d(relu(conv2(y)), 2), 1);
+    return fc3(relu(fc2(relu(fc1(y)))));
+  }
+  void visit(Visitor& v) override {
+    v.module("conv1", conv1);
+    v.module("conv2", conv2);
+    v.module("fc1", fc1);
+    v.module("fc2", fc2);
+    v.module("fc3", fc3);
+  }
+};
+
+// A module with a buffer, a nested Sequential and a mode.
+struct Scaled : Module {
+  Sequential layers{Linear(3, 4), ReLU(), Linear(4, 2, false)};
+  Tensor scale = full({1}, 2);
+  Tensor forward(const Tensor& x) override { return is_training() ? layers(x) : layers(x) * scale; }
+  void visit(Visitor& v) override {
+    v.buffer("scale", scale);
+    v.module("layers", layers);
+  }
+};
+
+std::vector<std::string> names(const NamedTensors& tensors) {
+  std::vector<std::string> result;
+  for (const auto& entry : tensors) result.push_back(entry.first);
+  return result;
+}
+
+std::vector<std::vector<double>> values(const NamedTensors& tensors) {
+  std::vector<std::vector<double>> result;
+  for (const auto& entry : tensors) result.push_back(entry.second.to_vector<double>());
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("nn: keys and their order are PyTorch's", "[nn]") {
+  LeNet net;
+  CHECK(names(net.state_dict()) == std::vector<std::string>{"conv1.weight", "conv1.bias",
+                                                            "conv2.weight", "conv2.bias",
+                                                            "fc1.weight", "fc1.bias", "fc2.weight",
+                                                            "fc2.bias", "fc3.weight", "fc3.bias"});
+  CHECK(names(net.named_parameters()) == names(net.state_dict()));
+  CHECK(net.parameters().size() == 10);
+  CHECK(net.named_buffers().empty());
+  int64_t count = 0;
+  for (const Tensor& p : net.parameters()) count += p.numel();
+  CHECK(count == 62006);
+  CHECK(net.conv2.weight.shape() == Shape{16, 6, 5, 5});
+  CHECK(net.fc1.weight.shape() == Shape{120, 400});
+  CHECK(net.fc1.bias.shape() == Shape{120});
+
+  Sequential layers(Conv2d(3, 8, 3), ReLU(), MaxPool2d(2), Flatten(),
+                    Sequential(Linear(8, 4), ReLU(), Linear(4, 2, /*bias=*/false)));
+  CHECK(names(layers.state_dict()) ==
+        std::vector<std::string>{"0.weight", "0.bias", "4.0.weight", "4.0.bias", "4.2.weight"});
+  CHECK(layers.size() == 5);
+  CHECK(names(layers[4].state_dict()) ==
+        std::vector<std::string>{"0.weight", "0.bias", "2.weight"});
+
+  Scaled scaled;
+  CHECK(names(scaled.state_dict()) ==
+        std::vector<std::string>{"scale", "layers.0.weight", "layers.0.bias", "layers.2.weight"});
+  CHECK(names(scaled.named_buffers()) == std::vector<std::string>{"scale"});
+  CHECK(scaled.parameters().size() == 3);
+}
+
+TEST_CASE("nn: parameters are leaves and the state dict shares their storage", "[nn]") {
+  LeNet net;
+  for (const auto& [key, tensor] : net.named_parameters()) {
+    INFO(key);
+    CHECK(tensor.is_leaf());
+    CHECK(tensor.requires_grad());
+  }
+  for (const auto& [key, tensor] : net.state_dict()) CHECK(!tensor.requires_grad());
+  CHECK(net.state_dict()[0].second.raw() == net.conv1.weight.raw());
+  CHECK(net.parameters()[0].raw() == net.conv1.weight.raw());
+  Scaled scaled;
+  CHECK(!scaled.scale.requires_grad());
+}
+
+DEVICE_TEST("nn: layers are the operators with the module's parameters", "[nn]") {
+  Conv2d conv(4, 6, Pair(3, 2),
+              {.stride = Pair(2, 1), .padding = 1, .dilation = Pair(1, 2), .groups = 2});
+  CHECK(conv.weight.shape() == Shape{6, 2, 3, 2});
+  conv.to(device).to(kFloat64);
+  const Tensor x = tensor(noise({2, 4, 7, 6}, 1), {kFloat64, device});
+  const Array w = array(conv.weight), b = array(conv.bias);
+  check_close("Conv2d", conv(x),
+              oracle::conv2d(array(x), w, &b,
+                             {.stride_h = 2, .pad_h = 1, .pad_w = 1, .dil_w = 2, .groups = 2}),
+              20);
+  Conv2d plain(4, 5, 3, {.bias = false});
+  CHECK(!plain.bias.defined());
+  CHECK(names(plain.state_dict()) == std::vector<std::string>{"weight"});
+  CHECK(plain.to(device).to(kFloat64)(x).shape() == Shape{2, 5, 5, 4});
+
+  CHECK(same_bits(MaxPool2d(3, 2, 1)(x), max_pool2d(x, 3, {.stride = 2, .padding = 1})));
+  CHECK(same_bits(MaxPool2d(2)(x), max_pool2d(x, 2)));
+  CHECK(same_bits(AvgPool2d(Pair(3, 2), 1)(x), avg_pool2d(x, Pair(3, 2), {.stride = 1})));
+  CHECK(same_bits(ReLU()(x), relu(x)));
+  CHECK(Flatten()(x).shape() == Shape{2, 168});
+  CHECK(Flatten(0, 1)(x).shape() == Shape{8, 7, 6});
+
+  Sequential layers(Linear(6, 4), ReLU());
+  layers.append(Linear(4, 3));
+  layers.to(device).to(kFloat64);
+  auto& first = dynamic_cast<Linear&>(layers[0]);
+  auto& last = dynamic_cast<Linear&>(layers[2]);
+  const Tensor rows = tensor(noise({5, 6}, 2), {kFloat64, device});
+  CHECK(same_bits(layers(rows),
+                  linear(relu(linear(rows, first.weight, first.bias)), last.weight, last.bias)));
+}
+
+DEVICE_TEST("nn: LeNet runs and every parameter gets a gradient", "[nn]") {
+  manual_seed(1);
+  LeNet net;
+  net.to(device);
+  const Tensor x = tensor(noise({3, 3, 32, 32}, 1), {kFloat32, device});
+  const Tensor y = net(x);
+  CHECK(y.shape() == Shape{3, 10});
+  cross_entropy(y, zeros({3}, {kInt64, device})).backward();
+  for (const auto& [key, parameter] : net.named_parameters()) {
+    INFO(key);
+    REQUIRE(parameter.grad().defined());
+    CHECK(parameter.grad().shape() == parameter.shape());
+    double largest = 0;
+    for (double g : parameter.grad().to_vector<double>()) largest = std::max(largest, std::abs(g));
+    CHECK(largest > 0);
+    CHECK(std::isfinite(largest));
+  }
+  net.zero_grad();
+  for (const Tensor& parameter : net.parameters()) CHECK(!parameter.grad().defined());
+}
+
+TEST_CASE("nn: initial weights are uniform within 1 over the root of the fan-in", "[nn]") {
+  manual_seed(7);
+  const auto check = [](const Tensor& t, double fan_in) {
+    const double bound = 1 / std::sqrt(fan_in);
+    const std::vector<double> v = t.to_vector<double>();
+    const auto n = static_cast<double>(v.size());
+    double largest = 0, total = 0, squares = 0;
+    for (double x : v) {
+      largest = std::max(largest, std::abs(x));
+      total += x;
+      squares += x * x;
+    }
+    INFO(t.shape() << " fan-in " << fan_in);
+    CHECK(largest <= bound * (1 + 1e-6));
+    CHECK(largest >= bound * (1 - 20 / n));  // e^-20 of missing the outer 20 / n
+    // Five standard deviations of the mean and of the mean square of n uniform draws.
+    CHECK(std::abs(total / n) <= 5 * bound / std::sqrt(3 * n));
+    CHECK(std::abs(squares / n - bound * bound / 3) <= 5 * bound * bound * std::sqrt(4.0 / 45 / n));
+  };
+  const Linear fc(400, 120);
+  check(fc.weight, 400);
+  check(fc.bias, 400);
+  const Conv2d conv(16, 64, Pair(3, 5));
+  check(conv.weight, 16 * 15);
+  check(conv.bias, 16 * 15);
+  const Conv2d grouped(64, 128, 3, {.groups = 8});  // the fan-in of a group
+  check(grouped.weight, 8 * 9);
+  check(grouped.bias, 8 * 9);
+}
+
+TEST_CASE("nn: the seed decides the initial weights", "[nn]") {
+  const auto draw = [](uint64_t seed) {
+    manual_seed(seed);
+    LeNet net;
+    return values(net.state_dict());
+  };
+  CHECK(draw(3) == draw(3));
+  const auto a = draw(3), b = draw(4);
+  for (size_t i = 0; i < a.size(); ++i) CHECK(a[i] != b[i]);
+  manual_seed(3);
+  LeNet first, second;
+  CHECK(values(first.state_dict()) != values(second.state_dict()));
+}
+
+DEVICE_TEST("nn: to moves and converts parameters and buffers", "[nn]") {
+  Scaled net;
+  const auto before = values(net.state_dict());
+  sum(net(ones({1, 3}))).backward();
+  net.to(device).to(kFloat64);
+  CHECK(values(net.state_dict()) == before);
+  for (const auto& [key, tensor] : net.named_parameters()) {
+    INFO(key);
+    CHECK(tensor.dtype() == kFloat64);
+    CHECK(tensor.device() == device);
+    CHECK(tensor.is_leaf());
+    CHECK(tensor.requires_grad());
+    CHECK(!tensor.grad().defined());
+  }
+  CHECK(net.scale.device() == device);
+  CHECK(net.scale.dtype() == kFloat64);
+  sum(net(ones({1, 3}, {kFloat64, device}))).backward();
+  CHECK(net.parameters()[0].grad().dtype() == kFloat64);
+  net.to(kCpu).to(kFloat32);
+  CHECK(values(net.state_dict()) == before);
+}
+
+TEST_CASE("nn: training mode reaches the children", "[nn]") {
+  struct Outer : Module {
+    Scaled inner;
+    Tensor forward(const Tensor& x) override { return inner(x); }
+    void visit(Visitor& v) override { v.module("inner", inner); }
+  } net;
+  CHECK(net.is_training());
+  CHECK(net.inner.is_training());
+  net.eval();
+  CHECK(!net.is_training());
+  CHECK(!net.inner.is_training());
+  CHECK(!net.inner.layers[0].is_training());
+  const Tensor x = ones({1, 3});
+  const Tensor evaluated = net(x);
+  net.train();
+  CHECK(net.inner.layers[2].is_training());
+  CHECK(same_bits(evaluated, net(x) * 2.0));
+}
+
+DEVICE_TEST("nn: load_state_dict copies values in", "[nn]") {
+  manual_seed(1);
+  Scaled from, to;
+  from.scale.fill_(7);
+  from.to(device).to(kFloat64);
+  to.to(device);
+  const void* place = to.parameters()[0].raw();
+  // Another device and dtype than the module's, and another order.
+  NamedTensors state = from.state_dict();
+  for (auto& entry : state) entry.second = entry.second.to(kCpu);
+  std::reverse(state.begin(), state.end());
+  to.load_state_dict(state);
+  CHECK(values(to.state_dict()) == values(from.state_dict()));
+  CHECK(to.parameters()[0].raw() == place);
+  CHECK(to.parameters()[0].dtype() == kFloat32);
+  CHECK(to.parameters()[0].requires_grad());
+  CHECK(to.parameters()[0].is_leaf());
+  // A copy: what is done to the source later does not reach the module.
+  from.scale.fill_(1);
+  CHECK(to.scale.item<double>() == 7);
+}
+
+TEST_CASE("nn: load_state_dict errors name the keys and change nothing", "[nn]") {
+  Scaled net;
+  const auto before = values(net.state_dict());
+  const NamedTensors good = [] {
+    Scaled other;
+    return other.state_dict();
+  }();
+
+  NamedTensors renamed = good;
+  renamed[1].first = "layers.0.wight";
+  renamed.emplace_back("surplus", zeros({1}));
+  check_throws<ValueError>([&] { net.load_state_dict(renamed); },
+                           {"layers.0.weight", "layers.0.wight", "surplus"});
+  check_throws<ValueError>([&] { net.load_state_dict({}); },
+                           {"scale", "layers.0.weight", "layers.0.bias", "layers.2.weight"});
+  NamedTensors reshaped = good;
+  reshaped[3].second = zeros({4, 2});
+  check_throws<ShapeError>([&] { net.load_state_dict(reshaped); },
+                           {"layers.2.weight", "(2, 4)", "(4, 2)"});
+  NamedTensors twice = good;
+  twice.push_back(good[0]);
+  check_throws<ValueError>([&] { net.load_state_dict(twice); }, {"scale"});
+  NamedTensors undefined = good;
+  undefined[0].second = Tensor();
+  check_throws<Error>([&] { net.load_state_dict(undefined); }, {"scale"});
+
+  CHECK(values(net.state_dict()) == before);
+  net.load_state_dict(good);
+  CHECK(values(net.state_dict()) == values(good));
+}
+
+TEST_CASE("nn: impossible layers are refused", "[nn]") {
+  check_throws<Error>([] { Conv2d(0, 4, 3); }, {"Conv2d"});
+  check_throws<Error>([] { Conv2d(4, 0, 3); }, {"Conv2d"});
+  check_throws<Error>([] { Conv2d(4, 4, 0); }, {"Conv2d"});
+  check_throws<Error>([] { Conv2d(4, 6, 3, {.groups = 3}); }, {"Conv2d", "groups"});
+  check_throws<Error>([] { Conv2d(6, 4, 3, {.groups = 3}); }, {"Conv2d", "groups"});
+  check_throws<Error>([] { Linear(0, 3); }, {"Linear"});
+  check_throws<Error>([] { Linear(3, -1); }, {"Linear"});
+  LeNet net;
+  check_throws<ShapeError>(
+      [&] {
+        net(zeros({2, 1, 32, 32}));
+      },
+      {"conv2d", "(2, 1, 32, 32)", "(6, 3, 5, 5)"});
+  check_throws<ShapeError>(
+      [&] {
+        net(zeros({2, 3, 28, 28}));
+      },
+      {"linear", "(2, 256)", "(120, 400)"});
+}
+
+}  // namespace sinter::test

@@ -1,0 +1,322 @@
+#include <memory>
+
+#include "values.h"
+
+namespace sinter::test {
+namespace {
+
+using Parameters = std::vector<std::vector<double>>;
+using StateDict = std::vector<std::pair<std::string, Tensor>>;
+
+// Shapes with one element, an odd number, and more than a block.
+const std::vector<Sizes> kShapes = {{1}, {3, 5}, {257}, {1031, 3}};
+
+std::vector<Tensor> make_parameters(TensorOptions options) {
+  std::vector<Tensor> parameters;
+  for (size_t i = 0; i < kShapes.size(); ++i)
+    parameters.push_back(leaf(noise(kShapes[i], 10 + i), options));
+  return parameters;
+}
+
+// Gradients of step t, by hand: the optimizer alone is under test.
+void set_gradients(const std::vector<Tensor>& parameters, int t) {
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const Tensor& p = parameters[i];
+    p.set_grad(tensor(noise(kShapes[i], 100 * static_cast<uint64_t>(t) + i), p.options()));
+  }
+}
+
+// The equations of the papers, an element at a time.
+struct Reference {
+  virtual ~Reference() = default;
+  virtual double update(double p, double g, double& m, double& v, int t) const = 0;
+};
+
+struct AdamReference : Reference {
+  AdamOptions o;
+  explicit AdamReference(AdamOptions options) : o(options) {}
+  double update(double p, double g, double& m, double& v, int t) const override {
+    if (o.decoupled)
+      p -= o.lr * o.weight_decay * p;
+    else
+      g += o.weight_decay * p;
+    m = o.beta1 * m + (1 - o.beta1) * g;
+    v = o.beta2 * v + (1 - o.beta2) * g * g;
+    const double m_hat = m / (1 - std::pow(o.beta1, t)), v_hat = v / (1 - std::pow(o.beta2, t));
+    return p - o.lr * m_hat / (std::sqrt(v_hat) + o.eps);
+  }
+};
+
+struct SgdReference : Reference {
+  SGDOptions o;
+  explicit SgdReference(SGDOptions options) : o(options) {}
+  double update(double p, double g, double& m, double&, int t) const override {
+    g += o.weight_decay * p;
+    if (o.momentum != 0) {
+      m = t == 1 ? g : o.momentum * m + (1 - o.dampening) * g;
+      g = o.nesterov ? g + o.momentum * m : m;
+    }
+    return p - o.lr * g;
+  }
+};
+
+using Make = std::function<std::unique_ptr<Optimizer>(const std::vector<Tensor>&)>;
+
+struct Method {
+  std::string name;
+  Make make;
+  std::shared_ptr<Reference> reference;
+};
+
+Method adam(const std::string& name, AdamOptions o) {
+  return {name, [o](const auto& p) { return std::make_unique<Adam>(p, o); },
+          std::make_shared<AdamReference>(o)};
+}
+
+Method sgd(const std::string& name, SGDOptions o) {
+  return {name, [o](const auto& p) { return std::make_unique<SGD>(p, o); },
+          std::make_shared<SgdReference>(o)};
+}
+
+std::vector<Method> methods() {
+  std::vector<Method> all = {
+      adam("Adam", {}),
+      adam("Adam, decay", {.lr = 0.02, .beta1 = 0.8, .beta2 = 0.95, .weight_decay = 0.1}),
+      adam("Adam, eps", {.lr = 0.1, .beta1 = 0, .beta2 = 0.5, .eps = 0.1}),
+      adam("Adam, decoupled", {.lr = 0.05, .weight_decay = 0.3, .decoupled = true}),
+      sgd("SGD", {.lr = 0.1}),
+      sgd("SGD, decay", {.lr = 0.1, .weight_decay = 0.2}),
+      sgd("SGD, momentum", {.lr = 0.1, .momentum = 0.9}),
+      sgd("SGD, dampening", {.lr = 0.1, .momentum = 0.9, .dampening = 0.5, .weight_decay = 0.1}),
+      sgd("SGD, Nesterov", {.lr = 0.1, .momentum = 0.9, .weight_decay = 0.1, .nesterov = true}),
+  };
+  const AdamOptions w{.lr = 0.01, .weight_decay = 0.2, .decoupled = true};
+  all.push_back({"AdamW",
+                 [](const auto& p) {
+                   return std::make_unique<AdamW>(p, AdamOptions{.lr = 0.01, .weight_decay = 0.2});
+                 },
+                 std::make_shared<AdamReference>(w)});
+  return all;
+}
+
+}  // namespace
+
+DEVICE_TEST("optim: steps follow the equations", "[optim]") {
+  constexpr int kSteps = 12;
+  for (const Method& method : methods())
+    for (DType dtype : {kFloat32, kFloat64}) {
+      const std::vector<Tensor> parameters = make_parameters({dtype, device});
+      const std::unique_ptr<Optimizer> optimizer = method.make(parameters);
+      std::vector<Array> p, m, v;
+      for (const Tensor& t : parameters) {
+        p.push_back(array(t));
+        m.push_back(filled(p.back().shape));
+        v.push_back(filled(p.back().shape));
+      }
+      for (int t = 1; t <= kSteps; ++t) {
+        set_gradients(parameters, t);
+        for (size_t i = 0; i < p.size(); ++i) {
+          const std::vector<double> g = parameters[i].grad().to_vector<double>();
+          for (size_t k = 0; k < g.size(); ++k)
+            p[i].v[k] = method.reference->update(p[i].v[k], g[k], m[i].v[k], v[i].v[k], t);
+        }
+        optimizer->step();
+        if (t > 2 && t < kSteps) continue;
+        INFO("step " << t);
+        // A few roundings a step in p, and in m and v, whose errors lr scales down.
+        for (size_t i = 0; i < p.size(); ++i) check_close(method.name, parameters[i], p[i], 6 * t);
+      }
+      CHECK(optimizer->steps() == kSteps);
+    }
+}
+
+DEVICE_TEST("optim: the first step by hand", "[optim]") {
+  const TensorOptions options{kFloat64, device};
+  const auto after_one = [&](const Make& make) {
+    const Tensor p = leaf({{3}, {1, 2, -4}}, options);
+    p.set_grad(tensor({{3}, {0.5, -1000, 1e-3}}, options));
+    make({p})->step();
+    return p.to_vector<double>();
+  };
+  const auto near = [](const std::vector<double>& a, const std::vector<double>& b,
+                       double tolerance) {
+    for (size_t i = 0; i < a.size(); ++i) CHECK(std::abs(a[i] - b[i]) <= tolerance);
+  };
+  // Adam's first step moves each element by lr, whatever its gradient's size, but for eps.
+  near(after_one([](const auto& p) { return std::make_unique<Adam>(p, AdamOptions{.lr = 0.1}); }),
+       {0.9, 2.1, -4.1}, 1e-5);
+  // Decoupled decay shrinks by 1 - lr * decay first; 0.01 unless set.
+  near(after_one([](const auto& p) { return std::make_unique<AdamW>(p); }),
+       {0.99999 - 0.001, 2 * 0.99999 + 0.001, -4 * 0.99999 - 0.001}, 1e-7);
+  near(after_one([](const auto& p) {
+         return std::make_unique<AdamW>(p, AdamOptions{.lr = 0.1, .weight_decay = 0.5});
+       }),
+       {0.85, 2.0, -3.9}, 1e-5);
+  near(after_one([](const auto& p) { return std::make_unique<SGD>(p, SGDOptions{.lr = 0.1}); }),
+       {0.95, 102, -4.0001}, 1e-12);
+  near(after_one([](const auto& p) {
+         return std::make_unique<SGD>(
+             p, SGDOptions{.lr = 0.1, .momentum = 0.5, .weight_decay = 0.1, .nesterov = true});
+       }),
+       {1 - 0.15 * 0.6, 2 + 0.15 * 999.8, -4 + 0.15 * 0.399}, 1e-10);
+}
+
+DEVICE_TEST("optim: a parameter without a gradient is left alone", "[optim]") {
+  for (const Method& method : methods()) {
+    INFO(method.name);
+    const TensorOptions options{kFloat32, device};
+    const Tensor a = leaf(noise({5}, 1), options), b = leaf(noise({7}, 2), options);
+    const Tensor a0 = a.detach().clone(), b0 = b.detach().clone();
+    const auto optimizer = method.make({a, b});
+    b.set_grad(ones({7}, options));
+    optimizer->step();
+    CHECK(same_bits(a.detach(), a0));
+    CHECK(!same_bits(b.detach(), b0));
+    optimizer->zero_grad();
+    CHECK(!b.grad().defined());
+    const Tensor b1 = b.detach().clone();
+    optimizer->step();
+    CHECK(same_bits(b.detach(), b1));
+    a.set_grad(ones({5}, options));
+    optimizer->step();
+    CHECK(!same_bits(a.detach(), a0));
+    CHECK(same_bits(b.detach(), b1));
+  }
+}
+
+DEVICE_TEST("optim: a step is an in-place change outside the graph", "[optim]") {
+  for (const Method& method : methods()) {
+    INFO(method.name);
+    const Tensor p = leaf({{2}, {1, 2}}, {kFloat32, device});
+    const auto optimizer = method.make({p});
+    const Tensor loss = sum(p * p);
+    p.set_grad(ones({2}, {kFloat32, device}));
+    optimizer->step();
+    CHECK(p.is_leaf());
+    CHECK(p.requires_grad());
+    // The loss saved the old values: its derivative would silently be wrong.
+    check_throws<GradError>([&] { loss.backward(); }, {"in place"});
+  }
+}
+
+DEVICE_TEST("optim: the learning rate can change", "[optim]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor p = leaf({{1}, {1}}, options);
+  SGD optimizer({p}, {.lr = 0.5});
+  CHECK(optimizer.lr() == 0.5);
+  CHECK(optimizer.steps() == 0);
+  p.set_grad(ones({1}, options));
+  optimizer.step();
+  CHECK(p.item<double>() == 0.5);
+  optimizer.set_lr(0.25);
+  CHECK(optimizer.lr() == 0.25);
+  optimizer.step();
+  CHECK(p.item<double>() == 0.25);
+  optimizer.set_lr(0);
+  optimizer.step();
+  CHECK(p.item<double>() == 0.25);
+  CHECK(optimizer.steps() == 3);
+  check_throws<ValueError>([&] { optimizer.set_lr(-1); }, {"lr"});
+  check_throws<ValueError>([&] { optimizer.set_lr(std::nan("")); }, {"lr"});
+  CHECK(optimizer.lr() == 0);
+}
+
+DEVICE_TEST("optim: saved state continues bit by bit", "[optim]") {
+  for (const Method& method : methods())
+    for (DType dtype : {kFloat32, kFloat64}) {
+      INFO(method.name << ' ' << dtype);
+      const std::vector<Tensor> through = make_parameters({dtype, device});
+      const auto optimizer = method.make(through);
+      for (int t = 1; t <= 4; ++t) {
+        set_gradients(through, t);
+        optimizer->step();
+      }
+      // What a checkpoint holds: copies, on the CPU.
+      StateDict state = optimizer->state_dict();
+      for (auto& entry : state) entry.second = entry.second.to(kCpu).clone();
+      std::vector<Tensor> resumed;
+      for (const Tensor& p : through) {
+        resumed.push_back(p.detach().clone());
+        resumed.back().set_requires_grad();
+      }
+      const auto other = method.make(resumed);
+      other->load_state_dict(state);
+      CHECK(other->steps() == 4);
+      for (int t = 5; t <= 8; ++t) {
+        set_gradients(through, t);
+        set_gradients(resumed, t);
+        optimizer->step();
+        other->step();
+      }
+      CHECK(other->steps() == 8);
+      for (size_t i = 0; i < through.size(); ++i)
+        CHECK(same_bits(through[i].detach(), resumed[i].detach()));
+    }
+}
+
+DEVICE_TEST("optim: state that does not fit is refused and changes nothing", "[optim]") {
+  const TensorOptions options{kFloat32, device};
+  const Tensor a = leaf(noise({3}, 1), options), b = leaf(noise({2, 2}, 2), options);
+  Adam optimizer({a, b});
+  a.set_grad(ones({3}, options));
+  b.set_grad(ones({2, 2}, options));
+  optimizer.step();
+  const auto snapshot = [&] {
+    std::vector<std::vector<double>> all;
+    for (const auto& entry : optimizer.state_dict())
+      all.push_back(entry.second.to_vector<double>());
+    return all;
+  };
+  const auto before = snapshot();
+  StateDict good = optimizer.state_dict();
+  for (auto& entry : good) entry.second = entry.second.clone();
+  CHECK(good.size() == 5);
+  bool has_step = false;
+  for (const auto& entry : good) has_step = has_step || entry.first == "step";
+  CHECK(has_step);
+
+  StateDict missing(good.begin() + 1, good.end());
+  check_throws<ValueError>([&] { optimizer.load_state_dict(missing); }, {good[0].first});
+  StateDict surplus = good;
+  surplus.emplace_back("7.m", zeros({1}));
+  check_throws<ValueError>([&] { optimizer.load_state_dict(surplus); }, {"7.m"});
+  StateDict reshaped = good;
+  for (auto& entry : reshaped)
+    if (entry.second.shape() == Shape{3}) entry.second = zeros({4});
+  check_throws<ShapeError>([&] { optimizer.load_state_dict(reshaped); }, {"(3,)", "(4,)"});
+  CHECK(snapshot() == before);
+  CHECK(optimizer.steps() == 1);
+}
+
+DEVICE_TEST("optim: parameters that are no leaves or unlike each other are refused", "[optim]") {
+  const TensorOptions options{kFloat32, device};
+  const Tensor p = leaf(noise({3}, 1), options), q = leaf(noise({3}, 1), {kFloat64, device});
+  check_throws<Error>([&] { Adam({zeros({3}, options)}); }, {"Adam", "leaves"});
+  check_throws<Error>([&] { Adam({p, q}); }, {"Adam", "float32", "float64"});
+  check_throws<Error>([&] { SGD({Tensor()}); }, {"SGD"});
+  check_throws<Error>([&] { SGD(std::vector<Tensor>{}); }, {"SGD"});
+  if (device.is_cuda())
+    check_throws<Error>([&] { SGD({p, leaf(noise({3}, 1))}); }, {"SGD", "cuda", "cpu"});
+}
+
+TEST_CASE("optim: options out of range are refused", "[optim]") {
+  const std::vector<Tensor> p = {leaf(noise({3}, 1))};
+  const double nan = std::nan("");
+  for (double bad : {-1.0, nan}) {
+    check_throws<ValueError>([&] { Adam(p, {.lr = bad}); }, {"Adam", "lr"});
+    check_throws<ValueError>([&] { Adam(p, {.eps = bad}); }, {"Adam", "eps"});
+    check_throws<ValueError>([&] { Adam(p, {.weight_decay = bad}); }, {"Adam", "weight_decay"});
+    check_throws<ValueError>([&] { SGD(p, {.lr = bad}); }, {"SGD", "lr"});
+    check_throws<ValueError>([&] { SGD(p, {.momentum = bad}); }, {"SGD", "momentum"});
+    check_throws<ValueError>([&] { SGD(p, {.weight_decay = bad}); }, {"SGD", "weight_decay"});
+  }
+  for (double bad : {-0.1, 1.0, nan}) {
+    check_throws<ValueError>([&] { Adam(p, {.beta1 = bad}); }, {"Adam", "betas"});
+    check_throws<ValueError>([&] { Adam(p, {.beta2 = bad}); }, {"Adam", "betas"});
+  }
+  check_throws<ValueError>([&] { SGD(p, {.nesterov = true}); }, {"SGD", "nesterov"});
+  check_throws<ValueError>([&] { SGD(p, {.momentum = 0.9, .dampening = 0.1, .nesterov = true}); },
+                           {"SGD", "nesterov", "dampening"});
+}
+
+}  // namespace sinter::test

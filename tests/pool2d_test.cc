@@ -1,0 +1,193 @@
+#include "gradient_check.h"
+#include "oracle.h"
+
+namespace sinter::test {
+namespace {
+
+struct Kind {
+  const char* name;
+  Tensor (*op)(const Tensor&, Pair, const Pool2dOptions&);
+  std::pair<Array, Array> (*oracle)(const Array&, const oracle::Pool&, const Array&);
+};
+const Kind kMax{"max_pool2d", max_pool2d, oracle::max_pool2d};
+const Kind kAvg{"avg_pool2d", avg_pool2d, oracle::avg_pool2d};
+
+Op pool_op(const Kind& kind, const oracle::Pool& p) {
+  const auto pair = [](int64_t h, int64_t w) {
+    return Pair(static_cast<int>(h), static_cast<int>(w));
+  };
+  return [op = kind.op, kernel = pair(p.kh, p.kw),
+          options = Pool2dOptions{pair(p.stride_h, p.stride_w), pair(p.pad_h, p.pad_w)}](
+             const std::vector<Tensor>& in) { return op(in[0], kernel, options); };
+}
+
+void check_pool(Device device, const Sizes& shape, const oracle::Pool& p) {
+  INFO("x " << Shape(shape) << " kernel " << p.kh << ',' << p.kw << " stride " << p.stride_h << ','
+            << p.stride_w << " padding " << p.pad_h << ',' << p.pad_w);
+  const Array x = ramp(shape, 1);
+  const Array dy = noise(oracle::windows(shape, p).first, 2);
+  // Windows that overlap add up gradients; the maximum itself is copied.
+  const auto overlap = static_cast<double>(((p.kh + p.stride_h - 1) / p.stride_h) *
+                                           ((p.kw + p.stride_w - 1) / p.stride_w));
+  const auto [y, dx] = oracle::max_pool2d(x, p, dy);
+  check_op({"max_pool2d", {x}, pool_op(kMax, p), y, dy, {dx}, 0, {overlap}}, device);
+  const auto [mean, dmean] = oracle::avg_pool2d(x, p, dy);
+  check_op({"avg_pool2d",
+            {x},
+            pool_op(kAvg, p),
+            mean,
+            dy,
+            {dmean},
+            static_cast<double>(p.kh * p.kw),
+            {overlap}},
+           device);
+}
+
+}  // namespace
+
+DEVICE_TEST("pool2d: hand-computed case", "[pool2d]") {
+  const Array x{{1, 1, 3, 4}, {1, 2, 3, 4, 8, 7, 6, 5, 0, 9, -1, -2}};
+  const oracle::Pool p{2, 2, 1, 2};
+  const Array dy{{1, 1, 2, 2}, {1, 10, 100, 1000}};
+  check_op({"max_pool2d",
+            {x},
+            pool_op(kMax, p),
+            {{1, 1, 2, 2}, {8, 6, 9, 6}},
+            dy,
+            {{{1, 1, 3, 4}, {0, 0, 0, 0, 1, 0, 1010, 0, 0, 100, 0, 0}}},
+            0,
+            {0}},
+           device);
+  check_op({"avg_pool2d",
+            {x},
+            pool_op(kAvg, p),
+            {{1, 1, 2, 2}, {4.5, 4.5, 6, 2}},
+            dy,
+            {{{1, 1, 3, 4}, {0.25, 0.25, 2.5, 2.5, 25.25, 25.25, 252.5, 252.5, 25, 25, 250, 250}}},
+            0,
+            {0}},
+           device);
+}
+
+DEVICE_TEST("pool2d: the stride defaults to the kernel", "[pool2d]") {
+  const Tensor x = tensor(ramp({2, 3, 8, 9}, 1), {kFloat32, device});
+  CHECK(max_pool2d(x, 2).shape() == Shape{2, 3, 4, 4});  // the ninth column is left out
+  CHECK(max_pool2d(x, Pair(4, 3)).shape() == Shape{2, 3, 2, 3});
+  CHECK(avg_pool2d(x, Pair(4, 3)).shape() == Shape{2, 3, 2, 3});
+  CHECK(same_bits(max_pool2d(x, Pair(4, 3)), max_pool2d(x, Pair(4, 3), {.stride = Pair(4, 3)})));
+  CHECK(max_pool2d(x, 3, {.padding = 1}).shape() == Shape{2, 3, 3, 3});
+}
+
+DEVICE_TEST("pool2d: shapes", "[pool2d]") {
+  check_pool(device, {1, 1, 1, 1}, {1, 1, 1, 1});
+  check_pool(device, {5, 6, 28, 28}, {2, 2, 2, 2});
+  check_pool(device, {5, 16, 10, 10}, {2, 2, 2, 2});
+  check_pool(device, {2, 3, 7, 9}, {2, 2, 2, 2});  // a row and a column left out
+  check_pool(device, {2, 3, 5, 7}, {5, 7, 5, 7});  // the whole plane
+  check_pool(device, {2, 3, 1, 9}, {1, 3, 1, 2});
+  check_pool(device, {2, 3, 9, 1}, {3, 1, 2, 1});
+  check_pool(device, {1, 1, 67, 131}, {3, 2, 2, 3, 1, 1});
+  check_pool(device, {1, 1, 3, 2051}, {2, 3, 1, 2, 1, 1});
+  check_pool(device, {130, 3, 4, 5}, {2, 3, 2, 1});
+  check_pool(device, {3, 258, 4, 3}, {2, 2, 2, 1});
+}
+
+DEVICE_TEST("pool2d: every combination of kernel and stride and padding", "[pool2d]") {
+  for (int64_t kh = 1; kh <= 4; ++kh)
+    for (int64_t kw = 1; kw <= 3; ++kw)
+      for (int64_t sh = 1; sh <= 3; ++sh)
+        for (int64_t sw = 1; sw <= 3; ++sw)
+          for (int64_t ph = 0; ph <= kh / 2; ++ph)
+            for (int64_t pw = 0; pw <= kw / 2; ++pw)
+              check_pool(device, {2, 2, 6, 7}, {kh, kw, sh, sw, ph, pw});
+}
+
+DEVICE_TEST("pool2d: gradient check", "[pool2d]") {
+  for (const Kind& kind : {kMax, kAvg}) {
+    check_gradient(device, {ramp({2, 3, 6, 7}, 1)}, pool_op(kind, {2, 2, 2, 2}));
+    check_gradient(device, {ramp({2, 3, 7, 5}, 2)}, pool_op(kind, {3, 2, 2, 1, 1, 1}));
+  }
+}
+
+DEVICE_TEST("max_pool2d: of equal elements the first wins and takes the gradient", "[pool2d]") {
+  for (DType dtype : {kFloat32, kFloat64}) {
+    const TensorOptions options{dtype, device};
+    const Tensor x = leaf(filled({2, 3, 4, 6}, -2.5), options);
+    const Tensor y = max_pool2d(x, Pair(2, 3));
+    check_close("max_pool2d: y", y, filled({2, 3, 2, 2}, -2.5), 0);
+    y.backward(ones(y.shape(), options));
+    Array expected = filled({2, 3, 4, 6});
+    for (size_t plane = 0; plane < 6; ++plane)
+      for (size_t i : {0, 3, 12, 15}) expected.v[plane * 24 + i] = 1;
+    check_close("max_pool2d: gradient 0", x.grad(), expected, 0);
+
+    // Row-major order of the window: (0, 1) before (1, 0).
+    const Tensor z = leaf({{1, 1, 2, 2}, {0, 7, 7, 0}}, options);
+    max_pool2d(z, 2).backward(ones({1, 1, 1, 1}, options));
+    check_close("max_pool2d: gradient 0", z.grad(), {{1, 1, 2, 2}, {0, 1, 0, 0}}, 0);
+
+    // Zeros of both signs are equal.
+    const Tensor s = leaf({{1, 1, 1, 2}, {-0.0, 0.0}}, options);
+    max_pool2d(s, Pair(1, 2)).backward(ones({1, 1, 1, 1}, options));
+    check_close("max_pool2d: gradient 0", s.grad(), {{1, 1, 1, 2}, {1, 0}}, 0);
+  }
+}
+
+DEVICE_TEST("max_pool2d: padding never wins", "[pool2d]") {
+  for (DType dtype : {kFloat32, kFloat64}) {
+    const TensorOptions options{dtype, device};
+    Array x = ramp({2, 2, 5, 5}, 3);
+    for (double& value : x.v) value -= 3;  // all negative
+    const oracle::Pool p{3, 3, 2, 2, 1, 1};
+    const Array dy = noise({2, 2, 3, 3}, 4);
+    const auto [y, dx] = oracle::max_pool2d(x, p, dy);
+    check_op({"max_pool2d", {x}, pool_op(kMax, p), y, dy, {dx}, 4, {4}}, device);
+    // Nor against -infinity, whose gradient must still find an element.
+    const double lowest = -std::numeric_limits<double>::infinity();
+    const Tensor z = leaf(filled({1, 1, 2, 2}, lowest), options);
+    const Tensor m = max_pool2d(z, 2, {.padding = 1});
+    for (double value : m.to_vector<double>()) CHECK(value == lowest);
+    m.backward(ones({1, 1, 2, 2}, options));
+    check_close("max_pool2d: gradient 0", z.grad(), filled({1, 1, 2, 2}, 1), 0);
+  }
+}
+
+DEVICE_TEST("pool2d: a NaN is the maximum", "[pool2d]") {
+  for (DType dtype : {kFloat32, kFloat64})
+    for (size_t place = 0; place < 4; ++place) {
+      const TensorOptions options{dtype, device};
+      Array x{{1, 1, 2, 4}, {1, 2, 3, 4, 5, 6, 7, 8}};
+      x.v[place / 2 * 4 + place % 2] = std::nan("");
+      const Tensor t = leaf(x, options);
+      const Tensor y = max_pool2d(t, 2);
+      const std::vector<double> values = y.to_vector<double>();
+      CHECK(std::isnan(values[0]));
+      CHECK(values[1] == 8);
+      y.backward(ones({1, 1, 1, 2}, options));
+      Array dx{{1, 1, 2, 4}, {0, 0, 0, 0, 0, 0, 0, 1}};
+      dx.v[place / 2 * 4 + place % 2] = 1;
+      check_close("max_pool2d: gradient 0", t.grad(), dx, 0);
+      const std::vector<double> mean = avg_pool2d(t, 2).to_vector<double>();
+      CHECK(std::isnan(mean[0]));
+      CHECK(mean[1] == 5.5);
+    }
+}
+
+DEVICE_TEST("pool2d: errors name the operator and the shapes", "[pool2d]") {
+  const TensorOptions options{kFloat32, device};
+  const Tensor x = zeros({2, 3, 4, 5}, options);
+  for (const Kind& kind : {kMax, kAvg}) {
+    const std::string op = kind.name;
+    check_throws<ShapeError>([&] { kind.op(zeros({3, 4, 5}, options), 2, {}); }, {op, "(3, 4, 5)"});
+    check_throws<ShapeError>([&] { kind.op(x, Pair(5, 2), {}); }, {op, "(2, 3, 4, 5)", "5"});
+    check_throws<ShapeError>([&] { kind.op(x, Pair(2, 6), {}); }, {op, "(2, 3, 4, 5)", "6"});
+    check_throws<Error>([&] { kind.op(x, 0, {}); }, {op, "kernel"});
+    check_throws<Error>([&] { kind.op(x, 2, {.stride = -1}); }, {op, "stride"});
+    check_throws<Error>([&] { kind.op(x, 3, {.padding = 2}); }, {op, "padding"});
+    check_throws<Error>([&] { kind.op(x, 3, {.padding = -1}); }, {op, "padding"});
+    check_throws<DtypeError>([&] { kind.op(x.to(kInt64), 2, {}); }, {op, "int64"});
+    check_throws<Error>([&] { kind.op(Tensor(), 2, {}); }, {op});
+  }
+}
+
+}  // namespace sinter::test

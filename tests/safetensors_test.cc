@@ -1,0 +1,374 @@
+#include <sinter/safetensors.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include <csignal>
+#include <cstring>
+#include <limits>
+#include <numeric>
+
+#include "catch.h"
+#include "temp_dir.h"
+#include "values.h"
+
+using namespace sinter;
+using sinter::test::check_throws;
+using sinter::test::read_file;
+using sinter::test::same_bits;
+using sinter::test::TempDir;
+using sinter::test::write_file;
+
+namespace {
+
+std::string little_endian(uint64_t n) {
+  std::string bytes(8, '\0');
+  for (int i = 0; i < 8; ++i) bytes[i] = static_cast<char>(n >> (8 * i));
+  return bytes;
+}
+
+// A file of this header and `data` bytes 0, 1, 2, …
+std::string file_of(const std::string& header, size_t data = 0) {
+  std::string bytes = little_endian(header.size()) + header;
+  for (size_t i = 0; i < data; ++i) bytes += static_cast<char>(i);
+  return bytes;
+}
+
+SafetensorsFile parse(const std::string& bytes) {
+  return parse_safetensors(std::as_bytes(std::span(bytes)), "m.safetensors");
+}
+
+// Tensors of every dtype, a scalar, an empty one, the largest rank and an awkward name.
+NamedTensors samples() {
+  const auto inf = std::numeric_limits<double>::infinity();
+  return {{"conv.weight", from_vector<float>({1.5F, -2, 0, 3e-39F, 1e38F, -0.0F}, {2, 3})},
+          {"wide", from_vector<double>({inf, -inf, std::nan(""), 1e-310}, {4})},
+          {"step", from_vector<int64_t>({std::numeric_limits<int64_t>::min()}, {})},
+          {"ints", from_vector<int32_t>({1, -2, 3}, {3, 1})},
+          {"bytes", from_vector<uint8_t>({0, 127, 255}, {1, 1, 1, 1, 1, 1, 1, 3})},
+          {"empty", from_vector<float>({}, {3, 0, 2})},
+          {"quote \" slash \\ newline \n \xC3\xA9 \xE2\x82\xAC", from_vector<float>({7}, {1})},
+          {"", from_vector<uint8_t>({9}, {})}};
+}
+
+}  // namespace
+
+TEST_CASE("safetensors: what is saved is what is loaded", "[safetensors]") {
+  const TempDir dir;
+  const NamedTensors saved = samples();
+  const std::map<std::string, std::string> metadata = {{"format", "pt"}, {"", "\"quoted\"\n"}};
+  save_safetensors(dir / "m.safetensors", saved, metadata);
+  const SafetensorsFile loaded = load_safetensors(dir / "m.safetensors");
+  CHECK(loaded.metadata == metadata);
+  REQUIRE(loaded.tensors.size() == saved.size());
+  for (const auto& [name, tensor] : saved) {
+    INFO(name);
+    const auto it = std::find_if(loaded.tensors.begin(), loaded.tensors.end(),
+                                 [&, &wanted = name](const auto& t) { return t.first == wanted; });
+    REQUIRE(it != loaded.tensors.end());
+    CHECK(same_bits(it->second, tensor));
+    CHECK(it->second.device() == kCpu);
+  }
+  CHECK(dir.entries() == 1);  // no temporary file is left
+
+  SECTION("tensors follow each other from the widest element to the narrowest, aligned") {
+    const std::string bytes = read_file(dir / "m.safetensors");
+    uint64_t header = 0;
+    std::memcpy(&header, bytes.data(), 8);
+    CHECK(header % 8 == 0);
+    std::vector<std::string> names;
+    for (const auto& [name, tensor] : loaded.tensors) names.push_back(name);
+    const std::vector<std::string> expected = {
+        "step", "wide", "conv.weight", "empty", saved[6].first, "ints", "", "bytes"};
+    // An empty tensor shares its offset with the next one, so these two have no order.
+    CHECK(std::is_permutation(names.begin(), names.end(), expected.begin(), expected.end()));
+    CHECK(names.front() == "step");
+    CHECK(names.back() == "bytes");
+  }
+  SECTION("the same tensors in another order give the same bytes") {
+    save_safetensors(dir / "again.safetensors", {saved.rbegin(), saved.rend()}, metadata);
+    CHECK(read_file(dir / "again.safetensors") == read_file(dir / "m.safetensors"));
+  }
+  SECTION("nothing but a header") {
+    save_safetensors(dir / "none.safetensors", {});
+    const SafetensorsFile none = load_safetensors(dir / "none.safetensors");
+    CHECK(none.tensors.empty());
+    CHECK(none.metadata.empty());
+  }
+}
+
+TEST_CASE("safetensors: the reference implementation's bytes", "[safetensors]") {
+  // Recorded from the Python package, version 0.8.0:
+  //   safetensors.numpy.save({"b": float32 [[1, 2]], "a": uint8 [5, 6, 7], "n": int64 -1 (scalar)},
+  //                          metadata={"k": "v"})
+  const std::string recorded =
+      little_endian(192) +
+      R"({"__metadata__":{"k":"v"},)"
+      R"("n":{"dtype":"I64","shape":[],"data_offsets":[0,8]},)"
+      R"("b":{"dtype":"F32","shape":[1,2],"data_offsets":[8,16]},)"
+      R"("a":{"dtype":"U8","shape":[3],"data_offsets":[16,19]}}    )" +
+      std::string("\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\x80\x3f\x00\x00\x00\x40\x05\x06\x07",
+                  19);
+  const NamedTensors tensors = {{"b", from_vector<float>({1, 2}, {1, 2})},
+                                {"a", from_vector<uint8_t>({5, 6, 7}, {3})},
+                                {"n", from_vector<int64_t>({-1}, {})}};
+  const TempDir dir;
+  save_safetensors(dir / "m", tensors, {{"k", "v"}});
+  CHECK(read_file(dir / "m") == recorded);
+  const SafetensorsFile loaded = parse(recorded);
+  REQUIRE(loaded.tensors.size() == 3);
+  CHECK(loaded.tensors[0].first == "n");
+  CHECK(loaded.tensors[1].first == "b");
+  CHECK(loaded.tensors[2].first == "a");
+  CHECK(same_bits(loaded.tensors[0].second, tensors[2].second));
+  CHECK(same_bits(loaded.tensors[1].second, tensors[0].second));
+  CHECK(same_bits(loaded.tensors[2].second, tensors[1].second));
+}
+
+TEST_CASE("safetensors: valid files that look odd", "[safetensors]") {
+  CHECK(parse(file_of("{}")).tensors.empty());
+  CHECK(parse(file_of("{}      ")).tensors.empty());
+  CHECK(parse(file_of(R"({"__metadata__":{}})")).metadata.empty());
+  SECTION("offsets in another order than the names, not aligned") {
+    const SafetensorsFile f =
+        parse(file_of(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[1,5]},)"
+                      R"("b":{"data_offsets":[0,1],"shape":[],"dtype":"U8"}})",
+                      5));
+    REQUIRE(f.tensors.size() == 2);
+    CHECK(f.tensors[0].first == "b");
+    CHECK(f.tensors[0].second.item<int>() == 0);
+    float expected = 0;
+    std::memcpy(&expected, "\1\2\3\4", 4);
+    CHECK(f.tensors[1].second.item<float>() == expected);
+  }
+  SECTION("empty tensors anywhere") {
+    const SafetensorsFile f =
+        parse(file_of(R"({"a":{"dtype":"F64","shape":[0],"data_offsets":[0,0]},)"
+                      R"("b":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},)"
+                      R"("c":{"dtype":"U8","shape":[4,0],"data_offsets":[2,2]}})",
+                      2));
+    REQUIRE(f.tensors.size() == 3);
+    CHECK(f.tensors[2].second.shape() == Shape({4, 0}));
+  }
+  SECTION("a name repeated on another level is no duplicate") {
+    CHECK(parse(file_of(R"({"__metadata__":{"dtype":"x"},)"
+                        R"("dtype":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})",
+                        1))
+              .tensors.size() == 1);
+  }
+}
+
+TEST_CASE("safetensors: malformed files", "[safetensors]") {
+  struct Case {
+    std::string what, bytes;
+    std::vector<std::string> message;
+  };
+  // An entry "w", otherwise whole, of 4 bytes.
+  const auto with = [](const std::string& dtype, const std::string& shape,
+                       const std::string& offsets, size_t data = 4) {
+    return file_of(R"({"w":{"dtype":)" + dtype + R"(,"shape":)" + shape + R"(,"data_offsets":)" +
+                       offsets + "}}",
+                   data);
+  };
+  const auto two = [](const std::string& a, const std::string& b, size_t data) {
+    return file_of(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":)" + a +
+                       R"(},"b":{"dtype":"U8","shape":[2],"data_offsets":)" + b + "}}",
+                   data);
+  };
+  const std::string whole = with(R"("F32")", "[1]", "[0,4]");
+  REQUIRE(parse(whole).tensors.size() == 1);
+
+  std::string deep = R"({"w":)";
+  for (int i = 0; i < 100000; ++i) deep += '[';
+  const std::vector<Case> cases = {
+      {"empty file", "", {"0 bytes, expected at least 8"}},
+      {"half a length", whole.substr(0, 5), {"5 bytes, expected at least 8"}},
+      {"a length only", whole.substr(0, 8), {"only 0 bytes follow", "truncated"}},
+      {"half a header", whole.substr(0, 20), {"only 12 bytes follow", "truncated"}},
+      {"half the data", whole.substr(0, whole.size() - 2), {"\"w\"", "end <= 2"}},
+      {"data left over", whole + "x", {"end at offset 4, expected 5"}},
+      {"header too long", little_endian(100'000'001) + "{}", {"100000001", "at most 100000000"}},
+      {"header length of 2^64 - 1", little_endian(~uint64_t{0}) + "{}", {"18446744073709551615"}},
+      {"empty header", file_of(""), {"begin with '{'"}},
+      {"leading space", file_of(" {}"), {"begin with '{'"}},
+      {"leading byte order mark", file_of("\xEF\xBB\xBF{}"), {"begin with '{'"}},
+      {"a list for a header", file_of("[]"), {"begin with '{'"}},
+      {"no JSON", file_of("{w"), {"header: ", "parse error"}},
+      {"JSON cut off", file_of(R"({"w":{"dtype")"), {"parse error"}},
+      {"text after the JSON", file_of("{} x"), {"parse error"}},
+      {"a comment", file_of("{/**/}"), {"parse error"}},
+      {"NUL after the JSON", file_of(std::string("{}\0x", 4)), {"NUL at byte 10"}},
+      {"not UTF-8", file_of("{\"\xFF\":{}}"), {"parse error", "UTF-8"}},
+      {"number beyond double", with(R"("F32")", "[1e999]", "[0,4]"), {"header: ", "1e999"}},
+      {"nested lists", file_of(deep), {"nested"}},
+      {"nested objects", file_of(R"({"w":{"dtype":{}}})"), {"nested deeper"}},
+      {"list in a list", with(R"("F32")", "[[1]]", "[0,4]"), {"nested deeper"}},
+      {"duplicate tensor",
+       file_of(R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+               R"("w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})",
+               1),
+       {"duplicate key \"w\""}},
+      {"duplicate by an escape", file_of(R"({"w":{},"\u0077":{}})"), {"duplicate key \"w\""}},
+      {"duplicate field",
+       file_of(R"({"w":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1),
+       {"duplicate key \"dtype\""}},
+      {"duplicate metadata", file_of(R"({"__metadata__":{"a":"1","a":"2"}})"), {"duplicate key"}},
+      {"metadata twice",
+       file_of(R"({"__metadata__":{},"__metadata__":{}})"),
+       {"duplicate key \"__metadata__\""}},
+      {"metadata no object", file_of(R"({"__metadata__":"pt"})"), {"__metadata__", "got string"}},
+      {"metadata not strings",
+       file_of(R"({"__metadata__":{"epoch":3}})"),
+       {"__metadata__", "\"epoch\"", "got number"}},
+      {"entry no object", file_of(R"({"w":[1]})"), {"\"w\"", "expected an object, got array"}},
+      {"unknown field",
+       file_of(R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"strides":[1]}})", 1),
+       {"\"w\"", "unexpected field \"strides\""}},
+      {"no dtype", file_of(R"({"w":{"shape":[1],"data_offsets":[0,1]}})", 1), {"no dtype"}},
+      {"no shape", file_of(R"({"w":{"dtype":"U8","data_offsets":[0,1]}})", 1), {"no shape"}},
+      {"no offsets", file_of(R"({"w":{"dtype":"U8","shape":[1]}})", 1), {"no data_offsets"}},
+      {"unknown dtype", with(R"("BF16")", "[2]", "[0,4]"), {"\"w\"", "\"BF16\"", "expected F32"}},
+      {"dtype in lower case", with(R"("f32")", "[1]", "[0,4]"), {"\"f32\""}},
+      {"dtype a number", with("32", "[1]", "[0,4]"), {"dtype: expected a string, got number"}},
+      {"control characters in a name",
+       file_of(R"({"\u001b[31m":{"dtype":"\u0007"}})"),
+       {R"("\u001b[31m")", R"("\u0007")"}},
+      {"shape no list", with(R"("F32")", "1", "[0,4]"), {"shape: expected a list, got number"}},
+      {"negative extent", with(R"("F32")", "[-1]", "[0,4]"), {"shape: expected integers", "-1"}},
+      {"fractional extent", with(R"("F32")", "[1.0]", "[0,4]"), {"integers >= 0", "1.0"}},
+      {"extent a string", with(R"("F32")", R"(["1"])", "[0,4]"), {"integers >= 0", "string"}},
+      {"extent beyond uint64",
+       with(R"("F32")", "[18446744073709551616]", "[0,4]"),
+       {"integers >= 0 below 2^64"}},
+      {"extent beyond int64", with(R"("U8")", "[9223372036854775808]", "[0,4]"), {"overflows"}},
+      {"product overflows to 0",
+       with(R"("U8")", "[4294967296,4294967296]", "[0,0]", 0),
+       {"[4294967296,4294967296] overflows"}},
+      {"product overflows in bytes only",
+       with(R"("F64")", "[2305843009213693952]", "[0,0]", 0),
+       {"overflows"}},
+      {"strides overflow behind a 0",
+       with(R"("U8")", "[0,4294967296,4294967296]", "[0,0]", 0),
+       {"overflows"}},
+      {"rank 9", with(R"("F32")", "[1,1,1,1,1,1,1,1,1]", "[0,4]"), {"more than 8"}},
+      {"offsets no list", with(R"("F32")", "[1]", "4"), {"data_offsets: expected a list"}},
+      {"one offset", with(R"("F32")", "[1]", "[0]"), {"expected 2 numbers, got 1"}},
+      {"three offsets", with(R"("F32")", "[1]", "[0,4,4]"), {"expected 2 numbers, got 3"}},
+      {"negative offset", with(R"("F32")", "[1]", "[-4,0]"), {"data_offsets", "-4"}},
+      {"begin after end", with(R"("F32")", "[1]", "[4,0]"), {"[4,0], expected begin <= end"}},
+      {"end beyond the file", with(R"("F32")", "[2]", "[0,8]"), {"[0,8]", "end <= 4"}},
+      {"far beyond the file",
+       with(R"("U8")", "[1]", "[18446744073709551614,18446744073709551615]"),
+       {"expected begin <= end <= 4"}},
+      {"fewer bytes than the shape", with(R"("F32")", "[2]", "[0,4]"), {"span 4", "expected 8"}},
+      {"more bytes than the shape", with(R"("U8")", "[3]", "[0,4]"), {"span 4", "expected 3"}},
+      {"overlap", two("[0,2]", "[1,3]", 3), {"\"b\" begins at offset 1, expected 2", "overlap"}},
+      {"same bytes twice", two("[0,2]", "[0,2]", 2), {"\"b\" begins at offset 0", "overlap"}},
+      {"gap", two("[0,2]", "[3,5]", 5), {"\"b\" begins at offset 3, expected 2", "gap"}},
+      {"gap at the front", two("[1,3]", "[3,5]", 5), {"\"a\" begins at offset 1", "gap"}},
+      {"gap at the end", two("[0,2]", "[2,4]", 5), {"end at offset 4, expected 5"}},
+      {"data of no tensor", file_of("{}", 1), {"end at offset 0, expected 1"}},
+  };
+  for (const Case& c : cases) {
+    INFO(c.what);
+    std::vector<std::string> message = c.message;
+    message.emplace_back("m.safetensors: ");
+    check_throws<DataError>([&] { parse(c.bytes); }, message);
+  }
+  SECTION("no prefix and no changed byte of a file does harm") {
+    for (size_t n = 0; n < whole.size(); ++n) CHECK_THROWS_AS(parse(whole.substr(0, n)), DataError);
+    for (size_t i = 0; i < whole.size(); ++i)
+      for (int bit = 0; bit < 8; ++bit) {
+        std::string changed = whole;
+        changed[i] = static_cast<char>(changed[i] ^ (1 << bit));
+        try {
+          parse(changed);  // a changed value or name is still a file
+        } catch (const DataError&) {
+        }
+      }
+  }
+}
+
+TEST_CASE("safetensors: files that cannot be read or written", "[safetensors]") {
+  const TempDir dir;
+  const NamedTensors one = {{"w", ones({2})}};
+  check_throws<DataError>([&] { load_safetensors(dir / "absent"); },
+                          {(dir / "absent").string(), "cannot open", "No such file"});
+  check_throws<DataError>([&] { load_safetensors(dir.path()); },
+                          {dir.path().string(), "regular file"});
+  check_throws<DataError>([&] { save_safetensors(dir / "no" / "m", one); },
+                          {"cannot create", "No such file"});
+  std::filesystem::create_directory(dir / "folder");
+  check_throws<DataError>([&] { save_safetensors(dir / "folder", one); },
+                          {(dir / "folder").string(), "directory"});
+  CHECK(dir.entries() == 1);  // nor is a temporary file left
+
+  SECTION("a name twice") {
+    check_throws<ValueError>(
+        [&] {
+          save_safetensors(dir / "m", {one[0], one[0]});
+        },
+        {"duplicate name \"w\""});
+  }
+  SECTION("the metadata's name") {
+    check_throws<ValueError>(
+        [&] {
+          save_safetensors(dir / "m", {{"__metadata__", one[0].second}});
+        },
+        {"__metadata__"});
+  }
+  SECTION("an undefined tensor") {
+    check_throws<ValueError>(
+        [&] {
+          save_safetensors(dir / "m", {{"w", Tensor()}});
+        },
+        {"\"w\"", "undefined"});
+  }
+  SECTION("a name that is not UTF-8") {
+    check_throws<ValueError>(
+        [&] {
+          save_safetensors(dir / "m", {{"\xFF", one[0].second}});
+        },
+        {"UTF-8"});
+  }
+  SECTION("a disk that fills up leaves the old file and nothing else") {
+    save_safetensors(dir / "m", one);
+    const std::string before = read_file(dir / "m");
+    rlimit limit{}, old{};
+    REQUIRE(getrlimit(RLIMIT_FSIZE, &old) == 0);
+    limit = old;
+    limit.rlim_cur = 4096;
+    const auto handler = std::signal(SIGXFSZ, SIG_IGN);  // write() then fails with EFBIG
+    REQUIRE(setrlimit(RLIMIT_FSIZE, &limit) == 0);
+    std::string message = "nothing was thrown";
+    try {
+      save_safetensors(dir / "m", {{"w", zeros({10000})}});
+    } catch (const DataError& e) {
+      message = e.what();
+    }
+    setrlimit(RLIMIT_FSIZE, &old);
+    std::signal(SIGXFSZ, handler);
+    INFO(message);
+    CHECK(message.find("cannot write: File too large") != std::string::npos);
+    CHECK(read_file(dir / "m") == before);
+    CHECK(dir.entries() == 2);
+  }
+  SECTION("the umask decides who may read") {
+    const mode_t old = umask(027);
+    save_safetensors(dir / "m", one);
+    umask(old);
+    struct stat status {};
+    REQUIRE(stat((dir / "m").c_str(), &status) == 0);
+    CHECK((status.st_mode & 0777) == 0640);
+  }
+}
+
+DEVICE_TEST("safetensors: a model's weights", "[safetensors]") {
+  const TempDir dir;
+  manual_seed(1);
+  Linear saved(3, 2), loaded(3, 2);
+  saved.to(device);
+  save_safetensors(dir / "m", saved.state_dict());
+  loaded.load_state_dict(load_safetensors(dir / "m").tensors);
+  CHECK(same_bits(loaded.weight, saved.weight));
+  CHECK(same_bits(loaded.bias, saved.bias));
+}
