@@ -243,7 +243,7 @@ void bench_command(const Options& options) {
     progress.line(str("device: ", device.str(), ", ", describe(device)));
   if (options.devices.empty() && devices.size() == 1) progress.line("no CUDA: " + why_not_cuda());
   const std::string advice = blas_advice();
-  if (!advice.empty()) progress.line("warning: " + advice);
+  if (!advice.empty()) progress.warning(advice);
 
   const Dataset data = load_dataset(options, progress);
   progress.line(str("data: ", data.name, ", ", grouped(data.train.size()), " + ",

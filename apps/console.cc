@@ -77,6 +77,11 @@ void Progress::line(const std::string& text) {
   if (!quiet_) std::fprintf(stderr, "%s\n", text.c_str());
 }
 
+void Progress::warning(const std::string& text) {
+  clear();
+  std::fprintf(stderr, "sinter: warning: %s\n", text.c_str());
+}
+
 void Progress::bar(const std::string& what, double fraction, const std::string& state) {
   if (!live_) return;
   constexpr int kWidth = 24;

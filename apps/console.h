@@ -49,6 +49,7 @@ class Progress {
 
   bool live() const { return live_; }  // a terminal: bars are shown
   void line(const std::string& text);
+  void warning(const std::string& text);  // a line that --quiet does not silence
   // `what`, a bar filled to `fraction`, `state`. Does nothing unless live().
   void bar(const std::string& what, double fraction, const std::string& state);
   void clear();  // takes the bar away

@@ -39,9 +39,8 @@ Dataset load_dataset(const Options& options, Progress& progress) {
       folder = download(options.data_dir, progress);
     } catch (const DataError& e) {
       check_interrupt("download stopped; what came is kept and the next run resumes it");
-      progress.line(e.what());
-      progress.line(str("CIFAR-10 cannot be had: going on with ", kSyntheticName,
-                        ". Accuracies say nothing about CIFAR-10."));
+      progress.warning(str(e.what(), "\nCIFAR-10 cannot be had: going on with ", kSyntheticName,
+                           ". Accuracies say nothing about CIFAR-10."));
     }
     if (!folder.empty()) return read_cifar10(folder);
   }

@@ -21,7 +21,7 @@ void train_command(const Options& options) {
   progress.line(str("device: ", job.device.str(), ", ", describe(job.device),
                     fallback ? " (no CUDA: " + why_not_cuda() + ")" : ""));
   const std::string advice = job.device.is_cuda() ? "" : blas_advice();
-  if (!advice.empty()) progress.line("warning: " + advice);
+  if (!advice.empty()) progress.warning(advice);
   Dataset data = load_dataset(options, progress);
   progress.line(str("data: ", data.name, ", ", grouped(data.train.size()), " + ",
                     grouped(data.test.size()), " images (", data.source, ")"));

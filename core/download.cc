@@ -93,10 +93,10 @@ struct Transfer {
 
 void Transfer::run() {
   static const CURLcode initialized = curl_global_init(CURL_GLOBAL_DEFAULT);  // once a process
+  char reason[CURL_ERROR_SIZE] = "";  // outlives the handle that may write to it
   const std::unique_ptr<CURL, decltype(&curl_easy_cleanup)> curl(
       initialized == CURLE_OK ? curl_easy_init() : nullptr, &curl_easy_cleanup);
   require<DataError>(curl != nullptr, "download_cifar10: cannot initialize libcurl");
-  char reason[CURL_ERROR_SIZE] = "";
   const auto set = [&](CURLoption option, auto value) {
     const CURLcode result = curl_easy_setopt(curl.get(), option, value);
     require<DataError>(result == CURLE_OK, "download_cifar10: libcurl option ", int{option}, ": ",

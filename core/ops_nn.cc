@@ -47,8 +47,8 @@ int out_extent(const char* op, int64_t size, int kernel, int stride, int pad, in
   const int64_t span = static_cast<int64_t>(dilation) * (kernel - 1) + 1;
   const int64_t room = size + 2 * static_cast<int64_t>(pad) - span;
   if (room < 0) {
-    throw ShapeError(str(op, ": the kernel ", window, " spans ", span, " elements, more than the ", size,
-                         " + 2 * ", pad, " of x ", x,
+    throw ShapeError(str(op, ": the kernel ", window, " spans ", span, " elements, more than the ",
+                         size, " + 2 * ", pad, " of x ", x,
                          "; use more padding, a smaller kernel or a larger image"));
   }
   return to_int(op, room / stride + 1);

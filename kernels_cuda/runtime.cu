@@ -49,6 +49,7 @@ constexpr size_t kChunk = size_t{8} << 20;
 
 // The size class of a request: 8 classes a doubling, so that at most an eighth is unused.
 size_t block_bytes(size_t bytes) {
+  if (bytes >> 60) return bytes;  // no such memory; the driver says so
   size_t step = kMinBlock;
   while (bytes > 16 * step) step *= 2;
   return std::max((bytes + step - 1) / step * step, kMinBlock);
@@ -260,8 +261,8 @@ std::string megabytes(size_t bytes) {
   return str(tenths / 10, ".", tenths % 10, " MiB");
 }
 
-// A new chunk that holds `bytes` or, for small blocks, more.
-Chunk* add_chunk(Device& device, int index, size_t bytes) {
+// A new chunk that holds `bytes`, the size class of `asked`, or, for small blocks, more.
+Chunk* add_chunk(Device& device, int index, size_t bytes, size_t asked) {
   const CurrentDevice current(index);
   size_t chunk_bytes = bytes <= kLargestShared ? kChunk : bytes;
   void* base = nullptr;
@@ -276,8 +277,8 @@ Chunk* add_chunk(Device& device, int index, size_t bytes) {
     cudaGetLastError();
     size_t free_bytes = 0, total_bytes = 0;
     cudaMemGetInfo(&free_bytes, &total_bytes);
-    throw OutOfMemoryError(str("cuda:", index, ": no memory for ", megabytes(bytes), ": ",
-                               megabytes(device.memory.in_use), " in use here, ",
+    throw OutOfMemoryError(str("cuda:", index, ": no memory for ", asked,
+                               " bytes: ", megabytes(device.memory.in_use), " in use here, ",
                                megabytes(free_bytes), " free of ", megabytes(total_bytes),
                                "; use a smaller batch (--batch-size)"));
   }
@@ -377,11 +378,11 @@ Cuda cuda_context(int device) {
 // ---- memory
 // ---------------------------------------------------------------------------------------
 
-void* allocate(const Cuda& ctx, size_t bytes) {
+void* allocate(const Cuda& ctx, size_t asked) {
   Device& device = device_state(ctx.device);
   const std::lock_guard lock(device.mutex);
   Stream& stream = stream_of(device, ctx);
-  bytes = block_bytes(bytes);
+  const size_t bytes = block_bytes(asked);
 
   std::vector<void*>& free = stream.free[bytes];
   void* p = nullptr;
@@ -392,7 +393,7 @@ void* allocate(const Cuda& ctx, size_t bytes) {
     const bool shares = bytes <= kLargestShared;
     Chunk* chunk = shares ? stream.open : nullptr;
     if (chunk == nullptr || chunk->bytes - chunk->used < bytes) {
-      chunk = add_chunk(device, ctx.device, bytes);
+      chunk = add_chunk(device, ctx.device, bytes, asked);
       if (shares) stream.open = chunk;
     }
     p = chunk->base + chunk->used;

@@ -21,8 +21,8 @@ Op conv2d_op(const oracle::Conv& p) {
 }
 
 // Forward and all gradients against the oracle.
-void check_conv2d(Device device, const Sizes& x_shape, const Sizes& w_shape, bool bias,
-                  const oracle::Conv& p) {
+void check_batch(Device device, const Sizes& x_shape, const Sizes& w_shape, bool bias,
+                 const oracle::Conv& p) {
   INFO("x " << Shape(x_shape) << " weight " << Shape(w_shape) << " bias " << bias << " stride "
             << p.stride_h << ',' << p.stride_w << " padding " << p.pad_h << ',' << p.pad_w
             << " dilation " << p.dil_h << ',' << p.dil_w << " groups " << p.groups);
@@ -36,6 +36,16 @@ void check_conv2d(Device device, const Sizes& x_shape, const Sizes& w_shape, boo
   c.terms = {taps * static_cast<double>(w_shape[0] / p.groups), places, places};
   if (bias) c.inputs.push_back(b);
   check_op(c, device);
+}
+
+// The same for the batch of x_shape and for one of 19: backends choose between algorithms by the
+// geometry, the number of images included, and 19 is a multiple of no vector's lanes.
+void check_conv2d(Device device, const Sizes& x_shape, const Sizes& w_shape, bool bias,
+                  const oracle::Conv& p) {
+  check_batch(device, x_shape, w_shape, bias, p);
+  Sizes many = x_shape;
+  many[0] = 19;
+  check_batch(device, many, w_shape, bias, p);
 }
 
 }  // namespace
@@ -54,14 +64,18 @@ DEVICE_TEST("conv2d: hand-computed case", "[conv2d]") {
 }
 
 DEVICE_TEST("conv2d: the layers of LeNet", "[conv2d]") {
-  check_conv2d(device, {5, 3, 32, 32}, {6, 3, 5, 5}, true, {});
-  check_conv2d(device, {5, 6, 14, 14}, {16, 6, 5, 5}, true, {});
-  check_conv2d(device, {1, 3, 32, 32}, {6, 3, 5, 5}, true, {});
+  check_conv2d(device, {3, 3, 32, 32}, {6, 3, 5, 5}, true, {});
+  check_conv2d(device, {3, 6, 14, 14}, {16, 6, 5, 5}, true, {});
+  check_batch(device, {64, 3, 32, 32}, {6, 3, 5, 5}, true, {});
+  check_batch(device, {64, 6, 14, 14}, {16, 6, 5, 5}, true, {});
 }
 
 DEVICE_TEST("conv2d: common layers of deeper nets", "[conv2d]") {
   check_conv2d(device, {2, 16, 17, 15}, {32, 16, 3, 3}, true, {.pad_h = 1, .pad_w = 1});
   check_conv2d(device, {3, 33, 8, 9}, {17, 33, 3, 3}, false, {.pad_h = 1, .pad_w = 1});
+  check_conv2d(device, {1, 40, 20, 21}, {6, 40, 3, 3}, true, {.pad_h = 1, .pad_w = 1});
+  check_conv2d(device, {2, 16, 24, 30}, {20, 16, 5, 5}, true, {});
+  check_conv2d(device, {2, 3, 6, 7}, {257, 3, 3, 3}, true, {.pad_h = 1, .pad_w = 1});
   check_conv2d(device, {2, 40, 7, 5}, {70, 40, 1, 1}, true, {});  // a matrix product
   check_conv2d(device, {2, 12, 9, 9}, {24, 12, 1, 1}, false, {.stride_h = 2, .stride_w = 2});
   check_conv2d(device, {2, 3, 30, 21}, {8, 3, 7, 7}, true,
@@ -87,10 +101,12 @@ DEVICE_TEST("conv2d: extents of one and kernels as large as the image", "[conv2d
 
 DEVICE_TEST("conv2d: more elements than a block and a grid row", "[conv2d]") {
   check_conv2d(device, {1, 1, 67, 131}, {2, 1, 3, 5}, true, {.pad_h = 1, .pad_w = 2});
-  check_conv2d(device, {70, 2, 9, 8}, {3, 2, 3, 3}, true, {});
-  check_conv2d(device, {2, 65, 5, 6}, {130, 65, 3, 2}, true, {.pad_h = 1});
+  check_batch(device, {70, 2, 9, 8}, {3, 2, 3, 3}, true, {});
+  check_batch(device, {2, 65, 5, 6}, {130, 65, 3, 2}, true, {.pad_h = 1});
+  check_conv2d(device, {1, 2, 3, 1030}, {3, 2, 2, 3}, true, {});
   check_conv2d(device, {1, 2, 3, 1030}, {3, 2, 2, 4}, true, {});
-  check_conv2d(device, {257, 1, 4, 3}, {1, 1, 2, 2}, true, {});
+  check_batch(device, {257, 1, 4, 3}, {1, 1, 2, 2}, true, {});
+  check_batch(device, {1025, 1, 5, 4}, {5, 1, 3, 3}, true, {});
 }
 
 DEVICE_TEST("conv2d: every combination of stride and padding and dilation and groups", "[conv2d]") {
@@ -115,6 +131,13 @@ DEVICE_TEST("conv2d: every combination of stride and padding and dilation and gr
   CHECK(combination == 192);
 }
 
+DEVICE_TEST("conv2d: windows of every size", "[conv2d]") {
+  for (int64_t kh = 1; kh <= 8; ++kh)
+    for (int64_t kw = 1; kw <= 8; ++kw)
+      check_conv2d(device, {2, 1 + kh % 4, 9, 10}, {1 + kw % 7, 1 + kh % 4, kh, kw}, kw % 2 == 0,
+                   {.pad_h = kw % 4, .pad_w = kh % 3});
+}
+
 DEVICE_TEST("conv2d: random geometries", "[conv2d]") {
   Random random(5);
   for (int trial = 0; trial < 60; ++trial) {
@@ -130,8 +153,8 @@ DEVICE_TEST("conv2d: random geometries", "[conv2d]") {
     const int64_t h = p.dil_h * (kh - 1) + 1 + random.below(9);
     const int64_t w = p.dil_w * (kw - 1) + 1 + random.below(9);
     const int64_t c = groups * (1 + random.below(4)), o = groups * (1 + random.below(5));
-    check_conv2d(device, {1 + random.below(4), c, h, w}, {o, c / groups, kh, kw},
-                 random.below(2) == 0, p);
+    check_batch(device, {1 + random.below(24), c, h, w}, {o, c / groups, kh, kw},
+                random.below(2) == 0, p);
   }
 }
 
@@ -160,6 +183,8 @@ DEVICE_TEST("conv2d: gradient check", "[conv2d]") {
                  conv2d_op({.stride_h = 2, .pad_h = 1, .pad_w = 2}));
   check_gradient(device, {noise({2, 4, 6, 5}, 1), noise({6, 2, 2, 3}, 2)},
                  conv2d_op({.stride_w = 2, .pad_w = 1, .dil_h = 2, .groups = 2}));
+  check_gradient(device, {noise({9, 2, 4, 3}, 1), noise({3, 2, 3, 3}, 2), noise({3}, 3)},
+                 conv2d_op({.pad_h = 1, .pad_w = 1}));
 }
 
 DEVICE_TEST("conv2d: a NaN reaches exactly the windows that hold it", "[conv2d]") {

@@ -158,6 +158,8 @@ DEVICE_TEST("matmul: shapes and broadcasting", "[matmul]") {
   check_matmul(device, {2, 1, 3, 2, 4}, {1, 5, 1, 4, 3});
   check_matmul(device, {67, 3, 2}, {67, 2, 3});  // more matrices than they have elements
   check_matmul(device, {300, 1, 1}, {1, 1, 1});
+  check_matmul(device, {70001, 1, 2}, {70001, 2, 1});  // beyond a grid's 65535
+  check_matmul(device, {70001, 2, 1}, {1, 2});
 }
 
 DEVICE_TEST("matmul: gradient check", "[matmul]") {

@@ -130,6 +130,30 @@ DEVICE_TEST("optim: steps follow the equations", "[optim]") {
     }
 }
 
+DEVICE_TEST("optim: many parameters and large and empty ones", "[optim]") {
+  const TensorOptions options{kFloat32, device};
+  for (const Method& method : methods()) {
+    std::vector<Tensor> parameters;
+    for (int64_t i = 0; i < 140; ++i) parameters.push_back(leaf(noise({i % 5}, 1), options));
+    if (method.name == "Adam" || method.name == "SGD, momentum")
+      parameters.push_back(leaf(filled({(int64_t{9} << 19) + 1}, 0.5), options));
+    const auto optimizer = method.make(parameters);
+    std::vector<Array> expected;
+    for (const Tensor& p : parameters) {
+      expected.push_back(array(p));
+      p.set_grad(ones(p.shape(), options));
+      for (double& value : expected.back().v) {
+        double m = 0, v = 0;
+        value = method.reference->update(value, 1, m, v, 1);
+      }
+    }
+    optimizer->step();
+    for (size_t i = 0; i < parameters.size(); ++i)
+      check_close(method.name, parameters[i], expected[i], 6);
+    CHECK(optimizer->steps() == 1);
+  }
+}
+
 DEVICE_TEST("optim: the first step by hand", "[optim]") {
   const TensorOptions options{kFloat64, device};
   const auto after_one = [&](const Make& make) {

@@ -45,8 +45,8 @@ struct Conv {
 };
 
 // Calls visit(x offset, weight offset, y offset) for every product in the definition.
-inline Sizes conv2d_products(const Sizes& x, const Sizes& w, const Conv& p,
-                             const std::function<void(size_t, size_t, size_t)>& visit) {
+template <class Visit>
+Sizes conv2d_products(const Sizes& x, const Sizes& w, const Conv& p, const Visit& visit) {
   const int64_t OH = (x[2] + 2 * p.pad_h - p.dil_h * (w[2] - 1) - 1) / p.stride_h + 1;
   const int64_t OW = (x[3] + 2 * p.pad_w - p.dil_w * (w[3] - 1) - 1) / p.stride_w + 1;
   const int64_t per_group = w[0] / p.groups;
@@ -183,8 +183,7 @@ inline Sizes broadcast(const Sizes& a, const Sizes& b) {
 }
 
 // Calls visit(a offset, b offset, c offset) for every product of a batched, broadcast matmul.
-inline Sizes matmul_products(const Sizes& a, const Sizes& b,
-                             const std::function<void(size_t, size_t, size_t)>& visit) {
+template <class Visit> Sizes matmul_products(const Sizes& a, const Sizes& b, const Visit& visit) {
   const Sizes batch_a(a.begin(), a.end() - 2), batch_b(b.begin(), b.end() - 2);
   const Sizes batch = broadcast(batch_a, batch_b);
   const auto M = static_cast<size_t>(a[a.size() - 2]), K = static_cast<size_t>(a.back());

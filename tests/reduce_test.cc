@@ -90,6 +90,9 @@ DEVICE_TEST("reduce: shapes", "[reduce]") {
     check_reduce(device, {2, n, 3}, {1});
     check_reduce(device, {n, 2, 3}, {0, 2});
   }
+  check_reduce(device, {70001, 3}, {0});
+  check_reduce(device, {70001, 3}, {1});
+  check_reduce(device, {3, 70001}, {1});
   check_reduce(device, {64, 6, 28, 28}, {0, 2, 3});  // a bias gradient
   check_reduce(device, {2, 1, 3, 1, 2, 2, 1, 3}, {0, 2, 5, 7});
 }

@@ -94,12 +94,14 @@ DEVICE_TEST("log_softmax: shapes and dimensions", "[softmax]") {
   check_log_softmax(device, {3, 4, 5, 6}, 1);
   check_log_softmax(device, {3, 4, 5, 6}, -2);
   check_log_softmax(device, {3, 4, 5, 6}, 3);
-  for (int64_t c : {2, 31, 33, 257, 1000, 1025}) {
+  for (int64_t c : {2, 31, 33, 257, 1000, 1025, 2053}) {
     check_log_softmax(device, {3, c}, 1);
     check_log_softmax(device, {c, 3}, 0);
     check_log_softmax(device, {c, 3}, 1);
     check_log_softmax(device, {2, c, 3}, 1);
   }
+  check_log_softmax(device, {9001, 10}, 1);
+  check_log_softmax(device, {2, 5003}, 1);
 }
 
 DEVICE_TEST("log_softmax: large inputs do not overflow", "[softmax]") {
@@ -184,9 +186,9 @@ DEVICE_TEST("cross_entropy: hand-computed case", "[softmax]") {
 DEVICE_TEST("cross_entropy: shapes and options", "[softmax]") {
   for (Reduction reduction : {Reduction::kMean, Reduction::kSum})
     for (double smoothing : {0.0, 0.1, 1.0}) {
-      for (int64_t n : {1, 3, 64, 257, 1025})
+      for (int64_t n : {1, 3, 64, 257, 1025, 9001})
         check_cross_entropy(device, n, 10, smoothing, reduction);
-      for (int64_t c : {1, 2, 31, 33, 100, 1025})
+      for (int64_t c : {1, 2, 31, 33, 100, 1025, 2053})
         check_cross_entropy(device, 5, c, smoothing, reduction);
     }
 }
@@ -270,8 +272,8 @@ DEVICE_TEST("add_correct: counts first maxima and adds up", "[softmax]") {
     add_correct(count, logits, labels_tensor({1, 1, 0, 1, 2}, device));
     CHECK(count.item<int64_t>() == 6);
   }
-  for (int64_t n : {1, 255, 257, 1025, 4099})
-    for (int64_t classes : {1, 10, 37}) {
+  for (int64_t n : {1, 255, 257, 1025, 9001})
+    for (int64_t classes : {1, 10, 37, 1031}) {
       const Array x = noise({n, classes}, 1);
       const Labels labels = random_labels(n, classes, 2);
       int64_t expected = 0;

@@ -161,6 +161,14 @@ DEVICE_TEST("view: operators read views where they begin", "[view]") {
     const Array rows{{5, 3}, {x.v.begin() + 3, x.v.begin() + 18}};
     check_close("relu: y", relu(view), oracle::map(rows, [](double v) { return v > 0 ? v : 0; }),
                 0);
+    check_close(
+        "add: y", view + tensor(x, options).narrow(2, 5).narrow(0, 5),
+        [&] {
+          Array total = rows;
+          for (size_t i = 0; i < 15; ++i) total.v[i] += x.v[i + 6];
+          return total;
+        }(),
+        1);
     check_close("sum: y", sum(view, {0}, true), oracle::sum(rows, {0}), 5);
     const Array w = noise({4, 3}, 2);
     check_close("linear: y", linear(view, tensor(w, options)),
