@@ -35,8 +35,7 @@ constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multip
 template <class T> struct alignas(2 * sizeof(T)) Pair { T v[2]; };
 template <class T> struct alignas(16) Quad { T v[4]; };
 
-// ---- direct: forward, and backward data as the forward pass of another convolution
-// ---------------
+// ---- direct: forward, and backward data as the forward pass of another convolution --------------
 
 // y (n, o, oh, ow) = x (n, c, h, w) correlated with (o, c, kh, K), padded with zeros. A block makes
 // `rows` rows of one image, for 4 * quads output channels.
@@ -146,8 +145,7 @@ template <class T, int K, bool kFlip> __global__ void __launch_bounds__(kThreads
   }
 }
 
-// ---- direct: backward weights
-// --------------------------------------------------------------------
+// ---- direct: backward weights -------------------------------------------------------------------
 
 // dweight (o, c, kh, K) and db (o). An item is a band of `rows` output rows of one image; a block
 // adds up every blocks-th item. A task is one row of a window, (channel, i), for 4 output channels:
@@ -264,8 +262,7 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- implicit GEMM
-// -------------------------------------------------------------------------------
+// ---- implicit GEMM ------------------------------------------------------------------------------
 
 // For every group, C (m, n) = A (m, k) B (k, n), where k is a mixed-radix number (outer, mid,
 // inner):
@@ -505,8 +502,7 @@ template <class T, int kM, class Pass> __global__ void __launch_bounds__(kGemmTh
   }
 }
 
-// ---- second stage of the weights' gradients
-// ------------------------------------------------------
+// ---- second stage of the weights' gradients -----------------------------------------------------
 
 // partial: (slices, n + n_bias); their sums over the slices go to dweight (n) and db (n_bias), each
 // nullable. Eight threads share a column, then add up as a tree.
@@ -533,8 +529,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ---- choice of the kernels
-// -----------------------------------------------------------------------
+// ---- choice of the kernels ----------------------------------------------------------------------
 
 bool unit_window(const Conv2dShape& g) {
   return g.stride_h == 1 && g.stride_w == 1 && g.dil_h == 1 && g.dil_w == 1 && g.groups == 1 &&
@@ -595,8 +590,7 @@ template <class T> std::optional<DirectWeightsPlan> direct_weights_plan(const Co
   return {};
 }
 
-// ---- launchers
-// -----------------------------------------------------------------------------------
+// ---- launchers ----------------------------------------------------------------------------------
 
 template <class T, bool kFlip> void launch_direct(LaunchSite site, const char* name,
                                                   const DirectPlan& p, int kw, const T* x,

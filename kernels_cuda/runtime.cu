@@ -27,8 +27,7 @@ namespace sinter {
 namespace cuda {
 namespace {
 
-// ---- memory: data
-// ---------------------------------------------------------------------------------
+// ---- memory: data -------------------------------------------------------------------------------
 
 // A piece of memory from the driver, cut into blocks from the front.
 struct Chunk {
@@ -76,8 +75,7 @@ struct Device {
   CudaMemory memory;
 };
 
-// ---- devices
-// --------------------------------------------------------------------------------------
+// ---- devices ------------------------------------------------------------------------------------
 
 struct Probe {
   cudaError_t error = cudaSuccess;
@@ -149,8 +147,7 @@ std::string why_unusable(int device) {
              " with -DSINTER_CUDA_ARCHITECTURES=", major, minor);
 }
 
-// ---- streams
-// --------------------------------------------------------------------------------------
+// ---- streams ------------------------------------------------------------------------------------
 
 // Adopts `stream`, made by this file or by a caller. device.mutex is held and the device current.
 Stream& add_stream(Device& device, cudaStream_t stream) {
@@ -219,8 +216,7 @@ Stream& take_stream(int index) {
   return add_stream(device, stream);
 }
 
-// ---- memory: the allocator
-// ------------------------------------------------------------------------
+// ---- memory: the allocator ----------------------------------------------------------------------
 
 // cudaMalloc is refused while the thread captures a graph, as it may synchronize; the memory itself
 // is none of the graph's business.
@@ -293,8 +289,7 @@ Chunk* add_chunk(Device& device, int index, size_t bytes, size_t asked) {
   return device.chunks.back().get();
 }
 
-// ---- small copies
-// ---------------------------------------------------------------------------------
+// ---- small copies -------------------------------------------------------------------------------
 
 // Host values that travel as a kernel's parameter: the caller's memory is free at once, without the
 // wait that a copy from pageable memory may cost.
@@ -319,8 +314,7 @@ StreamResources stream_resources(const Cuda& ctx) {
 
 using namespace cuda;
 
-// ---- devices
-// --------------------------------------------------------------------------------------
+// ---- devices ------------------------------------------------------------------------------------
 
 int cuda_device_count() noexcept { return probe().devices; }
 
@@ -375,8 +369,7 @@ Cuda cuda_context(int device) {
   return {device, mine.of_device[index]->stream};
 }
 
-// ---- memory
-// ---------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
 void* allocate(const Cuda& ctx, size_t asked) {
   Device& device = device_state(ctx.device);
@@ -435,8 +428,7 @@ CudaMemory cuda_memory(int device) {
   return state.memory;
 }
 
-// ---- synchronization and copies
-// -------------------------------------------------------------------
+// ---- synchronization and copies -----------------------------------------------------------------
 
 void synchronize(const Cuda& ctx) {
   const cudaError_t error = cudaStreamSynchronize(ctx.stream);

@@ -125,14 +125,14 @@ inline std::pair<Sizes, std::vector<std::vector<size_t>>> windows(const Sizes& x
   return {y, all};
 }
 
-// y and the gradient of x.
+// y and the gradient of x: to the first NaN, else to the first maximum, of each window.
 inline std::pair<Array, Array> max_pool2d(const Array& x, const Pool& p, const Array& dy) {
   const auto [shape, all] = windows(x.shape, p);
   Array y = filled(shape), dx = filled(x.shape);
   for (size_t i = 0; i < all.size(); ++i) {
     size_t best = all[i].front();
     for (size_t at : all[i])
-      if (x.v[at] > x.v[best]) best = at;
+      if (x.v[at] > x.v[best] || (std::isnan(x.v[at]) && !std::isnan(x.v[best]))) best = at;
     y.v[i] = x.v[best];
     dx.v[best] += dy.v[i];
   }

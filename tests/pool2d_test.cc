@@ -102,6 +102,41 @@ DEVICE_TEST("pool2d: every combination of kernel and stride and padding", "[pool
               check_pool(device, {2, 2, 6, 7}, {kh, kw, sh, sw, ph, pw});
 }
 
+DEVICE_TEST("pool2d: rows of every length", "[pool2d]") {
+  // Beside the vectors' widths, with the strides that have fast paths and one that has none.
+  for (int64_t w = 3; w <= 40; ++w)
+    for (const auto& [kw, stride] :
+         {std::pair<int64_t, int64_t>{2, 2}, {3, 2}, {3, 1}, {1, 2}, {2, 3}})
+      check_pool(device, {2, 3, 4, w}, {2, kw, 2, stride});
+}
+
+DEVICE_TEST("max_pool2d: ties and NaN in rows of every length", "[pool2d]") {
+  for (int64_t w = 3; w <= 40; ++w)
+    for (const auto& [kw, stride] : {std::pair<int64_t, int64_t>{2, 2}, {3, 2}, {3, 1}, {2, 3}}) {
+      const oracle::Pool p{2, kw, 2, stride};
+      Array x = noise({2, 2, 4, w}, static_cast<uint64_t>(w));
+      for (double& value : x.v) {
+        value = std::floor(3 * value);  // six values: most windows hold a tie
+        if (value == -3) value = std::nan("");
+      }
+      const Array dy = noise(oracle::windows(x.shape, p).first, 2);
+      const auto [y, dx] = oracle::max_pool2d(x, p, dy);
+      for (DType dtype : {kFloat32, kFloat64}) {
+        INFO("width " << w << " kernel " << kw << " stride " << stride << ' ' << dtype);
+        const Tensor t = leaf(x, {dtype, device});
+        const Tensor actual = max_pool2d(t, Pair(2, static_cast<int>(kw)),
+                                         {.stride = Pair(2, static_cast<int>(stride))});
+        const std::vector<double> values = actual.to_vector<double>();
+        bool same = values.size() == y.v.size();
+        for (size_t i = 0; same && i < values.size(); ++i)
+          same = values[i] == y.v[i] || (std::isnan(values[i]) && std::isnan(y.v[i]));
+        CHECK(same);
+        actual.backward(tensor(dy, {dtype, device}));
+        check_close("max_pool2d: gradient 0", t.grad(), dx, 9);
+      }
+    }
+}
+
 DEVICE_TEST("pool2d: gradient check", "[pool2d]") {
   for (const Kind& kind : {kMax, kAvg}) {
     check_gradient(device, {ramp({2, 3, 6, 7}, 1)}, pool_op(kind, {2, 2, 2, 2}));
