@@ -25,7 +25,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -84,7 +83,8 @@ inline std::vector<Axis> forward_axes(int in, int out, int k, int stride, int pa
 // that qualify depend on j modulo the stride: one axis a residue.
 inline std::vector<Axis> backward_axes(int in, int out, int k, int stride, int pad, int dil) {
   std::vector<Axis> axes;
-  const int common = std::gcd(stride, dil);
+  int common = stride;  // by Euclid: g++ 13.3 at -O3 miscompiles std::gcd here (division by zero)
+  for (int rest = dil; rest != 0;) common = std::exchange(rest, common % rest);
   for (int residue = 0; residue < std::min(stride, in); ++residue) {
     Axis a;
     a.first = residue;
@@ -324,8 +324,8 @@ struct TapLoops {
 // to[p] + o * to_channel = bias[o] + sum over taps of from[p] * weights, for kO channels o and kP
 // positions p.
 template <int kO, int kP, class T>
-HWY_ATTR void correlate_tile(const TapLoops& t, const T* const* from, const T* w, const T* bias,
-                             T* const* to, ptrdiff_t to_channel) {
+HWY_NOINLINE HWY_ATTR void correlate_tile(const TapLoops& t, const T* const* from, const T* w,
+                                          const T* bias, T* const* to, ptrdiff_t to_channel) {
   const Vec<T> d;
   using V = hn::Vec<Vec<T>>;
   V sum[kO][kP];
@@ -493,9 +493,9 @@ struct PositionLoops {
 };
 
 // sums (kO, kT; lane) += sum over positions of dy (position, kO; lane) * from[t].
-template <int kO, int kT, class T> HWY_ATTR void weight_tile(const PositionLoops& l,
-                                                             const T* const* from, const T* dy,
-                                                             T* HWY_RESTRICT sums) {
+template <int kO, int kT, class T>
+HWY_NOINLINE HWY_ATTR void weight_tile(const PositionLoops& l, const T* const* from, const T* dy,
+                                       T* HWY_RESTRICT sums) {
   constexpr int L = kLanes<T>;
   const Vec<T> d;
   using V = hn::Vec<Vec<T>>;
@@ -672,8 +672,7 @@ template <class T> void weight_gradient(const Conv2dShape& g, const T* x, const 
   });
 }
 
-// ---- what the dispatch table refers to: one plain function an instruction set
-// --------------------
+// ---- what the dispatch table refers to: one plain function an instruction set -------------------
 
 const char* TargetName() { return hwy::TargetName(HWY_TARGET); }
 int LanesFloat() { return kLanes<float>; }

@@ -1,18 +1,12 @@
-// Threads and scratch memory of the CPU kernels: the only place that opens an OpenMP region.
+// Threads and scratch memory of the CPU kernels.
 //
 // Work is cut into chunks by the geometry alone and each chunk computes the same numbers whoever
 // runs it, so results do not depend on the number of threads or on the schedule.
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "sinter/kernels.h"
 #include "sinter/runtime.h"
@@ -22,29 +16,15 @@ namespace sinter {
 // Elements below which a chunk of light element-wise work is not worth waking a thread for.
 inline constexpr int64_t kGrain = 16384;
 
+// parallel_for without the template, in parallel.cc: the only place that opens an OpenMP region.
+void run_chunks(int64_t count, void (*f)(const void* context, int64_t chunk), const void* context);
+
 // Calls f(i) once for every i < count, on up to num_threads() threads, and returns when all are
 // done. The first exception stops the chunks not yet begun and is rethrown here. Inside another
 // parallel_for it runs serially.
 template <class F> void parallel_for(int64_t count, const F& f) {
-#ifdef _OPENMP
-  const int threads = static_cast<int>(std::min<int64_t>(num_threads(), count));
-  if (threads > 1 && !omp_in_parallel()) {
-    std::atomic<bool> failed{false};
-    std::exception_ptr error;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t i = 0; i < count; ++i) {
-      if (failed.load(std::memory_order_relaxed)) continue;
-      try {
-        f(i);
-      } catch (...) {
-        if (!failed.exchange(true)) error = std::current_exception();
-      }
-    }
-    if (error) std::rethrow_exception(error);
-    return;
-  }
-#endif
-  for (int64_t i = 0; i < count; ++i) f(i);
+  run_chunks(
+      count, [](const void* context, int64_t i) { (*static_cast<const F*>(context))(i); }, &f);
 }
 
 // Calls f(begin, end) for consecutive ranges of at most `grain` that cover [0, n).

@@ -83,7 +83,13 @@ DEVICE_TEST("autograd: an upstream gradient is not changed and not kept", "[auto
   const TensorOptions options{kFloat64, device};
   const Tensor x = leaf({{2}, {1, 2}}, options);
   Tensor dy = tensor({{2}, {3, 4}}, options);
-  // The gradient of the leaf could be dy itself: then the second pass must not add into it.
+  // The gradient of the leaf could be dy itself: then the second pass must not add into it, nor may
+  // a later change of dy be seen in it.
+  const Tensor first = leaf({{2}, {1, 2}}, options);
+  Tensor passing = dy.clone();
+  first.backward(passing);
+  passing.fill_(0);
+  CHECK(first.grad().to_vector<double>() == std::vector<double>{3, 4});
   x.backward(dy);
   x.reshape({2}).backward(dy);
   (x + x).backward(dy);

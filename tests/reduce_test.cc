@@ -118,6 +118,8 @@ DEVICE_TEST("reduce: long float32 sums keep their precision", "[reduce]") {
   const Tensor columns = sum(full({n / 4, 4}, tenth, {kFloat32, device}), {0});
   for (double column : columns.to_vector<double>())
     CHECK(close(column, tenth * static_cast<double>(n / 4)));
+  const Tensor pairs = sum(full({1 << 16, 64, 2}, tenth, {kFloat32, device}), {0, 2});
+  for (double total : pairs.to_vector<double>()) CHECK(close(total, tenth * (1 << 17)));
 }
 
 DEVICE_TEST("reduce: the same input gives the same bits", "[reduce]") {
