@@ -167,22 +167,26 @@ Machine this_machine() {
   return m;
 }
 
-std::string blas_advice() {
+std::string better_blas_kernels() {
 #if defined(__x86_64__)
   static const std::set<std::string> kWithoutAvx2 = {
       "Katmai",      "Coppermine", "Northwood",    "Prescott",    "Banias",    "Atom",
       "Core2",       "Penryn",     "Dunnington",   "Nehalem",     "Athlon",    "Opteron",
       "Barcelona",   "Bobcat",     "Opteron_SSE3", "Sandybridge", "Bulldozer", "Piledriver",
       "Steamroller", "Nano",       "Generic"};
-  const std::string chosen = blas_info().kernels;
-  if (!__builtin_cpu_supports("avx2") || kWithoutAvx2.count(chosen) == 0) return "";
+  if (!__builtin_cpu_supports("avx2") || kWithoutAvx2.count(blas_info().kernels) == 0) return "";
   const bool amd = value_in("/proc/cpuinfo", "vendor_id", ':') == "AuthenticAMD";
-  const char* better = amd ? "Zen" : __builtin_cpu_supports("avx512f") ? "SkylakeX" : "Haswell";
-  return str("OpenBLAS took its ", chosen, " kernels, which leave most of this CPU unused; set ",
-             "OPENBLAS_CORETYPE=", better, " in the environment");
+  return amd ? "Zen" : __builtin_cpu_supports("avx512f") ? "SkylakeX" : "Haswell";
 #else
   return "";
 #endif
+}
+
+std::string blas_advice() {
+  const std::string better = better_blas_kernels();
+  if (better.empty()) return "";
+  return str("OpenBLAS took its ", blas_info().kernels, " kernels, which leave most of this CPU ",
+             "unused; set OPENBLAS_CORETYPE=", better, " in the environment");
 }
 
 }  // namespace sinter::app

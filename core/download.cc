@@ -37,7 +37,7 @@ std::string other_ways(const fs::path& dir) {
 
 // A transfer that breaks off but has added bytes is resumed this often before the user is asked to.
 constexpr int kResumes = 8;
-constexpr long kConnectSeconds = 30;
+constexpr long kConnectSeconds = 10;
 constexpr long kStalledSeconds = 60, kStalledBytesPerSecond = 100;
 
 void check_cancelled(const DownloadProgress& progress, int64_t done, int64_t total) {

@@ -11,8 +11,10 @@ namespace sinter {
 
 void run_chunks(int64_t count, void (*f)(const void*, int64_t), const void* context) {
 #ifdef _OPENMP
-  const int threads = static_cast<int>(std::min<int64_t>(num_threads(), count));
-  if (threads > 1 && !omp_in_parallel()) {
+  const int threads = num_threads();
+  if (threads > 1 && count > 1 && !omp_in_parallel()) {
+    // Always the whole team, also for fewer chunks: GCC's OpenMP ends the threads that a smaller
+    // team leaves over, and makes them anew for the next larger one.
     std::atomic<bool> failed{false};
     std::exception_ptr error;
     // Dynamic: chunks differ in cost, and a thread that has lost its core then holds up one chunk,

@@ -107,7 +107,11 @@ template <class T> void count_correct(const Cpu&, int64_t n, int64_t classes, co
     int64_t count = 0;
     for (int64_t i = begin; i < end; ++i) {
       const T* row = logits + i * classes;
-      count += std::max_element(row, row + classes) - row == labels[i];
+      int64_t best = 0;  // the first maximum; a NaN counts as one, and nothing is above it
+      for (int64_t k = 1; k < classes && row[best] == row[best]; ++k) {
+        if (!(row[k] <= row[best])) best = k;
+      }
+      count += best == labels[i];
     }
     total += count;
   });

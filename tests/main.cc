@@ -4,6 +4,18 @@
 #include "catch.h"
 #include "values.h"
 
+#ifdef __has_feature
+#if __has_feature(address_sanitizer)
+#define SINTER_TEST_ASAN
+#endif
+#elif defined(__SANITIZE_ADDRESS__)
+#define SINTER_TEST_ASAN
+#endif
+#ifdef SINTER_TEST_ASAN
+// Tests ask for more memory than there is, which must be refused instead of ending the process.
+extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+#endif
+
 int main(int argc, char** argv) {
   const int result = Catch::Session().run(argc, argv);
   if (const int skipped = sinter::test::skipped_cases(); skipped > 0)

@@ -88,7 +88,9 @@ TEST_CASE("runtime: CPU memory is aligned and reused", "[runtime]") {
     std::memset(p, 1, bytes);
     deallocate(Cpu{}, p, bytes);
     void* again = allocate(Cpu{}, bytes);
+#ifndef __SANITIZE_ADDRESS__  // there blocks are not reused, so that a stale pointer is seen
     if (bytes > 0) CHECK(again == p);
+#endif
     deallocate(Cpu{}, again, bytes);
   }
   check_throws<OutOfMemoryError>([] { allocate(Cpu{}, size_t{1} << 60); }, {});

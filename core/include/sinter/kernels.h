@@ -221,7 +221,8 @@ template <class T> void cross_entropy_backward(const Cuda&, const CrossEntropySh
                                                const T* log_probs, const int64_t* labels,
                                                const T* dloss, T* dlogits);
 
-// *correct += rows of logits (n, classes) whose first maximum stands at the row's label.
+// *correct += rows of logits (n, classes) whose first maximum stands at the row's label; a NaN
+// counts as the maximum.
 template <class T> void count_correct(const Cpu&, int64_t n, int64_t classes, const T* logits,
                                       const int64_t* labels, int64_t* correct);
 template <class T> void count_correct(const Cuda&, int64_t n, int64_t classes, const T* logits,

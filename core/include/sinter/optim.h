@@ -64,7 +64,8 @@ struct SGDOptions {
 };
 // Stochastic gradient descent; momentum and Nesterov's variant as Sutskever et al., ICML 2013, in
 // PyTorch's form. Throws ValueError for negative values, and for nesterov without momentum or with
-// dampening.
+// dampening. Unlike PyTorch, with dampening a parameter whose first gradient comes after the first
+// step starts its buffer with (1 - dampening) of it.
 class SGD : public Optimizer {
  public:
   explicit SGD(std::vector<Tensor> params, const SGDOptions& options = {});

@@ -49,7 +49,8 @@ SINTER_HD inline uint64_t permute_index(uint64_t seed, uint64_t epoch, uint64_t 
   do {
     uint64_t left = value >> half, right = value & mask;
     for (uint64_t round = 0; round < 6; ++round) {
-      const Philox4 f = philox(seed, right, (epoch << 3) | round);
+      // The top bit keeps these draws apart from a Generator's of the same seed.
+      const Philox4 f = philox(seed, right, (uint64_t{1} << 63) | (epoch << 3) | round);
       const uint64_t next = left ^ ((f.v[0] | (uint64_t{f.v[1]} << 32)) & mask);
       left = right;
       right = next;
