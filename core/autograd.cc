@@ -1,6 +1,7 @@
 #include "sinter/autograd.h"
 
 #include <atomic>
+#include <cmath>
 #include <unordered_map>
 #include <utility>
 
@@ -61,6 +62,18 @@ Node::~Node() {
 namespace {
 
 thread_local bool grad_mode = true;
+thread_local bool anomaly_mode = false;
+
+// Throws AnomalyError if t has a NaN or an infinity; `what` says what t is.
+template <class... What> void check_finite(const Tensor& t, const What&... what) {
+  if (!t.defined() || !is_floating(t.dtype())) return;
+  const std::vector<double> values = t.to_vector<double>();  // waits for the device
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::isfinite(values[i])) continue;
+    throw AnomalyError(
+        str("anomaly: ", what..., " of shape ", t.shape(), " has ", values[i], " at element ", i));
+  }
+}
 
 const char* describe(const Node& node) { return node.is_leaf() ? "a leaf" : node.op; }
 
@@ -113,6 +126,9 @@ bool grad_enabled() { return grad_mode; }
 no_grad::no_grad() : before_(std::exchange(grad_mode, false)) {}
 no_grad::~no_grad() { grad_mode = before_; }
 
+anomaly_guard::anomaly_guard() : before_(std::exchange(anomaly_mode, true)) {}
+anomaly_guard::~anomaly_guard() { anomaly_mode = before_; }
+
 bool recording(std::initializer_list<const Tensor*> inputs) {
   if (!grad_mode) return false;
   for (const Tensor* input : inputs) {
@@ -123,6 +139,7 @@ bool recording(std::initializer_list<const Tensor*> inputs) {
 
 Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs,
               BackwardFn backward) {
+  if (anomaly_mode) check_finite(y, "the result of ", op);
   bool needed = false;
   for (const Tensor& input : inputs) needed = needed || input.requires_grad();
   if (!grad_mode || !needed) return y.requires_grad() ? y.detach() : y;
@@ -216,6 +233,7 @@ void Tensor::backward(const Tensor& gradient, bool retain_graph) const {
       Node* input = node.inputs[i].get();
       if (input == nullptr || !dx[i].defined()) continue;
       check_grad(dx[i], *input, node.op);
+      if (anomaly_mode) check_finite(dx[i], "the gradient of ", node.op, " for its input ", i);
       Tensor moved = std::move(dx[i]);
       add_into(grads[input], moved);
     }

@@ -43,6 +43,32 @@ Tensor parameter(const Shape& shape, int64_t fan_in) {
 
 }  // namespace
 
+Tensor Module::operator()(const Tensor& x) {
+  try {
+    return forward(x);
+  } catch (Error& error) {
+    // A module does not know its own name: whoever called it looks it up among its children, and
+    // only now.
+    if (error.origin() != nullptr) {
+      class Find : public Visitor {
+       public:
+        explicit Find(Error& error) : error_(error) {}
+        void parameter(const std::string&, Tensor&) override {}
+        void buffer(const std::string&, Tensor&) override {}
+        void module(const std::string& name, Module& child) override {
+          if (&child == error_.origin()) error_.prepend(name);
+        }
+
+       private:
+        Error& error_;
+      } find(error);
+      visit(find);
+    }
+    error.set_origin(this);
+    throw;
+  }
+}
+
 NamedTensors Module::named_parameters() {
   NamedTensors result;
   walk(*this, [&](const std::string& name, Tensor& tensor, bool trained) {
@@ -153,7 +179,7 @@ void Linear::visit(Visitor& v) {
 
 Tensor Sequential::forward(const Tensor& x) {
   Tensor y = x;
-  for (const auto& child : children_) y = child->forward(y);
+  for (const auto& child : children_) y = (*child)(y);
   return y;
 }
 

@@ -411,4 +411,34 @@ DEVICE_TEST("autograd: independent graphs on threads", "[autograd]") {
   CHECK(live_storages() == storages);
 }
 
+DEVICE_TEST("autograd: anomaly_guard names the first operator with a NaN or infinity",
+            "[autograd]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor x = leaf({{3}, {1, 0, 2}}, options);
+  const Tensor one = full({}, 1, options);
+  {  // forward
+    const anomaly_guard guard;
+    check_throws<AnomalyError>([&] { relu(one / x) * 2.0; },
+                               {"the result of div", "(3,)", "inf", "element 1"});
+    CHECK(value(sum(x * x)) == 5);
+  }
+  {  // backward: sqrt-like, finite at 0 with an infinite slope there
+    const Tensor y = record("steep", x.detach(), {x},
+                            [sx = Saved(x)](const Tensor& dy) { return Grads{dy / sx.get()}; });
+    const Tensor loss = sum(y * 3.0);
+    const anomaly_guard guard;
+    check_throws<AnomalyError>([&] { loss.backward(); }, {"div", "inf", "element 1"});
+  }
+  {  // the gradient of a user's operator, made without an operator of its own
+    const Tensor y = record("steep", x.detach(), {x}, [device](const Tensor&) {
+      return Grads{from_vector<double>({1, std::nan(""), 1}, {3}, device)};
+    });
+    const Tensor loss = sum(y);
+    const anomaly_guard guard;
+    check_throws<AnomalyError>([&] { loss.backward(); },
+                               {"the gradient of steep for its input 0", "nan", "element 1"});
+  }
+  CHECK(std::isinf(sum(one / x).item<double>()));  // without a guard nothing is checked
+}
+
 }  // namespace sinter::test

@@ -304,4 +304,41 @@ TEST_CASE("nn: impossible layers are refused", "[nn]") {
       {"linear", "(2, 256)", "(120, 400)"});
 }
 
+TEST_CASE("nn: errors begin with the path of the module they came from", "[nn]") {
+  struct Block : Module {
+    Conv2d conv1{4, 4, 3}, conv2{3, 4, 3};  // conv2 does not take what conv1 makes
+    Tensor forward(const Tensor& x) override { return conv2(conv1(x)); }
+    void visit(Visitor& v) override {
+      v.module("conv1", conv1);
+      v.module("conv2", conv2);
+    }
+  };
+  struct Net : Module {
+    Sequential features{Conv2d(2, 4, 3), ReLU(), Block()};
+    Tensor forward(const Tensor& x) override { return features(x); }
+    void visit(Visitor& v) override { v.module("features", features); }
+  } net;
+  const auto message = [&](const Tensor& x) -> std::string {
+    try {
+      net(x);
+    } catch (const ShapeError& e) {
+      return e.what();
+    }
+    return "";
+  };
+  CHECK(message(zeros({1, 2, 9, 9})).starts_with("features.2.conv2: conv2d: expected weight"));
+  CHECK(message(zeros({1, 3, 9, 9})).starts_with("features.0: conv2d: expected weight"));
+  // The path is of one throw, not of the next.
+  CHECK(message(zeros({1, 2, 9, 9})).starts_with("features.2.conv2: conv2d: "));
+  // A layer called by itself has no path.
+  check_throws<ShapeError>([&] { net.features(zeros({1})); }, {"0: conv2d"});
+  Conv2d alone(2, 4, 3);
+  try {
+    alone(zeros({1}));
+    FAIL("no error");
+  } catch (const ShapeError& e) {
+    CHECK(std::string(e.what()).starts_with("conv2d: "));
+  }
+}
+
 }  // namespace sinter::test

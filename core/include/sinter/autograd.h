@@ -55,6 +55,21 @@ class no_grad {
 };
 bool grad_enabled();
 
+// While one lives, every operator of this thread is checked, forward and backward: the first that
+// produces a NaN or an infinity throws AnomalyError naming it, and on a CUDA device an asynchronous
+// failure is thrown at the operator that caused it. For finding an error: it waits for the device
+// at every operator.
+class anomaly_guard {
+ public:
+  anomaly_guard();
+  ~anomaly_guard();
+  anomaly_guard(const anomaly_guard&) = delete;
+  anomaly_guard& operator=(const anomaly_guard&) = delete;
+
+ private:
+  bool before_;
+};
+
 // Graph nodes alive in this process: a leak test's yardstick, with live_storages().
 int64_t live_nodes();
 

@@ -42,7 +42,9 @@ class Module {
  public:
   virtual ~Module() = default;
   virtual Tensor forward(const Tensor& x) = 0;
-  Tensor operator()(const Tensor& x) { return forward(x); }
+  // forward. Networks call their children this way: an error on the way says which module it came
+  // from, by the names of visit ("features.3.conv2").
+  Tensor operator()(const Tensor& x);
   // Hands every parameter, buffer and child to v, in PyTorch's registration order. Undefined
   // tensors (no bias) are left out by the callers' side.
   virtual void visit(Visitor& v) { (void)v; }
