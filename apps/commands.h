@@ -10,5 +10,7 @@ void bench_command(const Options& options);
 void eval_command(const Options& options);
 // Whether the default `sinter train` would work here.
 bool doctor_command(const Options& options);
+// Whether every derivative asked for is right.
+bool gradcheck_command(const Options& options);
 
 }  // namespace sinter::app

@@ -41,6 +41,7 @@ int run(int argc, char** argv) {
   if (options.command == "bench") bench_command(options);
   if (options.command == "eval") eval_command(options);
   if (options.command == "doctor") well = doctor_command(options);
+  if (options.command == "gradcheck") well = gradcheck_command(options);
   std::cout.flush();
   require<Error>(std::cout.good(), "cannot write to standard output");
   return well ? 0 : 1;

@@ -60,10 +60,14 @@ std::string check_device(const std::string& text) {
   }
 }
 
-void add_common_options(CLI::App& app, Options& o) {
+void add_threads_option(CLI::App& app, Options& o) {
   app.add_option("--threads", o.threads, "CPU threads (default: the cores it may run on)")
       ->check(integer_in(1, 4096))
       ->type_name("N");
+}
+
+void add_common_options(CLI::App& app, Options& o) {
+  add_threads_option(app, o);
   app.add_option("--data-dir", o.data_dir, "folder of CIFAR-10, downloaded there if it has none")
       ->capture_default_str()
       ->type_name("DIR");
@@ -145,6 +149,16 @@ Options parse_options(int argc, const char* const* argv) {
   train->add_option("--save", o.save, "write the trained weights")->type_name("W.safetensors");
   train->add_option("--init", o.init, "start from these weights")->type_name("W.safetensors");
 
+  CLI::Option* checkpoint =
+      train->add_option("--checkpoint", o.checkpoint, "keep a checkpoint, saved after each epoch")
+          ->type_name("DIR");
+  train->add_option("--every", o.every, "save the checkpoint also after every N updates")
+      ->check(integer_in(1, std::numeric_limits<int64_t>::max()))
+      ->needs(checkpoint)
+      ->type_name("N");
+  train->add_flag("--resume", o.resume, "go on from the checkpoint, if there is one")
+      ->needs(checkpoint);
+
   CLI::App* bench = app.add_subcommand(
       "bench", "check that the devices agree, train on each, and tabulate time and accuracy");
   std::string devices;
@@ -174,6 +188,19 @@ Options parse_options(int argc, const char* const* argv) {
       app.add_subcommand("doctor", "say what works on this machine and how to mend the rest");
   add_common_options(*doctor, o);
 
+  CLI::App* gradcheck = app.add_subcommand(
+      "gradcheck", "check every derivative against central differences, in float64");
+  CLI::Option* op =
+      gradcheck->add_option("--op", o.op, "only this operator, module or loss")->type_name("NAME");
+  bool all = false;  // the default: it need not be looked at
+  gradcheck->add_flag("--all", all, "every one of them (default)")->excludes(op);
+  gradcheck->add_flag("--full", o.full, "every element by itself, not random directions");
+  gradcheck->add_option("--device", o.devices, "such as cpu,cuda (default: every usable device)")
+      ->delimiter(',')
+      ->check(check_device)
+      ->type_name("NAME,...");
+  add_threads_option(*gradcheck, o);
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {  // --help, --version
@@ -190,7 +217,7 @@ Options parse_options(int argc, const char* const* argv) {
   } catch (const CLI::RequiredError& e) {
     if (!app.get_subcommands().empty()) throw UsageError(e.what());
     const std::vector<std::string> rest = app.remaining();
-    throw UsageError(str("expected a command: train, bench, eval or doctor",
+    throw UsageError(str("expected a command: train, bench, eval, doctor or gradcheck",
                          rest.empty() ? "" : ", got '" + rest.front() + "'",
                          "; 'sinter --help' says more"));
   } catch (const CLI::ParseError& e) {

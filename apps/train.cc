@@ -1,5 +1,8 @@
 #include "train.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -8,6 +11,7 @@
 
 #include "sinter/models.h"
 #include "sinter/random.h"
+#include "train_checkpoint.h"
 
 namespace sinter::app {
 
@@ -49,14 +53,27 @@ std::unique_ptr<Module> initial_model(const Job& job, DType dtype) {
 }
 
 std::unique_ptr<Optimizer> make_optimizer(const Job& job, Module& model) {
+  const double decay = weight_decay(job);
   if (job.optimizer == "sgd") {
-    SGDOptions options{.lr = job.lr, .momentum = job.momentum};
-    options.weight_decay = job.weight_decay.value_or(options.weight_decay);
+    const SGDOptions options{.lr = job.lr, .momentum = job.momentum, .weight_decay = decay};
     return std::make_unique<SGD>(model.parameters(), options);
   }
-  AdamOptions options{.lr = job.lr, .decoupled = job.optimizer == "adamw"};
-  options.weight_decay = job.weight_decay.value_or(options.decoupled ? 0.01 : 0);
+  const AdamOptions options{
+      .lr = job.lr, .weight_decay = decay, .decoupled = job.optimizer == "adamw"};
   return std::make_unique<Adam>(model.parameters(), options);
+}
+
+double weight_decay(const Job& job) {
+  return job.weight_decay.value_or(job.optimizer == "adamw" ? 0.01 : 0);
+}
+
+int64_t epoch_steps(const Job& job, const Dataset& data) {
+  return (data.train.size() - 1) / job.batch_size + 1;
+}
+
+int64_t total_steps(const Job& job, const Dataset& data) {
+  const int64_t steps = job.epochs * epoch_steps(job, data);
+  return job.max_steps > 0 ? std::min(steps, job.max_steps) : steps;
 }
 
 void train_step(Module& model, Optimizer& optimizer, const Batch& batch, const Tensor& loss_slot) {
@@ -95,12 +112,36 @@ Evaluation evaluate(Module& model, const ImageSet& set, const Tensor& logits) {
 
 // ---- metrics ------------------------------------------------------------------------------------
 
-Metrics::Metrics(const std::filesystem::path& path) : path_(path), file_(path) {
+namespace {
+
+// The length of the file at `path` up to and including the line of `step`.
+uintmax_t length_to_step(const std::filesystem::path& path, int64_t step) {
+  std::ifstream in(path, std::ios::binary);
+  uintmax_t length = 0;
+  for (std::string line; std::getline(in, line) && !in.eof();) {  // eof: a line cut short
+    length += line.size() + 1;
+    const auto record = nlohmann::json::parse(line, nullptr, false);
+    if (record.is_object() && record.contains("step") && record["step"] == step) return length;
+  }
+  throw DataError(str("--metrics: ", path.string(), " has no line of step ", step,
+                      ", after which the checkpoint goes on; name the file of the run that made "
+                      "the checkpoint, or a new one"));
+}
+
+}  // namespace
+
+Metrics::Metrics(const std::filesystem::path& path, int64_t resume_after) : path_(path) {
+  std::error_code error;
+  appending_ = resume_after > 0 && std::filesystem::exists(path, error);
+  if (appending_) std::filesystem::resize_file(path, length_to_step(path, resume_after), error);
+  require<DataError>(!error, "--metrics: cannot cut ", path.string(), ": ", error.message());
+  file_.open(path, appending_ ? std::ios::app : std::ios::trunc);
   require<DataError>(file_.is_open(), "--metrics: cannot write ", path.string(), ": ",
                      std::strerror(errno));
 }
 
 void Metrics::start_run(const Job& job, const Dataset& data) {
+  if (appending_) return;
   nlohmann::ordered_json record = {{"sinter", SINTER_VERSION},
                                    {"dataset", data.name},
                                    {"train_images", data.train.size()},
@@ -117,6 +158,18 @@ void Metrics::flush() {
   file_.flush();
   require<DataError>(file_.good(), "--metrics: cannot write ", path_.string(), ": ",
                      std::strerror(errno));
+}
+
+void Metrics::sync() {
+  flush();
+  // Through a descriptor of its own, since a stream does not show its one.
+  const int fd = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
+  const bool synced = fd >= 0 && ::fsync(fd) == 0;
+  const int error = errno;
+  if (fd >= 0) ::close(fd);
+  // A pipe or a device has no disk to be on.
+  require<DataError>(synced || error == EINVAL, "--metrics: cannot write ", path_.string(), ": ",
+                     std::strerror(error));
 }
 
 // ---- the loop -----------------------------------------------------------------------------------
@@ -137,85 +190,107 @@ void require_finite(const std::vector<double>& losses, int64_t first_step, const
 
 }  // namespace
 
-TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* metrics) {
+TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* metrics,
+                  Checkpoints* checkpoints) {
   require_usable(job.device);
   if (metrics != nullptr) metrics->start_run(job, data);
   TrainResult result;
   result.model = initial_model(job);
   const std::unique_ptr<Optimizer> optimizer = make_optimizer(job, *result.model);
+  Position at;
+  if (checkpoints != nullptr) at = checkpoints->restore(*result.model, *optimizer);
   // The whole set lives on the device as bytes; nothing but losses crosses over while training.
   data.train = data.train.to(job.device);
   data.test = data.test.to(job.device);
   Batches batches(data.train,
                   {.batch_size = job.batch_size, .shuffle = job.shuffle, .seed = job.seed});
 
-  int64_t total_steps = job.epochs * batches.size();
-  if (job.max_steps > 0) total_steps = std::min(total_steps, job.max_steps);
-  const int64_t epochs = (total_steps + batches.size() - 1) / batches.size();
+  const int64_t full_epoch = epoch_steps(job, data), total = total_steps(job, data);
+  const int64_t epochs = (total - 1) / full_epoch + 1;
   // Redrawing the bar reads losses. On the CPU that is free; a GPU has to be waited for, and its
   // queue runs dry meanwhile.
   const double redraw_seconds = job.device.is_cuda() ? 0.5 : 0.1;
 
-  for (int64_t epoch = 0; epoch < epochs; ++epoch) {
-    const int64_t steps = std::min(batches.size(), total_steps - result.steps);
+  for (int64_t epoch = at.epoch; epoch < epochs; ++epoch) {
+    const int64_t first = epoch * full_epoch, steps = std::min(full_epoch, total - first);
+    auto done = static_cast<int64_t>(at.losses.size());  // none, except in a resumed epoch
+    const auto images = [&] { return std::min(done * job.batch_size, data.train.size()); };
     const Tensor losses = empty({steps}, {kFloat32, job.device});
+    losses.narrow(0, done).copy_(from_vector(at.losses, {done}));
     const std::string title = str("epoch ", epoch + 1, "/", epochs);
     synchronize(job.device);
     const Stopwatch clock;
+    const double earlier = at.epoch_seconds;
+    const auto seconds = [&] { return earlier + clock.seconds(); };
+
+    // Takes over the losses since the last time.
+    const auto record = [&] {
+      const auto known = static_cast<int64_t>(at.losses.size());
+      if (done == known) return;
+      const std::vector<double> values = losses.narrow(known, done - known).to_vector<double>();
+      at.losses.insert(at.losses.end(), values.begin(), values.end());
+      if (metrics != nullptr) {
+        for (int64_t i = known; i < done; ++i)
+          metrics->write({{"step", first + i + 1}, {"loss", at.losses[static_cast<size_t>(i)]}});
+        metrics->flush();
+      }
+      require_finite(values, first + known, job);
+    };
+    const auto checkpoint = [&] {
+      // The metrics first: a checkpoint must not be ahead of them.
+      record();
+      at.epoch_seconds = seconds();
+      if (checkpoints == nullptr) return;
+      if (metrics != nullptr) metrics->sync();
+      checkpoints->save(*result.model, *optimizer, at);
+    };
+
     double redrawn = 0;
-    int64_t done = 0, images = 0;
     batches.start_epoch(static_cast<uint64_t>(epoch));
     while (done < steps && !interrupted()) {
-      const Batch batch = batches.get(done);
-      train_step(*result.model, *optimizer, batch, losses.narrow(done, 1));
+      train_step(*result.model, *optimizer, batches.get(done), losses.narrow(done, 1));
       ++done;
-      images += batch.y.size(0);
+      if (checkpoints != nullptr && done < steps && checkpoints->due(first + done)) checkpoint();
       if (progress.live() && clock.seconds() - redrawn >= redraw_seconds) {
         const double loss = mean_of(losses.narrow(0, done).to_vector<double>());
-        const double seconds = result.seconds + clock.seconds();
-        const int64_t all_done = result.steps + done;
-        progress.bar(
-            title, static_cast<double>(done) / static_cast<double>(steps),
-            str("loss ", fixed(loss, 4), "  ",
-                grouped(static_cast<int64_t>((result.images + images) / seconds)), " images/s  ",
-                duration(seconds / all_done * (total_steps - all_done)), " left"));
+        const double all_seconds = at.seconds + seconds();
+        const int64_t all_done = first + done;
+        const auto all_images = static_cast<double>(epoch * data.train.size() + images());
+        progress.bar(title, static_cast<double>(done) / static_cast<double>(steps),
+                     str("loss ", fixed(loss, 4), "  ",
+                         grouped(static_cast<int64_t>(all_images / all_seconds)), " images/s  ",
+                         duration(all_seconds / all_done * (total - all_done)), " left"));
         redrawn = clock.seconds();
       }
     }
     synchronize(job.device);
-    const double seconds = clock.seconds();
-
-    std::vector<double> values;
-    if (done > 0) values = losses.narrow(0, done).to_vector<double>();
-    if (metrics != nullptr) {
-      for (int64_t i = 0; i < done; ++i)
-        metrics->write({{"step", result.steps + i + 1}, {"loss", values[static_cast<size_t>(i)]}});
-      metrics->flush();
-    }
-    require_finite(values, result.steps, job);
-    result.steps += done;
-    result.images += images;
-    result.seconds += seconds;
+    checkpoint();
+    result.steps = first + done;
+    result.images = epoch * data.train.size() + images();
+    result.seconds = at.seconds + at.epoch_seconds;
     if (done < steps) {
       throw Interrupted(str("stopped in epoch ", epoch + 1, " of ", epochs, " after ",
-                            grouped(result.steps), " of ", grouped(total_steps), " steps"));
+                            grouped(result.steps), " of ", grouped(total), " steps",
+                            checkpoints == nullptr ? "" : "; --resume goes on from there"));
     }
 
-    result.train_loss = mean_of(values);
+    result.train_loss = mean_of(at.losses);
     progress.bar(title, 1, "evaluating");
     result.test = evaluate(*result.model, data.test);
+    const auto images_per_second =
+        static_cast<int64_t>(static_cast<double>(images()) / at.epoch_seconds);
     progress.line(str(title, "  loss ", fixed(result.train_loss, 4), "  test accuracy ",
-                      fixed(result.test.accuracy(), 2), " %  ", duration(seconds), "  ",
-                      grouped(static_cast<int64_t>(static_cast<double>(images) / seconds)),
-                      " images/s"));
+                      fixed(result.test.accuracy(), 2), " %  ", duration(at.epoch_seconds), "  ",
+                      grouped(images_per_second), " images/s"));
     if (metrics != nullptr) {
       metrics->write({{"epoch", epoch + 1},
                       {"train_loss", result.train_loss},
                       {"test_loss", result.test.loss},
                       {"test_accuracy", result.test.accuracy()},
-                      {"seconds", seconds}});
+                      {"seconds", at.epoch_seconds}});
       metrics->flush();
     }
+    at = {.epoch = epoch + 1, .losses = {}, .seconds = result.seconds};
   }
   return result;
 }

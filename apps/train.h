@@ -36,6 +36,10 @@ nlohmann::ordered_json to_json(const Job& job);
 // The model on job.device in `dtype`. Drawn on the CPU, so that every device starts alike.
 std::unique_ptr<Module> initial_model(const Job& job, DType dtype = kFloat32);
 std::unique_ptr<Optimizer> make_optimizer(const Job& job, Module& model);
+double weight_decay(const Job& job);  // the job's, or its optimizer's default
+// Updates in an epoch, the last perhaps of a smaller batch; and in the whole job.
+int64_t epoch_steps(const Job& job, const Dataset& data);
+int64_t total_steps(const Job& job, const Dataset& data);
 // Forward, backward and update; loss_slot (one element, the model's device) receives the loss.
 // Does not wait for the device.
 void train_step(Module& model, Optimizer& optimizer, const Batch& batch, const Tensor& loss_slot);
@@ -53,16 +57,24 @@ Evaluation evaluate(Module& model, const ImageSet& set, const Tensor& logits = {
 // through at the end of every epoch, so that it can be followed while the run goes on.
 class Metrics {
  public:
-  explicit Metrics(const std::filesystem::path& path);  // empties the file; throws DataError
-  void start_run(const Job& job, const Dataset& data);
+  // Empties the file. A run that resumes after step `resume_after` instead drops what follows that
+  // step's line and appends; if there is no file, it begins one. Throws DataError, also for a file
+  // without that line.
+  explicit Metrics(const std::filesystem::path& path, int64_t resume_after = 0);
+  void start_run(const Job& job, const Dataset& data);  // the configuration, unless appending
   void write(const nlohmann::ordered_json& record);
   void flush();  // throws DataError
+  void sync();   // flush, and on to the disk; throws DataError
 
  private:
   std::filesystem::path path_;
   std::ofstream file_;
+  bool appending_ = false;
 };
 
+class Checkpoints;  // train_checkpoint.h
+
+// Of a resumed training: of all its parts, without the updates that were lost and made again.
 struct TrainResult {
   std::unique_ptr<Module> model;
   int64_t steps = 0, images = 0;  // updates, and images they were made from
@@ -71,8 +83,10 @@ struct TrainResult {
   Evaluation test;                // after the last epoch
 };
 // Trains and, after each epoch, evaluates. Takes the data set by value so that, moved in, the
-// host's copy is gone once the device has its own. metrics may be null. Throws Error when the loss
-// is no longer finite; Interrupted after Ctrl-C, with metrics written.
-TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* metrics);
+// host's copy is gone once the device has its own. metrics and checkpoints may be null; with
+// checkpoints, goes on from the one there is. Throws Error when the loss is no longer finite;
+// Interrupted after Ctrl-C, with metrics and checkpoint written.
+TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* metrics,
+                  Checkpoints* checkpoints = nullptr);
 
 }  // namespace sinter::app

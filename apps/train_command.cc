@@ -3,12 +3,15 @@
 #include "commands.h"
 #include "load.h"
 #include "machine.h"
+#include "sinter/checkpoint.h"
 #include "sinter/safetensors.h"
+#include "train_checkpoint.h"
 
 namespace sinter::app {
 
 void train_command(const Options& options) {
   // What can fail at once does so before the work, not after it.
+  if (!options.checkpoint.empty()) make_checkpoint_folder(options.checkpoint);
   require_parent("--save", options.save);
   require_parent("--metrics", options.metrics);
   Job job = options.job;
@@ -26,10 +29,16 @@ void train_command(const Options& options) {
   progress.line(str("data: ", data.name, ", ", grouped(data.train.size()), " + ",
                     grouped(data.test.size()), " images (", data.source, ")"));
 
+  std::optional<Checkpoints> checkpoints;
+  if (!options.checkpoint.empty())
+    checkpoints.emplace(options.checkpoint, options.every, options.resume, job, data, progress);
   std::optional<Metrics> metrics;
-  if (!options.metrics.empty()) metrics.emplace(options.metrics);
+  if (!options.metrics.empty())
+    metrics.emplace(options.metrics, checkpoints ? checkpoints->step() : 0);
+  const bool resumed = checkpoints && checkpoints->step() > 0;
   const std::string name = data.name;
-  const TrainResult result = train(job, std::move(data), progress, metrics ? &*metrics : nullptr);
+  const TrainResult result = train(job, std::move(data), progress, metrics ? &*metrics : nullptr,
+                                   checkpoints ? &*checkpoints : nullptr);
 
   if (!options.save.empty()) {
     // Nothing that differs from run to run: equal trainings give equal files.
@@ -40,10 +49,12 @@ void train_command(const Options& options) {
   std::cout << "test accuracy " << fixed(result.test.accuracy(), 2) << " % (" << result.test.correct
             << " of " << result.test.images << "), loss " << fixed(result.test.loss, 4) << ", "
             << name << "\n"
-            << "training time " << duration(result.seconds) << " on " << job.device << ", "
+            << "training time " << duration(result.seconds)
+            << (resumed ? ", with that before resuming," : "") << " on " << job.device << ", "
             << grouped(result.steps) << " steps, "
             << grouped(static_cast<int64_t>(static_cast<double>(result.images) / result.seconds))
-            << " images/s; whole command " << duration(command_clock().seconds()) << "\n";
+            << " images/s; whole command " << duration(command_clock().seconds()) << "\n"
+            << "weights' hash " << state_hash(result.model->state_dict()) << "\n";
   if (!options.save.empty()) std::cout << "weights saved to " << options.save.string() << "\n";
 }
 

@@ -3,7 +3,9 @@
 
 #include "sinter/autograd.h"
 #include "sinter/check.h"
+#include "sinter/checkpoint.h"
 #include "sinter/data.h"
+#include "sinter/gradcheck.h"
 #include "sinter/nn.h"
 #include "sinter/ops.h"
 #include "sinter/optim.h"

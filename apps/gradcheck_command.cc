@@ -1,0 +1,97 @@
+#include <algorithm>
+#include <iomanip>
+#include <iostream>
+
+#include "commands.h"
+#include "gradcheck_cases.h"
+#include "machine.h"
+#include "sinter/gradcheck.h"
+
+namespace sinter::app {
+
+namespace {
+
+std::vector<GradcheckCase> cases_asked_for(const Options& options) {
+  std::vector<GradcheckCase> cases = gradcheck_cases();
+  if (options.op.empty()) return cases;
+  std::string known;
+  for (size_t i = 0; i < cases.size(); ++i) {
+    if (i == 0 || cases[i].op != cases[i - 1].op)
+      known += str(known.empty() ? "" : ", ", cases[i].op);
+  }
+  std::erase_if(cases, [&](const GradcheckCase& c) { return c.op != options.op; });
+  if (cases.empty())
+    throw UsageError(str("--op: expected one of ", known, ", got '", options.op, "'"));
+  return cases;
+}
+
+std::vector<Device> devices_asked_for(const Options& options) {
+  if (options.devices.empty()) return usable_devices();
+  std::vector<Device> devices;
+  for (const std::string& name : options.devices) {
+    const Device device = choose_device(name);
+    if (std::find(devices.begin(), devices.end(), device) != devices.end())
+      throw UsageError(str("--device: expected each device once, got ", device.str(), " twice"));
+    devices.push_back(device);
+  }
+  return devices;
+}
+
+std::string percent(double share) {
+  std::ostringstream out;
+  out << std::setprecision(2) << 100 * share << " %";
+  return out.str();
+}
+
+// "input 1[3]", or "input 1" for a direction in it: where the tolerance was used most.
+std::string place(const GradcheckResult& r) {
+  if (r.unchecked >= 0) return str("nothing of input ", r.unchecked, " compared");
+  if (r.input < 0) return "no elements";
+  return str("input ", r.input, r.index >= 0 ? str("[", r.index, "]") : std::string());
+}
+
+}  // namespace
+
+bool check_gradients(const std::vector<GradcheckCase>& cases, const std::vector<Device>& devices,
+                     bool full, std::ostream& out) {
+  int64_t checked = 0;
+  int failures = 0;
+  double worst = 0;
+  out << std::left << std::setw(14) << "operator" << std::setw(8) << "device" << std::right
+      << std::setw(8) << "compared" << std::setw(7) << "kinks" << std::setw(12) << "tolerance"
+      << "  at\n";
+  for (const GradcheckCase& c : cases) {
+    for (const Device device : devices) {
+      check_interrupt("during the gradient checks");
+      std::vector<Tensor> inputs;
+      for (const Tensor& x : c.inputs) inputs.push_back(x.to(device));
+      const GradcheckResult r = gradcheck(c.f, inputs, {.full = full && !c.directions_only});
+      out << std::left << std::setw(14) << c.op << std::setw(8) << device.str() << std::right
+          << std::setw(8) << r.checked << std::setw(7) << r.kinks << std::setw(12)
+          << percent(r.share) << "  " << (r.ok ? "" : "WRONG ") << place(r) << " of " << c.what
+          << "\n";
+      if (!r.ok) out << "  " << r.str() << "\n";
+      out.flush();
+      checked += r.checked;
+      failures += r.ok ? 0 : 1;
+      worst = std::max(worst, r.share);
+    }
+  }
+  const auto counted = [](size_t n, const std::string& what) {
+    return str(n, " ", what, n == 1 ? "" : "s");
+  };
+  out << counted(cases.size(), "case") << " on " << counted(devices.size(), "device") << ", "
+      << grouped(checked) << " derivatives compared in float64: ";
+  if (failures == 0)
+    out << "all right, the largest error takes " << percent(worst) << " of its tolerance\n";
+  else
+    out << failures << " WRONG\n";
+  return failures == 0;
+}
+
+bool gradcheck_command(const Options& options) {
+  const std::vector<GradcheckCase> cases = cases_asked_for(options);
+  return check_gradients(cases, devices_asked_for(options), options.full, std::cout);
+}
+
+}  // namespace sinter::app
