@@ -27,6 +27,7 @@ struct Options {
   std::filesystem::path metrics, save, init;                                       // train
   std::filesystem::path checkpoint;                                                // train
   int64_t every = 0;                                                               // train
+  bool detect_anomaly = false;                                                     // train
   bool resume = false;                                                             // train
   std::filesystem::path weights, logits;                                           // eval
   std::filesystem::path json = "sinter-bench.json", markdown = "sinter-bench.md";  // bench

@@ -248,7 +248,11 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
     double redrawn = 0;
     batches.start_epoch(static_cast<uint64_t>(epoch));
     while (done < steps && !interrupted()) {
-      train_step(*result.model, *optimizer, batches.get(done), losses.narrow(done, 1));
+      try {
+        train_step(*result.model, *optimizer, batches.get(done), losses.narrow(done, 1));
+      } catch (const AnomalyError& e) {
+        throw AnomalyError(str(e.what(), ", at step ", first + done + 1));
+      }
       ++done;
       if (checkpoints != nullptr && done < steps && checkpoints->due(first + done)) checkpoint();
       if (progress.live() && clock.seconds() - redrawn >= redraw_seconds) {

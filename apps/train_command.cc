@@ -37,6 +37,8 @@ void train_command(const Options& options) {
     metrics.emplace(options.metrics, checkpoints ? checkpoints->step() : 0);
   const bool resumed = checkpoints && checkpoints->step() > 0;
   const std::string name = data.name;
+  std::optional<anomaly_guard> guard;
+  if (options.detect_anomaly) guard.emplace();
   const TrainResult result = train(job, std::move(data), progress, metrics ? &*metrics : nullptr,
                                    checkpoints ? &*checkpoints : nullptr);
 

@@ -1,29 +1,21 @@
 // The `sinter` command, run as its users run it.
 #ifdef SINTER_APP_PATH
 
-#include <fcntl.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "agreement.h"
 #include "catch.h"
+#include "process.h"
 #include "sinter/data.h"
 #include "sinter/safetensors.h"
-
-extern char** environ;
 
 using namespace sinter;
 namespace fs = std::filesystem;
@@ -31,27 +23,10 @@ using nlohmann::json;
 
 namespace {
 
-// A folder of its own, gone at the end.
-struct Folder {
-  fs::path path;
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "sinter-app-XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~Folder() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-  }
-  std::string operator/(const std::string& name) const { return (path / name).string(); }
-};
-
-std::string read(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
+using Folder = test::TempDir;
+using test::Process;
+using test::Result;
+using test::run;
 
 void write(const fs::path& path, const std::string& text) {
   std::ofstream(path, std::ios::binary) << text;
@@ -62,49 +37,6 @@ bool contains(const std::string& text, const std::string& part) {
 }
 
 bool near(double a, double b, double tolerance) { return std::abs(a - b) <= tolerance; }
-
-// A process under way, its output in files.
-class Process {
- public:
-  Process(const Folder& folder, std::vector<std::string> args)
-      : out_(folder / "stdout"), err_(folder / "stderr") {
-    args.insert(args.begin(), SINTER_APP_PATH);
-    std::vector<char*> argv;
-    for (std::string& arg : args) argv.push_back(arg.data());
-    argv.push_back(nullptr);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    const int flags = O_WRONLY | O_CREAT | O_TRUNC;
-    posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, out_.c_str(), flags, 0600);
-    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, err_.c_str(), flags, 0600);
-    const int error = posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ);
-    posix_spawn_file_actions_destroy(&actions);
-    REQUIRE(error == 0);
-  }
-  void send(int signal) const { kill(pid_, signal); }
-  // The exit code, or 1000 + the signal that ended it.
-  int wait() const {
-    int status = 0;
-    REQUIRE(waitpid(pid_, &status, 0) == pid_);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
-  }
-  std::string out() const { return read(out_); }
-  std::string err() const { return read(err_); }
-
- private:
-  std::string out_, err_;
-  pid_t pid_ = 0;
-};
-
-struct Result {
-  int code;
-  std::string out, err;
-};
-Result run(const Folder& folder, const std::vector<std::string>& args) {
-  const Process process(folder, args);
-  const int code = process.wait();
-  return {code, process.out(), process.err()};
-}
 
 // A job small enough for a test. One thread: cases run side by side and must not wait for cores.
 std::vector<std::string> job(const std::string& command, const std::vector<std::string>& more) {
@@ -190,12 +122,12 @@ TEST_CASE("app: damaged CIFAR-10 files are an error, not a reason for synthetic 
   const Folder folder;
   write(folder / "data_batch_1.bin", std::string(100, '\0'));
   const Result result =
-      run(folder, {"train", "--device", "cpu", "--data-dir", folder.path.string()});
+      run(folder, {"train", "--device", "cpu", "--data-dir", folder.path().string()});
   INFO(result.err);
   CHECK(result.code == 1);
   CHECK(contains(result.err, "data_batch_1.bin"));
   CHECK(!contains(result.err, "synthetic"));
-  const Result doctor = run(folder, {"doctor", "--data-dir", folder.path.string()});
+  const Result doctor = run(folder, {"doctor", "--data-dir", folder.path().string()});
   INFO(doctor.out);
   CHECK(doctor.code == 1);
   CHECK(contains(doctor.out, "FAIL  data"));
@@ -256,9 +188,9 @@ TEST_CASE("app: train writes losses that fall, weights that repeat, and eval agr
   CHECK(near(last_loss, sum / 10, 1e-6));
 
   train("b", "1", "94");
-  CHECK(read(folder / "a.safetensors") == read(folder / "b.safetensors"));
+  CHECK(test::read_file(folder / "a.safetensors") == test::read_file(folder / "b.safetensors"));
   train("c", "2", "94");
-  CHECK(read(folder / "a.safetensors") != read(folder / "c.safetensors"));
+  CHECK(test::read_file(folder / "a.safetensors") != test::read_file(folder / "c.safetensors"));
 
   const Result eval =
       run(folder, job("eval", {"--device", "cpu", "--weights", folder / "a.safetensors", "--logits",
@@ -286,7 +218,7 @@ TEST_CASE("app: train writes losses that fall, weights that repeat, and eval agr
                                 folder / "a.safetensors", "--save", folder / "d.safetensors"}));
   INFO(again.err);
   REQUIRE(again.code == 0);  // a rate of 0 changes nothing, whatever the start
-  CHECK(read(folder / "d.safetensors") == read(folder / "a.safetensors"));
+  CHECK(test::read_file(folder / "d.safetensors") == test::read_file(folder / "a.safetensors"));
 }
 
 TEST_CASE("app: a loss that is no longer finite stops the training", "[app]") {
@@ -299,6 +231,14 @@ TEST_CASE("app: a loss that is no longer finite stops the training", "[app]") {
   CHECK(contains(result.err, "diverged"));
   CHECK(contains(result.err, "--lr"));
   CHECK(!fs::exists(folder / "w.safetensors"));
+
+  // The same job, asked where it begins.
+  const Result traced = run(folder, job("train", {"--device", "cpu", "--optimizer", "sgd", "--lr",
+                                                  "1e6", "--epochs", "3", "--detect-anomaly"}));
+  INFO(traced.err);
+  CHECK(traced.code == 1);
+  CHECK(contains(traced.err, "anomaly: "));
+  CHECK(contains(traced.err, "at step "));
 }
 
 TEST_CASE("app: bench tabulates, labels synthetic data, and writes JSON and Markdown", "[app]") {
@@ -308,14 +248,14 @@ TEST_CASE("app: bench tabulates, labels synthetic data, and writes JSON and Mark
                                 folder / "b.json", "--markdown", folder / "b.md"}));
   INFO(result.err);
   REQUIRE(result.code == 0);
-  const std::string page = read(folder / "b.md");
+  const std::string page = test::read_file(folder / "b.md");
   for (const std::string& text : {result.out, page}) {
     CHECK(contains(text, "| Setup "));
     CHECK(contains(text, "| Time taken "));
     CHECK(contains(text, "±"));
     CHECK(contains(text, kSyntheticName));
   }
-  const json report = json::parse(read(folder / "b.json"));
+  const json report = json::parse(test::read_file(folder / "b.json"));
   CHECK(report.at("dataset") == kSyntheticName);
   CHECK(report.at("synthetic") == true);
   CHECK(report.at("machine").at("threads") >= 1);
@@ -344,7 +284,7 @@ DEVICE_TEST("app: every usable device trains and agrees with the CPU", "[app]") 
                     "1", "--json", folder / "b.json", "--markdown", folder / "b.md"}));
   INFO(bench.err);
   REQUIRE(bench.code == 0);
-  const json report = json::parse(read(folder / "b.json"));
+  const json report = json::parse(test::read_file(folder / "b.json"));
   CHECK(report.at("results").size() == (device.is_cuda() ? 2 : 1));
   const json& agreement = report.at("agreement");
   for (const json& other : agreement.at("devices"))
@@ -404,21 +344,21 @@ TEST_CASE("app: numbers as people read them", "[app]") {
 TEST_CASE("app: Ctrl-C stops cleanly and leaves the old weights alone", "[app]") {
   const Folder folder;
   write(folder / "w.safetensors", "as it was");
-  const Process process(folder,
-                        job("train", {"--device", "cpu", "--epochs", "100000", "--metrics",
-                                      folder / "m.jsonl", "--save", folder / "w.safetensors"}));
+  Process process(folder, job("train", {"--device", "cpu", "--epochs", "100000", "--metrics",
+                                        folder / "m.jsonl", "--save", folder / "w.safetensors"}));
   const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (!contains(read(folder / "m.jsonl"), "\"epoch\":1,") &&
+  while (!(fs::exists(folder / "m.jsonl") &&
+           contains(test::read_file(folder / "m.jsonl"), "\"epoch\":1,")) &&
          std::chrono::steady_clock::now() < give_up)
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   process.send(SIGINT);
   CHECK(process.wait() == 130);
   INFO(process.err());
   CHECK(contains(process.err(), "sinter: interrupted: "));
-  CHECK(read(folder / "w.safetensors") == "as it was");
+  CHECK(test::read_file(folder / "w.safetensors") == "as it was");
   CHECK(json_lines(folder / "m.jsonl").size() > 17);  // throws if the last line is cut short
   size_t files = 0;
-  for ([[maybe_unused]] const auto& entry : fs::directory_iterator(folder.path)) ++files;
+  for ([[maybe_unused]] const auto& entry : fs::directory_iterator(folder.path())) ++files;
   CHECK(files == 4);  // stdout, stderr, m.jsonl, w.safetensors: nothing half-written
 }
 
