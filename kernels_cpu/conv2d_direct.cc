@@ -83,7 +83,7 @@ inline std::vector<Axis> forward_axes(int in, int out, int k, int stride, int pa
 // that qualify depend on j modulo the stride: one axis a residue.
 inline std::vector<Axis> backward_axes(int in, int out, int k, int stride, int pad, int dil) {
   std::vector<Axis> axes;
-  int common = stride;  // by Euclid: g++ 13.3 at -O3 miscompiles std::gcd here (division by zero)
+  int common = stride;  // by Euclid: with std::gcd here, g++ 13.3 -O3 divided by zero
   for (int rest = dil; rest != 0;) common = std::exchange(rest, common % rest);
   for (int residue = 0; residue < std::min(stride, in); ++residue) {
     Axis a;
