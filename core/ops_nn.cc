@@ -8,6 +8,15 @@
 namespace sinter {
 namespace {
 
+// A tensor's shape in a message, put into words only if the message is needed: these checks run at
+// every call.
+struct ShapeOf {
+  const Tensor& tensor;
+};
+std::ostream& operator<<(std::ostream& out, const ShapeOf& shape) {
+  return shape.tensor.defined() ? out << shape.tensor.shape() : out << "an undefined tensor";
+}
+
 // Every tensor beside x must share its dtype and device.
 void check_like(const char* op, const char* what, const Tensor& t, const Tensor& x) {
   if (t.dtype() != x.dtype()) {
@@ -22,7 +31,7 @@ void check_like(const char* op, const char* what, const Tensor& t, const Tensor&
 
 void check_images(const char* op, const Tensor& x) {
   require<ShapeError>(x.defined() && x.rank() == 4, op, ": expected x of shape (N, C, H, W), got ",
-                      x.defined() ? x.shape().str() : "an undefined tensor");
+                      ShapeOf{x});
 }
 
 // Kernels hold extents as int; positions inside a tensor are 64 bits wide.
@@ -65,8 +74,7 @@ Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
                       options.groups);
   require<ShapeError>(
       w.defined() && w.rank() == 4 && w.size(0) > 0 && w.size(2) > 0 && w.size(3) > 0, op,
-      ": expected weight of shape (O, C / groups, KH, KW), got ",
-      w.defined() ? w.shape().str() : "an undefined tensor");
+      ": expected weight of shape (O, C / groups, KH, KW), got ", ShapeOf{w});
   if (x.size(1) % options.groups != 0 || w.size(0) % options.groups != 0 ||
       w.size(1) * options.groups != x.size(1)) {
     throw ShapeError(str(op, ": expected weight of shape (O, C / groups, KH, KW) with C = ",
@@ -192,12 +200,10 @@ Tensor avg_pool2d(const Tensor& x, Pair kernel, const Pool2dOptions& options) {
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   const char* op = "linear";
   require<ShapeError>(weight.defined() && weight.rank() == 2, op,
-                      ": expected weight of shape (out, in), got ",
-                      weight.defined() ? weight.shape().str() : "an undefined tensor");
+                      ": expected weight of shape (out, in), got ", ShapeOf{weight});
   if (!x.defined() || x.rank() < 1 || x.size(-1) != weight.size(1)) {
     throw ShapeError(str(op, ": expected x of shape (…, ", weight.size(1), ") for weight ",
-                         weight.shape(), ", got ",
-                         x.defined() ? x.shape().str() : "an undefined tensor"));
+                         weight.shape(), ", got ", ShapeOf{x}));
   }
   check_like(op, "weight", weight, x);
   if (bias.defined()) {
@@ -240,8 +246,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
 
 Tensor log_softmax(const Tensor& x, int dim) {
   require<ShapeError>(x.defined() && x.rank() >= 1,
-                      "log_softmax: expected x of at least one dimension, got ",
-                      x.defined() ? x.shape().str() : "an undefined tensor");
+                      "log_softmax: expected x of at least one dimension, got ", ShapeOf{x});
   const int d = x.shape().index(dim, "log_softmax");
   SoftmaxShape g{1, x.size(d), 1};
   for (int i = 0; i < d; ++i) g.outer *= x.size(i);
@@ -264,12 +269,10 @@ namespace {
 
 void check_labels(const char* op, const Tensor& logits, const Tensor& labels) {
   require<ShapeError>(logits.defined() && logits.rank() == 2 && logits.size(1) > 0, op,
-                      ": expected logits of shape (N, C), got ",
-                      logits.defined() ? logits.shape().str() : "an undefined tensor");
+                      ": expected logits of shape (N, C), got ", ShapeOf{logits});
   require<ShapeError>(labels.defined() && labels.shape() == Shape{logits.size(0)}, op,
                       ": expected labels of shape (", logits.size(0), ",) for logits ",
-                      logits.shape(), ", got ",
-                      labels.defined() ? labels.shape().str() : "an undefined tensor");
+                      logits.shape(), ", got ", ShapeOf{labels});
   require<DtypeError>(labels.dtype() == kInt64, op, ": expected int64 labels, got ",
                       labels.dtype());
   require<DeviceError>(labels.device() == logits.device(), op, ": expected labels on ",
@@ -307,8 +310,7 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& labels,
 void add_correct(const Tensor& count, const Tensor& logits, const Tensor& labels) {
   check_labels("add_correct", logits, labels);
   require<ShapeError>(count.defined() && count.numel() == 1,
-                      "add_correct: expected a count of one element, got ",
-                      count.defined() ? count.shape().str() : "an undefined tensor");
+                      "add_correct: expected a count of one element, got ", ShapeOf{count});
   require<DtypeError>(count.dtype() == kInt64, "add_correct: expected an int64 count, got ",
                       count.dtype());
   require<DeviceError>(count.device() == logits.device(), "add_correct: expected count on ",
