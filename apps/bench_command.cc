@@ -50,18 +50,6 @@ struct DeviceResult {
   }
 };
 
-std::vector<Device> devices_asked_for(const Options& options) {
-  if (options.devices.empty()) return usable_devices();
-  std::vector<Device> devices;
-  for (const std::string& name : options.devices) {
-    const Device device = choose_device(name);
-    if (std::find(devices.begin(), devices.end(), device) != devices.end())
-      throw UsageError(str("--devices: expected each device once, got ", device.str(), " twice"));
-    devices.push_back(device);
-  }
-  return devices;
-}
-
 // Times of devices that compute different things cannot be compared: refuses to.
 std::vector<Agreement> require_agreement(const Job& job, const ImageSet& images,
                                          const std::vector<Device>& devices, Progress& progress) {
@@ -235,7 +223,7 @@ void bench_command(const Options& options) {
   require_parent("--json", options.json);
   require_parent("--markdown", options.markdown);
   require_parent("--metrics", options.metrics);
-  const std::vector<Device> devices = devices_asked_for(options);
+  const std::vector<Device> devices = devices_asked_for("--devices", options.devices);
   Progress progress(options.quiet);
   progress.line(str("sinter bench: ", describe(options.job), ", ", options.runs,
                     options.runs == 1 ? " run" : " runs", " on each device"));

@@ -25,18 +25,6 @@ std::vector<GradcheckCase> cases_asked_for(const Options& options) {
   return cases;
 }
 
-std::vector<Device> devices_asked_for(const Options& options) {
-  if (options.devices.empty()) return usable_devices();
-  std::vector<Device> devices;
-  for (const std::string& name : options.devices) {
-    const Device device = choose_device(name);
-    if (std::find(devices.begin(), devices.end(), device) != devices.end())
-      throw UsageError(str("--device: expected each device once, got ", device.str(), " twice"));
-    devices.push_back(device);
-  }
-  return devices;
-}
-
 std::string percent(double share) {
   std::ostringstream out;
   out << std::setprecision(2) << 100 * share << " %";
@@ -91,7 +79,8 @@ bool check_gradients(const std::vector<GradcheckCase>& cases, const std::vector<
 
 bool gradcheck_command(const Options& options) {
   const std::vector<GradcheckCase> cases = cases_asked_for(options);
-  return check_gradients(cases, devices_asked_for(options), options.full, std::cout);
+  return check_gradients(cases, devices_asked_for("--device", options.devices), options.full,
+                         std::cout);
 }
 
 }  // namespace sinter::app

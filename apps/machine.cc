@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "commit.h"
+#include "console.h"
 #include "sinter/runtime.h"
 
 namespace sinter::app {
@@ -127,6 +128,18 @@ Device choose_device(const std::string& name) {
   const Device device = Device::parse(name);
   require_usable(device);
   return device;
+}
+
+std::vector<Device> devices_asked_for(const char* option, const std::vector<std::string>& names) {
+  if (names.empty()) return usable_devices();
+  std::vector<Device> devices;
+  for (const std::string& name : names) {
+    const Device device = choose_device(name);
+    if (std::find(devices.begin(), devices.end(), device) != devices.end())
+      throw UsageError(str(option, ": expected each device once, got ", device.str(), " twice"));
+    devices.push_back(device);
+  }
+  return devices;
 }
 
 std::string describe([[maybe_unused]] Device device) {

@@ -16,6 +16,9 @@ std::vector<Device> usable_devices();  // the CPU first
 // The device named, or where `name` is empty cuda if it is usable, else cpu. Throws DeviceError for
 // a named device that cannot run.
 Device choose_device(const std::string& name);
+// The devices named, or where there are no names every usable one. Throws UsageError, naming
+// `option`, if one is named twice, DeviceError for one that cannot run.
+std::vector<Device> devices_asked_for(const char* option, const std::vector<std::string>& names);
 // "AMD EPYC 9B14, 2 threads", "NVIDIA H200".
 std::string describe(Device device);
 
