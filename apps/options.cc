@@ -128,6 +128,8 @@ void add_job_options(CLI::App& app, Options& o) {
   app.add_option("--max-steps", o.job.max_steps, "stop after N updates")
       ->check(integer_in(1, std::numeric_limits<int64_t>::max()))
       ->type_name("N");
+  app.add_flag("!--no-graph", o.job.graph,
+               "launch every kernel of a training step on a GPU by itself: what the graph gains");
   app.add_flag("!--no-shuffle", o.job.shuffle, "take the images in their stored order");
   app.add_option("--metrics", o.metrics, "write every loss and accuracy, one JSON object a line")
       ->type_name("FILE.jsonl");

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "sinter/graph.h"
 #include "sinter/models.h"
 #include "sinter/random.h"
 #include "train_checkpoint.h"
@@ -80,8 +81,12 @@ void train_step(Module& model, Optimizer& optimizer, const Batch& batch, const T
   const Tensor loss = cross_entropy(model(batch.x), batch.y);
   optimizer.zero_grad();
   loss.backward();
+  {
+    const branch_guard beside(loss.device());
+    loss_slot.reshape({}).copy_(loss.detach());
+  }
   optimizer.step();
-  loss_slot.reshape({}).copy_(loss.detach());
+  join(loss.device());
 }
 
 Evaluation evaluate(Module& model, const ImageSet& set, const Tensor& logits) {
@@ -180,6 +185,44 @@ double mean_of(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.) / static_cast<double>(values.size());
 }
 
+// Several steps as one graph, whose replay is a single call: the kernels of a small network are
+// over before the host has launched the next. Each step gathers the batch of the one after it on
+// the side.
+class GraphedSteps {
+ public:
+  static constexpr int64_t kSteps = 20;
+
+  // Captures steps on full batches, from wherever `batches` stands. One must have run eagerly.
+  GraphedSteps(Module& model, Optimizer& optimizer, Batches& batches, Device device)
+      : batches_(batches), losses_(empty({kSteps}, {kFloat32, device})) {
+    graph_ = Graph::capture(device, [&] {
+      Batch next = batches.next();
+      for (int64_t i = 0; i < kSteps; ++i) {
+        Batch batch = std::move(next);
+        if (i + 1 < kSteps) {
+          const branch_guard beside(device);
+          next = batches.next();
+        }
+        train_step(model, optimizer, batch, losses_.narrow(i, 1));
+      }
+    });
+  }
+
+  // Steps on batches first .. first + kSteps - 1 of the epoch; losses (kSteps) receives theirs.
+  void run(int64_t first, Tensor losses) {
+    if (at_ != first) batches_.seek(first);
+    graph_.replay();
+    losses.copy_(losses_);
+    at_ = first + kSteps;
+  }
+
+ private:
+  Batches& batches_;
+  Tensor losses_;
+  Graph graph_;
+  int64_t at_ = -1;  // the batch that `batches` stands at; -1: unknown
+};
+
 void require_finite(const std::vector<double>& losses, int64_t first_step, const Job& job) {
   const auto bad =
       std::find_if(losses.begin(), losses.end(), [](double x) { return !std::isfinite(x); });
@@ -207,6 +250,9 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
 
   const int64_t full_epoch = epoch_steps(job, data), total = total_steps(job, data);
   const int64_t epochs = (total - 1) / full_epoch + 1;
+  std::optional<GraphedSteps> graphed;
+  bool graph = job.graph && job.device.is_cuda() && !anomaly_enabled();
+
   // Redrawing the bar reads losses. On the CPU that is free; a GPU has to be waited for, and its
   // queue runs dry meanwhile.
   const double redraw_seconds = job.device.is_cuda() ? 0.5 : 0.1;
@@ -245,15 +291,39 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
       checkpoints->save(*result.model, *optimizer, at);
     };
 
+    const int64_t full_batches = data.train.size() / job.batch_size;
+    // The steps that the next replay may stand for: full batches, no checkpoint in between.
+    const auto replay_fits = [&] {
+      if (done + GraphedSteps::kSteps > std::min(steps, full_batches)) return false;
+      for (int64_t i = 1; checkpoints != nullptr && i < GraphedSteps::kSteps; ++i) {
+        if (checkpoints->due(first + done + i)) return false;
+      }
+      return true;
+    };
+
     double redrawn = 0;
+    bool ran = result.steps > 0;  // a step of this process: what a capture needs
     batches.start_epoch(static_cast<uint64_t>(epoch));
     while (done < steps && !interrupted()) {
-      try {
-        train_step(*result.model, *optimizer, batches.get(done), losses.narrow(done, 1));
-      } catch (const AnomalyError& e) {
-        throw AnomalyError(str(e.what(), ", at step ", first + done + 1));
+      if (graph && ran && replay_fits()) {
+        try {
+          if (!graphed) graphed.emplace(*result.model, *optimizer, batches, job.device);
+        } catch (const Error& e) {
+          progress.warning(str("steps are launched one by one: ", e.what()));
+          graph = false;
+          continue;
+        }
+        graphed->run(done, losses.narrow(done, GraphedSteps::kSteps));
+        done += GraphedSteps::kSteps;
+      } else {
+        try {
+          train_step(*result.model, *optimizer, batches.get(done), losses.narrow(done, 1));
+        } catch (const AnomalyError& e) {
+          throw AnomalyError(str(e.what(), ", at step ", first + done + 1));
+        }
+        ++done;
+        ran = true;
       }
-      ++done;
       if (checkpoints != nullptr && done < steps && checkpoints->due(first + done)) checkpoint();
       if (progress.live() && clock.seconds() - redrawn >= redraw_seconds) {
         const double loss = mean_of(losses.narrow(0, done).to_vector<double>());

@@ -26,6 +26,7 @@ struct Job {
   int64_t epochs = 10, batch_size = 64;
   int64_t max_steps = 0;  // stop after so many updates; 0: no limit
   bool shuffle = true;
+  bool graph = true;     // on a GPU, replay captured steps; the weights are the same
   uint64_t seed = 0;     // of the initial weights and the shuffling
   NamedTensors initial;  // weights to start from; empty: drawn from seed
   Device device;
@@ -41,7 +42,7 @@ double weight_decay(const Job& job);  // the job's, or its optimizer's default
 int64_t epoch_steps(const Job& job, const Dataset& data);
 int64_t total_steps(const Job& job, const Dataset& data);
 // Forward, backward and update; loss_slot (one element, the model's device) receives the loss.
-// Does not wait for the device.
+// Does not wait for the device; can be captured.
 void train_step(Module& model, Optimizer& optimizer, const Batch& batch, const Tensor& loss_slot);
 
 struct Evaluation {

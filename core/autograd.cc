@@ -29,6 +29,7 @@ class Node {
   TensorOptions options;
   std::vector<std::shared_ptr<Node>> inputs;  // null for inputs that need no gradient
   BackwardFn backward;                        // empty once freed by a backward pass
+  std::function<Grads()> backward_one;        // may be empty
   bool freed = false;
   Tensor grad;  // leaves only
 
@@ -128,6 +129,7 @@ no_grad::~no_grad() { grad_mode = before_; }
 
 anomaly_guard::anomaly_guard() : before_(std::exchange(anomaly_mode, true)) {}
 anomaly_guard::~anomaly_guard() { anomaly_mode = before_; }
+bool anomaly_enabled() { return anomaly_mode; }
 
 bool recording(std::initializer_list<const Tensor*> inputs) {
   if (!grad_mode) return false;
@@ -138,7 +140,7 @@ bool recording(std::initializer_list<const Tensor*> inputs) {
 }
 
 Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs,
-              BackwardFn backward) {
+              BackwardFn backward, std::function<Grads()> backward_one) {
   if (anomaly_mode) check_finite(y, "the result of ", op);
   bool needed = false;
   for (const Tensor& input : inputs) needed = needed || input.requires_grad();
@@ -149,6 +151,7 @@ Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs
   node->inputs.reserve(inputs.size());
   for (const Tensor& input : inputs) node->inputs.push_back(input.node());
   node->backward = std::move(backward);
+  node->backward_one = std::move(backward_one);
   return y.with_node(std::move(node));
 }
 
@@ -189,21 +192,32 @@ void Tensor::backward(bool retain_graph) const {
   require<GradError>(defined() && numel() == 1,
                      "backward: expected a tensor of one element, got shape ", shape_,
                      "; pass the gradient with respect to it, or reduce it first");
-  backward(ones(shape_, options()), retain_graph);
+  check_differentiable();
+  run_backward(node_->backward_one ? Tensor() : ones(shape_, options()), retain_graph);
 }
 
 void Tensor::backward(const Tensor& gradient, bool retain_graph) const {
+  check_differentiable();
+  require<GradError>(gradient.defined(), "backward: undefined gradient");
+  check_grad(gradient, *node_, "the call");
+  run_backward(gradient.detach(), retain_graph);
+}
+
+void Tensor::check_differentiable() const {
   require<GradError>(requires_grad(),
                      "backward: this tensor does not require grad: no input of its operators does, "
                      "or they ran under no_grad");
-  require<GradError>(gradient.defined(), "backward: undefined gradient");
-  check_grad(gradient, *node_, "the call");
+}
 
+void Tensor::run_backward(const Tensor& gradient, bool retain_graph) const {
   const no_grad guard;  // derivatives are not themselves recorded
   const std::vector<Node*> order = topological_order(node_.get());
   std::unordered_map<Node*, Tensor> grads;  // of results, until their node is reached
   grads.reserve(order.size());
-  grads[node_.get()] = gradient.detach();
+  grads[node_.get()] = gradient;
+  const auto join = [this] {
+    dispatch_device(device(), [](const auto& ctx) { join_branches(ctx); });
+  };
 
   // Freeing a node's edges may drop the last owner of nodes still to come: they are kept until the
   // end.
@@ -218,6 +232,7 @@ void Tensor::backward(const Tensor& gradient, bool retain_graph) const {
     if (node.is_leaf()) {
       // The gradient becomes the leaf's own. One that others can see (a view, the caller's) is
       // copied, since the leaf adds into it later.
+      if (node.grad.defined() || dy.shares_storage()) join();
       if (!node.grad.defined() && dy.shares_storage()) dy = dy.clone();
       add_into(node.grad, dy);
       continue;
@@ -225,7 +240,7 @@ void Tensor::backward(const Tensor& gradient, bool retain_graph) const {
     require<GradError>(!node.freed, "backward: the graph of ", node.op,
                        " was freed by an earlier backward pass; pass retain_graph = true to the "
                        "first to run a second");
-    Grads dx = node.backward(dy);
+    Grads dx = dy.defined() ? node.backward(dy) : node.backward_one();
     dy = Tensor();
     require<GradError>(dx.size() == node.inputs.size(), "backward of ", node.op, ": expected ",
                        node.inputs.size(), " gradients, one for each input, got ", dx.size());
@@ -235,17 +250,21 @@ void Tensor::backward(const Tensor& gradient, bool retain_graph) const {
       check_grad(dx[i], *input, node.op);
       if (anomaly_mode) check_finite(dx[i], "the gradient of ", node.op, " for its input ", i);
       Tensor moved = std::move(dx[i]);
-      add_into(grads[input], moved);
+      Tensor& sum = grads[input];
+      if (i > 0 && (sum.defined() || !input->is_leaf())) join();
+      add_into(sum, moved);
     }
     if (!retain_graph) {
       node.freed = true;
       node.backward = nullptr;
+      node.backward_one = nullptr;
       for (auto& input : node.inputs) {
         if (input) kept.push_back(std::move(input));
       }
       node.inputs.clear();
     }
   }
+  join();
 }
 
 }  // namespace sinter

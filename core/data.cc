@@ -167,8 +167,9 @@ void Batches::start_epoch(uint64_t epoch) {
     index_ = from_vector(order, {n}, device);
     return;
   }
-  // A new tensor, not the old one overwritten: copies of a Batches stay independent.
-  index_ = empty({n}, {kInt64, device});
+  // In place, since a captured graph reads it; unless a copy of this Batches does, which is to stay
+  // independent.
+  if (!index_.defined() || index_.shares_storage()) index_ = empty({n}, {kInt64, device});
   dispatch_device(device, [&](const auto& ctx) {
     shuffled_indices(ctx, options_.seed, epoch, n, 0, n, index_.data<int64_t>());
   });
@@ -177,10 +178,30 @@ void Batches::start_epoch(uint64_t epoch) {
 Batch Batches::get(int64_t i) const {
   require<ValueError>(0 <= i && i < size(), "Batches::get: batch ", i, ", expected 0 <= i < ",
                       size());
-  const Shape& images = set_.images.shape();
   const int64_t first = i * options_.batch_size;
+  return gather(first, std::min(options_.batch_size, set_.size() - first), nullptr);
+}
+
+void Batches::seek(int64_t i) {
+  require<ValueError>(0 <= i && i < size(), "Batches::seek: batch ", i, ", expected 0 <= i < ",
+                      size());
+  const Tensor first = from_vector(std::vector<int64_t>{i * options_.batch_size}, {1});
+  if (!position_.defined() || position_.shares_storage())
+    position_ = empty({1}, {kInt64, set_.labels.device()});
+  position_.copy_(first);
+}
+
+Batch Batches::next() {
+  if (!position_.defined()) seek(0);
+  return gather(0, options_.batch_size, position_.data<int64_t>());
+}
+
+Batch Batches::gather(int64_t first, int64_t count, int64_t* position) const {
+  const Shape& images = set_.images.shape();
   GatherShape g;
-  g.n = std::min(options_.batch_size, set_.size() - first);
+  g.n = count;
+  g.size = set_.size();
+  g.first = first;
   g.c = static_cast<int>(images[1]);
   g.h = static_cast<int>(images[2]);
   g.w = static_cast<int>(images[3]);
@@ -190,10 +211,9 @@ Batch Batches::get(int64_t i) const {
   Batch batch;
   batch.x = empty({g.n, g.c, g.h, g.w}, {options_.dtype, set_.images.device()});
   batch.y = empty({g.n}, {kInt64, set_.images.device()});
-  const int64_t* index = index_.data<int64_t>() + first;
   dispatch("Batches::get", batch.x, [&]<class T>(const auto& ctx) {
-    gather_images(ctx, g, set_.images.data<uint8_t>(), index, batch.x.data<T>());
-    gather_labels(ctx, g.n, set_.labels.data<uint8_t>(), index, batch.y.data<int64_t>());
+    gather_batch(ctx, g, set_.images.data<uint8_t>(), set_.labels.data<uint8_t>(),
+                 index_.data<int64_t>(), position, batch.x.data<T>(), batch.y.data<int64_t>());
   });
   return batch;
 }

@@ -1,7 +1,9 @@
 #include "sinter/nn.h"
 
 #include <cmath>
+#include <typeinfo>
 
+#include "sinter/fused.h"
 #include "sinter/random.h"
 
 namespace sinter {
@@ -159,6 +161,12 @@ Conv2d::Conv2d(int in_channels, int out_channels, Pair kernel_size, const Option
 
 Tensor Conv2d::forward(const Tensor& x) { return conv2d(x, weight, bias, options_); }
 
+bool MaxPool2d::is_2x2() const {
+  const Pair stride = options_.stride;
+  return kernel_.h == 2 && kernel_.w == 2 && (stride.h == 0 || stride.h == 2) &&
+         (stride.w == 0 || stride.w == 2) && options_.padding.h == 0 && options_.padding.w == 0;
+}
+
 void Conv2d::visit(Visitor& v) {
   v.parameter("weight", weight);
   v.parameter("bias", bias);
@@ -177,10 +185,69 @@ void Linear::visit(Visitor& v) {
   v.parameter("bias", bias);
 }
 
-Tensor Sequential::forward(const Tensor& x) {
+// ---- sequences ----------------------------------------------------------------------------------
+
+namespace {
+
+// module as exactly M, not as something derived from it that may compute otherwise.
+template <class M> M* exactly(Module* module) {
+  return typeid(*module) == typeid(M) ? static_cast<M*>(module) : nullptr;
+}
+
+// The layers from the front that one fused operator computes, and its result; none if there is no
+// such operator.
+struct Fused {
+  size_t layers = 0;
+  Tensor y;
+};
+
+Fused fuse_front(const Tensor& x, std::span<Module* const> modules) {
+  const auto is_relu = [&](size_t i) {
+    return i < modules.size() && exactly<ReLU>(modules[i]) != nullptr;
+  };
+  if (const auto* conv = exactly<Conv2d>(modules[0])) {
+    const auto* pool = is_relu(1) && modules.size() > 2 ? exactly<MaxPool2d>(modules[2]) : nullptr;
+    if (pool == nullptr || !pool->is_2x2()) return {};
+    return {3, conv2d_relu_pool(x, conv->weight, conv->bias, conv->options())};
+  }
+  std::vector<Tensor> weights, biases;
+  size_t layers = 0;
+  bool relu_last = false;
+  while (layers < modules.size()) {
+    const auto* linear = exactly<Linear>(modules[layers]);
+    if (linear == nullptr || (layers > 0 && !relu_last)) break;
+    weights.push_back(linear->weight);
+    biases.push_back(linear->bias);
+    relu_last = is_relu(layers + 1);
+    layers += relu_last ? 2 : 1;
+  }
+  if (layers < 2) return {};
+  return {layers, mlp(x, weights, biases, relu_last)};
+}
+
+}  // namespace
+
+Tensor run_sequence(const Tensor& x, std::span<Module* const> modules) {
   Tensor y = x;
-  for (const auto& child : children_) y = (*child)(y);
+  while (!modules.empty()) {
+    Fused front;
+    try {
+      if (fusion_enabled()) front = fuse_front(y, modules);
+    } catch (const Error&) {
+      // The layer at fault is named when they run one by one.
+    }
+    if (front.layers == 0) front = {1, (*modules[0])(y)};
+    y = front.y;
+    modules = modules.subspan(front.layers);
+  }
   return y;
+}
+
+Tensor Sequential::forward(const Tensor& x) {
+  std::vector<Module*> modules;
+  modules.reserve(children_.size());
+  for (const auto& child : children_) modules.push_back(child.get());
+  return run_sequence(x, modules);
 }
 
 void Sequential::visit(Visitor& v) {

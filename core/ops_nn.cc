@@ -1,9 +1,11 @@
 // The operators of neural networks: convolution, pooling, linear layers, softmax and loss.
+#include <array>
 #include <climits>
 #include <tuple>
+#include <utility>
 
 #include "sinter/dispatch.h"
-#include "sinter/ops.h"
+#include "sinter/fused.h"
 
 namespace sinter {
 namespace {
@@ -132,6 +134,30 @@ Pool2dShape pool2d_shape(const char* op, const Tensor& x, Pair kernel,
   return g;
 }
 
+// Checks the arguments of linear; `shape`, x's, becomes the result's.
+LinearShape linear_shape(const Tensor& x, Shape& shape, const Tensor& weight, const Tensor& bias) {
+  const char* op = "linear";
+  require<ShapeError>(weight.defined() && weight.rank() == 2, op,
+                      ": expected weight of shape (out, in), got ", ShapeOf{weight});
+  if (shape.rank() < 1 || shape[-1] != weight.size(1)) {
+    throw ShapeError(str(op, ": expected x of shape (…, ", weight.size(1), ") for weight ",
+                         weight.shape(), ", got ", shape));
+  }
+  check_like(op, "weight", weight, x);
+  if (bias.defined()) {
+    require<ShapeError>(bias.shape() == Shape{weight.size(0)}, op, ": expected bias of shape (",
+                        weight.size(0), ",), got ", bias.shape());
+    check_like(op, "bias", bias, x);
+  }
+  LinearShape g;
+  g.in = weight.size(1);
+  g.out = weight.size(0);
+  g.n = 1;
+  for (int d = 0; d + 1 < shape.rank(); ++d) g.n *= shape[d];
+  shape[-1] = g.out;
+  return g;
+}
+
 // nullptr for an undefined tensor.
 template <class T> T* data_or_null(const Tensor& t) { return t.defined() ? t.data<T>() : nullptr; }
 
@@ -199,25 +225,9 @@ Tensor avg_pool2d(const Tensor& x, Pair kernel, const Pool2dOptions& options) {
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   const char* op = "linear";
-  require<ShapeError>(weight.defined() && weight.rank() == 2, op,
-                      ": expected weight of shape (out, in), got ", ShapeOf{weight});
-  if (!x.defined() || x.rank() < 1 || x.size(-1) != weight.size(1)) {
-    throw ShapeError(str(op, ": expected x of shape (…, ", weight.size(1), ") for weight ",
-                         weight.shape(), ", got ", ShapeOf{x}));
-  }
-  check_like(op, "weight", weight, x);
-  if (bias.defined()) {
-    require<ShapeError>(bias.shape() == Shape{weight.size(0)}, op, ": expected bias of shape (",
-                        weight.size(0), ",), got ", bias.shape());
-    check_like(op, "bias", bias, x);
-  }
-  LinearShape g;
-  g.in = weight.size(1);
-  g.out = weight.size(0);
-  g.n = 1;
+  require<ShapeError>(x.defined(), op, ": expected x of shape (…, in), got an undefined tensor");
   Shape shape = x.shape();
-  shape[-1] = g.out;
-  for (int d = 0; d + 1 < x.rank(); ++d) g.n *= x.size(d);
+  const LinearShape g = linear_shape(x, shape, weight, bias);
   Tensor y = empty(shape, x.options());
   dispatch(op, x, [&]<class T>(const auto& ctx) {
     linear_forward(ctx, g, x.data<const T>(), weight.data<const T>(), data_or_null<const T>(bias),
@@ -289,22 +299,16 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& labels,
                       options.label_smoothing);
   const CrossEntropyShape g{logits.size(0), logits.size(1), options.label_smoothing,
                             options.reduction == Reduction::kMean};
-  Tensor log_probs = empty(logits.shape(), logits.options());
-  Tensor loss = empty({}, logits.options());
+  // The gradient comes almost free with the loss; it is kept in place of the probabilities.
+  Tensor loss = empty({}, logits.options()), unit;
+  if (recording({&logits})) unit = empty(logits.shape(), logits.options());
   dispatch("cross_entropy", logits, [&]<class T>(const auto& ctx) {
-    cross_entropy_forward(ctx, g, logits.data<const T>(), labels.data<const int64_t>(),
-                          log_probs.data<T>(), loss.data<T>());
+    cross_entropy(ctx, g, logits.data<const T>(), labels.data<const int64_t>(), loss.data<T>(),
+                  data_or_null<T>(unit));
   });
-  return record("cross_entropy", loss, {logits},
-                [g, log_probs, saved_labels = Saved(labels)](const Tensor& dy) {
-                  Tensor dx = empty(log_probs.shape(), dy.options());
-                  dispatch("cross_entropy", dy, [&]<class T>(const auto& ctx) {
-                    cross_entropy_backward(ctx, g, log_probs.data<const T>(),
-                                           saved_labels.get().data<const int64_t>(),
-                                           dy.data<const T>(), dx.data<T>());
-                  });
-                  return Grads{dx};
-                });
+  return record(
+      "cross_entropy", loss, {logits}, [unit](const Tensor& dy) { return Grads{unit * dy}; },
+      [unit] { return Grads{unit}; });
 }
 
 void add_correct(const Tensor& count, const Tensor& logits, const Tensor& labels) {
@@ -320,6 +324,144 @@ void add_correct(const Tensor& count, const Tensor& logits, const Tensor& labels
                   labels.data<const int64_t>(), count.data<int64_t>());
   });
   count.bump_version();
+}
+
+// ---- fused layers -------------------------------------------------------------------------------
+
+namespace {
+thread_local bool fusion_mode = true;
+}  // namespace
+
+no_fusion::no_fusion() : before_(std::exchange(fusion_mode, false)) {}
+no_fusion::~no_fusion() { fusion_mode = before_; }
+// Not while anomalies are looked for: the operator that made one is to be named.
+bool fusion_enabled() { return fusion_mode && !anomaly_enabled(); }
+
+Tensor conv2d_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                        const Conv2dOptions& options) {
+  const char* op = "conv2d_relu_pool";
+  const Conv2dShape g = conv2d_shape(x, weight, bias, options);
+  const bool fits =
+      fusion_enabled() && g.oh >= 2 && g.ow >= 2 &&
+      dispatch(op, x, [&]<class T>(const auto& ctx) { return conv2d_relu_pool_fits<T>(ctx, g); });
+  if (!fits) return max_pool2d(relu(conv2d(x, weight, bias, options)), 2);
+
+  Tensor y = empty({g.n, g.o, g.oh / 2, g.ow / 2}, x.options());
+  Tensor choice = empty(y.shape(), {kUInt8, x.device()});
+  dispatch(op, x, [&]<class T>(const auto& ctx) {
+    conv2d_relu_pool_forward(ctx, g, x.data<const T>(), weight.data<const T>(),
+                             data_or_null<const T>(bias), y.data<T>(), choice.data<uint8_t>());
+  });
+  return record(
+      op, y, {x, weight, bias},
+      [g, choice, sx = Saved(x), sw = Saved(weight), sy = Saved(y), need_x = x.requires_grad(),
+       need_w = weight.requires_grad(), need_b = bias.requires_grad()](const Tensor& dy) {
+        Grads grads(3);
+        if (need_x) grads[0] = empty(sx.shape(), dy.options());
+        if (need_w) grads[1] = empty(sw.shape(), dy.options());
+        if (need_b) grads[2] = empty({g.o}, dy.options());
+        dispatch("conv2d_relu_pool", dy, [&]<class T>(const auto& ctx) {
+          conv2d_relu_pool_backward(ctx, g, sx.get().data<const T>(), sw.get().data<const T>(),
+                                    sy.get().data<const T>(), choice.data<const uint8_t>(),
+                                    dy.data<const T>(), data_or_null<T>(grads[0]),
+                                    data_or_null<T>(grads[1]), data_or_null<T>(grads[2]));
+        });
+        return grads;
+      });
+}
+
+namespace {
+
+// The arrays of a stack of layers, as kernels take them.
+template <class T>
+std::array<MlpLayer<T>, kMaxMlpLayers> mlp_layers(const std::vector<Tensor>& weights,
+                                                  const std::vector<Tensor>& biases,
+                                                  const std::vector<Tensor>& ys) {
+  std::array<MlpLayer<T>, kMaxMlpLayers> layers{};
+  for (size_t l = 0; l < weights.size(); ++l)
+    layers[l] = {weights[l].data<const T>(), data_or_null<const T>(biases[l]), ys[l].data<T>()};
+  return layers;
+}
+
+std::vector<Tensor> get_all(const std::vector<Saved>& saved) {
+  std::vector<Tensor> tensors;
+  for (const Saved& s : saved) tensors.push_back(s.get());
+  return tensors;
+}
+
+}  // namespace
+
+Tensor mlp(const Tensor& x, std::span<const Tensor> weights, std::span<const Tensor> biases,
+           bool relu_last) {
+  const char* op = "mlp";
+  require<ValueError>(!weights.empty() && weights.size() == biases.size(), op,
+                      ": expected as many biases as weights, and at least one, got ", biases.size(),
+                      " and ", weights.size());
+  require<ShapeError>(x.defined(), op, ": expected x of shape (…, in), got an undefined tensor");
+  const size_t layers = weights.size();
+  Shape shape = x.shape();
+  std::vector<Shape> shapes;
+  MlpShape g;
+  g.relu_last = relu_last;
+  for (size_t l = 0; l < layers; ++l) {
+    const LinearShape layer = linear_shape(x, shape, weights[l], biases[l]);
+    shapes.push_back(shape);
+    if (l >= kMaxMlpLayers) continue;
+    g.layers = static_cast<int>(l) + 1;
+    g.n = layer.n;
+    g.width[l] = layer.in;
+    g.width[l + 1] = layer.out;
+  }
+  const bool fits = fusion_enabled() && layers <= kMaxMlpLayers &&
+                    dispatch(op, x, [&]<class T>(const auto& ctx) { return mlp_fits<T>(ctx, g); });
+  if (!fits) {
+    Tensor y = x;
+    for (size_t l = 0; l < layers; ++l) {
+      y = linear(y, weights[l], biases[l]);
+      if (l + 1 < layers || relu_last) y = relu(y);
+    }
+    return y;
+  }
+
+  std::vector<Tensor> ys, inputs{x}, plain_weights, plain_biases;
+  std::vector<Saved> saved_weights, saved_ys;
+  for (size_t l = 0; l < layers; ++l) {
+    ys.push_back(empty(shapes[l], x.options()));
+    inputs.push_back(weights[l]);
+    inputs.push_back(biases[l]);
+    plain_weights.push_back(weights[l].detach());
+    plain_biases.push_back(biases[l].defined() ? biases[l].detach() : Tensor());
+    saved_weights.emplace_back(weights[l]);
+  }
+  dispatch(op, x, [&]<class T>(const auto& ctx) {
+    const auto arrays = mlp_layers<T>(plain_weights, plain_biases, ys);
+    mlp_forward(ctx, g, x.data<const T>(), std::span<const MlpLayer<T>>(arrays.data(), layers));
+  });
+  std::vector<bool> needed;
+  for (const Tensor& input : inputs) needed.push_back(input.requires_grad());
+  for (const Tensor& y : ys) saved_ys.emplace_back(y);
+  return record(
+      op, ys.back(), inputs,
+      [g, needed, plain_biases, sx = Saved(x), saved_weights, saved_ys](const Tensor& dy) {
+        const auto layers = static_cast<size_t>(g.layers);
+        const std::vector<Tensor> weights = get_all(saved_weights), ys = get_all(saved_ys);
+        Grads grads(needed.size());
+        if (needed[0]) grads[0] = empty(sx.shape(), dy.options());
+        for (size_t l = 0; l < layers; ++l) {
+          if (needed[1 + 2 * l]) grads[1 + 2 * l] = empty(weights[l].shape(), dy.options());
+          if (needed[2 + 2 * l]) grads[2 + 2 * l] = empty({g.width[l + 1]}, dy.options());
+        }
+        dispatch("mlp", dy, [&]<class T>(const auto& ctx) {
+          const auto arrays = mlp_layers<T>(weights, plain_biases, ys);
+          std::array<MlpGrads<T>, kMaxMlpLayers> out{};
+          for (size_t l = 0; l < layers; ++l)
+            out[l] = {data_or_null<T>(grads[1 + 2 * l]), data_or_null<T>(grads[2 + 2 * l])};
+          mlp_backward(ctx, g, sx.get().data<const T>(),
+                       std::span<const MlpLayer<T>>(arrays.data(), layers), dy.data<const T>(),
+                       data_or_null<T>(grads[0]), std::span<const MlpGrads<T>>(out.data(), layers));
+        });
+        return grads;
+      });
 }
 
 }  // namespace sinter

@@ -62,29 +62,33 @@ void shuffled_indices(const Cpu&, uint64_t seed, uint64_t epoch, int64_t size, i
   });
 }
 
-template <class T> void gather_images(const Cpu&, const GatherShape& g, const uint8_t* images,
-                                      const int64_t* index, T* x) {
+template <class T> void gather_batch(const Cpu&, const GatherShape& g, const uint8_t* images,
+                                     const uint8_t* labels, const int64_t* index, int64_t* position,
+                                     T* x, int64_t* y) {
   const int64_t plane = static_cast<int64_t>(g.h) * g.w, image = plane * g.c;
+  const int64_t first = position != nullptr ? *position : g.first;
+  T factor[4], offset[4];
+  for (int c = 0; c < g.c; ++c) {
+    factor[c] = static_cast<T>(1 / (255.0 * g.std[c]));
+    offset[c] = static_cast<T>(-static_cast<double>(g.mean[c]) / g.std[c]);
+  }
   parallel_ranges(g.n, items_per_grain(image), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
+      const int64_t from = index[(first + i) % g.size];
+      y[i] = labels[from];
       for (int64_t c = 0; c < g.c; ++c) {
-        const uint8_t* from = images + index[i] * image + c * plane;
-        T* to = x + i * image + c * plane;
-        const T factor = static_cast<T>(1 / (255.0 * g.std[c]));
-        const T offset = static_cast<T>(-static_cast<double>(g.mean[c]) / g.std[c]);
-        normalize(plane, from, factor, offset, to);
+        normalize(plane, images + from * image + c * plane, factor[c], offset[c],
+                  x + i * image + c * plane);
       }
     }
   });
+  if (position != nullptr) *position = first + g.n;
 }
 
-void gather_labels(const Cpu&, int64_t n, const uint8_t* labels, const int64_t* index, int64_t* y) {
-  for (int64_t i = 0; i < n; ++i) y[i] = labels[index[i]];
-}
-
-template void gather_images(const Cpu&, const GatherShape&, const uint8_t*, const int64_t*, float*);
-template void gather_images(const Cpu&, const GatherShape&, const uint8_t*, const int64_t*,
-                            double*);
+template void gather_batch(const Cpu&, const GatherShape&, const uint8_t*, const uint8_t*,
+                           const int64_t*, int64_t*, float*, int64_t*);
+template void gather_batch(const Cpu&, const GatherShape&, const uint8_t*, const uint8_t*,
+                           const int64_t*, int64_t*, double*, int64_t*);
 
 }  // namespace sinter
 #endif  // HWY_ONCE

@@ -53,9 +53,8 @@ void log_softmax_backward(const Cpu&, const SoftmaxShape& g, const T* y, const T
   });
 }
 
-template <class T> void cross_entropy_forward(const Cpu&, const CrossEntropyShape& g,
-                                              const T* logits, const int64_t* labels, T* log_probs,
-                                              T* loss) {
+template <class T> void cross_entropy(const Cpu&, const CrossEntropyShape& g, const T* logits,
+                                      const int64_t* labels, T* loss, T* dlogits) {
   for (int64_t i = 0; i < g.n; ++i) {
     if (labels[i] < 0 || labels[i] >= g.classes) {
       throw ValueError(str("cross_entropy: labels[", i, "] = ", labels[i],
@@ -63,16 +62,25 @@ template <class T> void cross_entropy_forward(const Cpu&, const CrossEntropyShap
     }
   }
   const double smooth = g.label_smoothing / static_cast<double>(g.classes);
+  const T anywhere = static_cast<T>(smooth), at_label = static_cast<T>(1 - g.label_smoothing);
+  const T factor = static_cast<T>(g.mean ? 1 / static_cast<double>(g.n) : 1);
   const int64_t grain = rows_per_grain(g.classes), chunks = (g.n + grain - 1) / grain;
   const Scratch<double> partial(chunks);
+  const Scratch<T> unwanted(dlogits == nullptr ? chunks * g.classes : 0);
   parallel_ranges(g.n, grain, [&](int64_t begin, int64_t end) {
     double chunk_loss = 0;
     for (int64_t i = begin; i < end; ++i) {
-      T* row = log_probs + i * g.classes;
+      T* row =
+          dlogits != nullptr ? dlogits + i * g.classes : unwanted.get() + begin / grain * g.classes;
       log_softmax_row(g.classes, 1, logits + i * g.classes, row);
       chunk_loss -= (1 - g.label_smoothing) * row[labels[i]];
       if (smooth != 0) {
         for (int64_t k = 0; k < g.classes; ++k) chunk_loss -= smooth * row[k];
+      }
+      if (dlogits == nullptr) continue;
+      for (int64_t k = 0; k < g.classes; ++k) {
+        const T q = k == labels[i] ? at_label + anywhere : anywhere;
+        row[k] = factor * (std::exp(row[k]) - q);
       }
     }
     partial.get()[begin / grain] = chunk_loss;
@@ -80,24 +88,6 @@ template <class T> void cross_entropy_forward(const Cpu&, const CrossEntropyShap
   double total = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial.get()[chunk];
   *loss = static_cast<T>(g.mean ? total / static_cast<double>(g.n) : total);
-}
-
-template <class T> void cross_entropy_backward(const Cpu&, const CrossEntropyShape& g,
-                                               const T* log_probs, const int64_t* labels,
-                                               const T* dloss, T* dlogits) {
-  const T factor = g.mean ? static_cast<T>(*dloss / static_cast<double>(g.n)) : *dloss;
-  const T smooth = static_cast<T>(g.label_smoothing / static_cast<double>(g.classes));
-  const T at_label = static_cast<T>(1 - g.label_smoothing);
-  parallel_ranges(g.n, rows_per_grain(g.classes), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const T* row = log_probs + i * g.classes;
-      T* d = dlogits + i * g.classes;
-      for (int64_t k = 0; k < g.classes; ++k) {
-        const T q = k == labels[i] ? at_label + smooth : smooth;
-        d[k] = factor * (std::exp(row[k]) - q);
-      }
-    }
-  });
 }
 
 template <class T> void count_correct(const Cpu&, int64_t n, int64_t classes, const T* logits,
@@ -118,13 +108,11 @@ template <class T> void count_correct(const Cpu&, int64_t n, int64_t classes, co
   *correct += total;
 }
 
-#define SINTER_INSTANTIATE(T)                                                                  \
-  template void log_softmax_forward(const Cpu&, const SoftmaxShape&, const T*, T*);            \
-  template void log_softmax_backward(const Cpu&, const SoftmaxShape&, const T*, const T*, T*); \
-  template void cross_entropy_forward(const Cpu&, const CrossEntropyShape&, const T*,          \
-                                      const int64_t*, T*, T*);                                 \
-  template void cross_entropy_backward(const Cpu&, const CrossEntropyShape&, const T*,         \
-                                       const int64_t*, const T*, T*);                          \
+#define SINTER_INSTANTIATE(T)                                                                     \
+  template void log_softmax_forward(const Cpu&, const SoftmaxShape&, const T*, T*);               \
+  template void log_softmax_backward(const Cpu&, const SoftmaxShape&, const T*, const T*, T*);    \
+  template void cross_entropy(const Cpu&, const CrossEntropyShape&, const T*, const int64_t*, T*, \
+                              T*);                                                                \
   template void count_correct(const Cpu&, int64_t, int64_t, const T*, const int64_t*, int64_t*);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)

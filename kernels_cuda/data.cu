@@ -3,8 +3,10 @@
 #include <cstdint>
 
 #include "launch.cuh"
+#include "reduce.cuh"
 #include "sinter/kernels.h"
 #include "sinter/philox.h"
+#include "stream.cuh"
 
 namespace sinter {
 namespace cuda {
@@ -19,23 +21,24 @@ __global__ void shuffled_indices_kernel(int64_t n, uint64_t seed, uint64_t epoch
 
 template <class T> struct Normalization { T scale[4], shift[4]; };
 
-template <class T, class Index>
-__global__ void gather_images_kernel(Index n, int channels, Index plane, Normalization<T> z,
-                                     const uint8_t* images, const int64_t* index, T* x) {
-  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
-    const Index row = i / plane;  // of (image, channel)
-    const Index image = row / channels;
-    const int c = static_cast<int>(row - image * channels);
-    const Index within = i - image * (plane * channels);
-    const int64_t from = index[image] * (static_cast<int64_t>(plane) * channels) + within;
-    x[i] = static_cast<T>(images[from]) * z.scale[c] + z.shift[c];
+// Every block reads *position before it draws its ticket, so the last one may move it.
+template <class T> __global__ void __launch_bounds__(kThreads)
+    gather_batch_kernel(GatherShape g, Normalization<T> z, const uint8_t* images,
+                        const uint8_t* labels, const int64_t* index, int64_t* position, T* x,
+                        int64_t* y, unsigned* ticket) {
+  const int64_t first = position ? *position : g.first;
+  const int plane = g.h * g.w, size = plane * g.c;
+  for (int64_t i = blockIdx.x; i < g.n; i += gridDim.x) {
+    const int64_t from = index[(first + i) % g.size];
+    if (threadIdx.x == 0) y[i] = labels[from];
+    const uint8_t* image = images + from * size;
+    T* to = x + i * size;
+    for (int e = threadIdx.x; e < size; e += kThreads) {
+      const int c = e / plane;
+      to[e] = static_cast<T>(image[e]) * z.scale[c] + z.shift[c];
+    }
   }
-}
-
-__global__ void gather_labels_kernel(int64_t n, const uint8_t* labels, const int64_t* index,
-                                     int64_t* y) {
-  for (int64_t i = thread_index<int64_t>(); i < n; i += thread_count<int64_t>())
-    y[i] = labels[index[i]];
+  if (position && last_block(ticket, gridDim.x) && threadIdx.x == 0) *position = first + g.n;
 }
 
 }  // namespace
@@ -47,29 +50,25 @@ void shuffled_indices(const Cuda& ctx, uint64_t seed, uint64_t epoch, int64_t si
                   first, index);
 }
 
-template <class T> void gather_images(const Cuda& ctx, const GatherShape& g, const uint8_t* images,
-                                      const int64_t* index, T* x) {
-  cuda::Normalization<T> z;
+template <class T> void gather_batch(const Cuda& ctx, const GatherShape& g, const uint8_t* images,
+                                     const uint8_t* labels, const int64_t* index, int64_t* position,
+                                     T* x, int64_t* y) {
+  using namespace cuda;
+  Normalization<T> z;
   for (int c = 0; c < 4; ++c) {
     z.scale[c] = static_cast<T>(1.0 / (255.0 * static_cast<double>(g.std[c])));
     z.shift[c] = static_cast<T>(-static_cast<double>(g.mean[c]) / static_cast<double>(g.std[c]));
   }
-  const int64_t plane = int64_t{g.h} * g.w, n = g.n * g.c * plane;
-  cuda::with_index(n, [&](auto zero) {
-    using Index = decltype(zero);
-    cuda::launch_1d(ctx, "gather_images", n, cuda::gather_images_kernel<T, Index>, g.c,
-                    static_cast<Index>(plane), z, images, index, x);
-  });
+  if (g.n == 0) return;
+  launch(ctx, {"gather_batch", g.n, g.c, g.h, g.w},
+         static_cast<unsigned>(std::min<int64_t>(g.n, 1 << 16)), kThreads, 0,
+         gather_batch_kernel<T>, g, z, images, labels, index, position, x, y,
+         stream_resources(ctx).ticket);
 }
 
-void gather_labels(const Cuda& ctx, int64_t n, const uint8_t* labels, const int64_t* index,
-                   int64_t* y) {
-  cuda::launch_1d(ctx, "gather_labels", n, cuda::gather_labels_kernel, labels, index, y);
-}
-
-template void gather_images<float>(const Cuda&, const GatherShape&, const uint8_t*, const int64_t*,
-                                   float*);
-template void gather_images<double>(const Cuda&, const GatherShape&, const uint8_t*, const int64_t*,
-                                    double*);
+template void gather_batch<float>(const Cuda&, const GatherShape&, const uint8_t*, const uint8_t*,
+                                  const int64_t*, int64_t*, float*, int64_t*);
+template void gather_batch<double>(const Cuda&, const GatherShape&, const uint8_t*, const uint8_t*,
+                                   const int64_t*, int64_t*, double*, int64_t*);
 
 }  // namespace sinter

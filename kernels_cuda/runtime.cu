@@ -34,12 +34,21 @@ struct Chunk {
   char* base;
   size_t bytes;
   size_t used = 0;
-  int live_blocks = 0;
+  int live_blocks = 0;  // and one more while a graph may use it
+};
+
+// Free blocks, handed out again in the stream's order, and the chunk that new small ones are cut
+// from. A stream has one; a captured graph has another, since its replays write to the blocks that
+// it used however often they were freed and reused while it was captured.
+struct Pool {
+  std::unordered_map<size_t, std::vector<void*>> free;  // by size class
+  Chunk* open = nullptr;
 };
 
 struct Block {
   size_t bytes;
   Chunk* chunk;
+  Pool* pool;  // where it goes when it is freed
 };
 
 constexpr size_t kMinBlock = 512;                   // keeps every block aligned for any access
@@ -61,9 +70,26 @@ struct Stream {
   cudaStream_t stream = nullptr;
   volatile Fault* fault = nullptr;  // host address
   StreamResources resources{};
-  std::unordered_map<size_t, std::vector<void*>> free;  // by size class
-  Chunk* open = nullptr;                                // small blocks are cut from it
+  Pool own;
+  Pool* pool = &own;  // the graph's while one is captured
+
+  // While a graph is captured: streams that carry its branches, and blocks freed since the first of
+  // them started, which it may still use.
+  std::vector<Stream*> branches;
+  size_t open_branches = 0;  // of `branches`, from the front
+  size_t next_branch = 0;    // which one the next Branch takes
+  std::vector<void*> deferred;
+  Stream* main = nullptr;  // of a branch: the stream it belongs to, whose memory it uses
 };
+
+// The stream that this thread captures, and where cuda_context leads meanwhile: there, or to a
+// branch.
+struct Capture {
+  Stream* stream = nullptr;
+  int device = 0;
+  cudaStream_t line = nullptr;
+};
+thread_local Capture capture;
 
 struct Device {
   std::mutex mutex;
@@ -168,6 +194,21 @@ Stream& add_stream(Device& device, cudaStream_t stream) {
   return result;
 }
 
+// Makes the streams that carry the branches of graphs captured on `stream`; not while it captures,
+// when memory can neither be had nor cleared. device.mutex is held and the device current.
+void add_branches(Device& device, Stream& stream) {
+  constexpr size_t kBranches = 4;
+  while (stream.branches.size() < kBranches) {
+    cudaStream_t made = nullptr;
+    SINTER_CUDA_CHECK(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
+    Stream& branch = add_stream(device, made);
+    branch.main = &stream;
+    branch.resources.fault = stream.resources.fault;
+    SINTER_CUDA_CHECK(cudaStreamSynchronize(made));  // its ticket is 0
+    stream.branches.push_back(&branch);
+  }
+}
+
 // The record of ctx.stream; a stream that the caller made gets one here. ctx's mutex is held.
 Stream& stream_of(Device& device, const Cuda& ctx) {
   const auto found = device.streams.find(ctx.stream);
@@ -238,9 +279,9 @@ void release_chunks(Device& device) {
   // Work that still uses freed blocks must be over.
   SINTER_CUDA_CHECK(cudaDeviceSynchronize());
   for (auto& [key, stream] : device.streams) {
-    for (auto& [bytes, list] : stream->free)
+    for (auto& [bytes, list] : stream->own.free)
       std::erase_if(list, [&](void* p) { return unused(device.blocks.at(p).chunk); });
-    if (stream->open && unused(stream->open)) stream->open = nullptr;
+    if (stream->own.open && unused(stream->own.open)) stream->own.open = nullptr;
   }
   std::erase_if(device.blocks, [&](const auto& entry) { return unused(entry.second.chunk); });
   std::erase_if(device.chunks, [&](const std::unique_ptr<Chunk>& chunk) {
@@ -302,6 +343,23 @@ __global__ void unpack_kernel(int n, Parcel parcel, unsigned char* dst) {
   for (int i = threadIdx.x; i < n; i += blockDim.x) dst[i] = parcel.bytes[i];
 }
 
+Stream& main_of(Stream& stream) { return stream.main ? *stream.main : stream; }
+
+// A freed block. device.mutex is held.
+void give_back(Device& device, void* p) {
+  const Block& block = device.blocks.at(p);
+  block.pool->free[block.bytes].push_back(p);
+  --block.chunk->live_blocks;
+  device.memory.in_use -= block.bytes;
+}
+
+void refuse_in_capture(const char* what) {
+  if (capture.stream == nullptr) return;
+  throw GraphError(str(what,
+                       " cannot be captured in a graph: it waits for the device or reads host "
+                       "memory, which a replay would not; move it out of the captured function"));
+}
+
 }  // namespace
 
 StreamResources stream_resources(const Cuda& ctx) {
@@ -356,6 +414,7 @@ CudaDeviceInfo cuda_device_info(int device) {
 }
 
 Cuda cuda_context(int device) {
+  if (capture.stream != nullptr && capture.device == device) return {device, capture.line};
   thread_local ThreadStreams mine;
   const auto index = static_cast<size_t>(device);
   if (device >= 0 && index < mine.of_device.size() && mine.of_device[index] != nullptr) {
@@ -374,23 +433,23 @@ Cuda cuda_context(int device) {
 void* allocate(const Cuda& ctx, size_t asked) {
   Device& device = device_state(ctx.device);
   const std::lock_guard lock(device.mutex);
-  Stream& stream = stream_of(device, ctx);
+  Pool& pool = *main_of(stream_of(device, ctx)).pool;
   const size_t bytes = block_bytes(asked);
 
-  std::vector<void*>& free = stream.free[bytes];
+  std::vector<void*>& free = pool.free[bytes];
   void* p = nullptr;
   if (!free.empty()) {
     p = free.back();
     free.pop_back();
   } else {
     const bool shares = bytes <= kLargestShared;
-    Chunk* chunk = shares ? stream.open : nullptr;
+    Chunk* chunk = shares ? pool.open : nullptr;
     if (chunk == nullptr || chunk->bytes - chunk->used < bytes) {
       chunk = add_chunk(device, ctx.device, bytes, asked);
-      if (shares) stream.open = chunk;
+      if (shares) pool.open = chunk;
     }
     p = chunk->base + chunk->used;
-    device.blocks.emplace(p, Block{bytes, chunk});
+    device.blocks.emplace(p, Block{bytes, chunk, &pool});
     chunk->used += bytes;
   }
   ++device.blocks.at(p).chunk->live_blocks;
@@ -404,10 +463,11 @@ void deallocate(const Cuda& ctx, void* p, size_t) noexcept {
   try {
     Device& device = device_state(ctx.device);
     const std::lock_guard lock(device.mutex);
-    const Block& block = device.blocks.at(p);
-    stream_of(device, ctx).free[block.bytes].push_back(p);
-    --block.chunk->live_blocks;
-    device.memory.in_use -= block.bytes;
+    Stream& stream = main_of(stream_of(device, ctx));
+    if (stream.open_branches > 0)
+      stream.deferred.push_back(p);
+    else
+      give_back(device, p);
   } catch (const std::exception&) {
     // Without host memory for the list entry the block stays in use.
   }
@@ -431,6 +491,7 @@ CudaMemory cuda_memory(int device) {
 // ---- synchronization and copies -----------------------------------------------------------------
 
 void synchronize(const Cuda& ctx) {
+  refuse_in_capture("waiting for the device (item, to_vector, a copy to the CPU)");
   const cudaError_t error = cudaStreamSynchronize(ctx.stream);
   if (error != cudaSuccess)
     throw_cuda_error(error, __FILE__, __LINE__,
@@ -463,6 +524,7 @@ void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
            unpack_kernel, static_cast<int>(bytes), parcel, static_cast<unsigned char*>(dst));
     return;
   }
+  refuse_in_capture("a copy from host memory");
   SINTER_CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, ctx.stream));
   // From pageable memory the call has staged the data when it returns; from pinned memory it has
   // not.
@@ -473,6 +535,7 @@ void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
 }
 
 void copy_to_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
+  refuse_in_capture("waiting for the device (item, to_vector, a copy to the CPU)");
   if (bytes > 0)
     SINTER_CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, ctx.stream));
   synchronize(ctx);
@@ -526,6 +589,7 @@ void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, s
     copy_on_device(to, dst, src, bytes);
     return;
   }
+  refuse_in_capture("a copy between devices or threads");
   order(from, to);
   {
     const CurrentDevice current(to.device);
@@ -537,6 +601,175 @@ void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, s
     }
   }
   order(to, from);
+}
+
+// ---- graphs -------------------------------------------------------------------------------------
+
+namespace cuda {
+namespace {
+
+// Ends the capture in whatever state it is: nullptr if it failed. Blocks freed under a branch are
+// free now.
+cudaError_t stop_capture(cudaGraph_t* graph) noexcept {
+  Stream& stream = *capture.stream;
+  Device& device = device_state(capture.device);
+  const cudaError_t error = cudaStreamEndCapture(stream.stream, graph);
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    *graph = nullptr;
+  }
+  const std::lock_guard lock(device.mutex);
+  stream.open_branches = stream.next_branch = 0;
+  try {
+    for (void* p : stream.deferred) give_back(device, p);
+  } catch (const std::exception&) {
+    // Without host memory for a list entry a block stays in use.
+  }
+  stream.deferred.clear();
+  stream.pool = &stream.own;
+  capture = {};
+  return error;
+}
+
+// What the graph kept goes to the stream it ran on. device.mutex is held.
+void merge_pool(Device& device, Pool& from, Stream& stream) {
+  std::set<Chunk*> chunks;
+  for (auto& [p, block] : device.blocks)
+    if (block.pool == &from) {
+      block.pool = &stream.own;
+      chunks.insert(block.chunk);
+    }
+  for (Chunk* chunk : chunks) --chunk->live_blocks;
+  for (auto& [bytes, list] : from.free) {
+    auto& to = stream.own.free[bytes];
+    to.insert(to.end(), list.begin(), list.end());
+  }
+}
+
+// So that release_chunks leaves the graph's memory alone. device.mutex is held.
+void pin_pool(Device& device, const Pool& pool) {
+  std::set<Chunk*> chunks;
+  for (const auto& [p, block] : device.blocks)
+    if (block.pool == &pool) chunks.insert(block.chunk);
+  for (Chunk* chunk : chunks) ++chunk->live_blocks;
+}
+
+}  // namespace
+}  // namespace cuda
+
+struct CudaGraph::Impl {
+  int device = 0;
+  Stream* stream = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  std::unique_ptr<Pool> pool;
+  int64_t nodes = 0;
+  bool pinned = false;
+
+  ~Impl() {
+    if (exec != nullptr) cudaGraphExecDestroy(exec);  // a replay under way is finished first
+    if (stream == nullptr) return;
+    try {
+      Device& state = device_state(device);
+      const std::lock_guard lock(state.mutex);
+      if (!pinned) pin_pool(state, *pool);
+      merge_pool(state, *pool, *stream);
+    } catch (const std::exception&) {
+      pool.release();  // blocks may still point to it
+    }
+  }
+};
+
+CudaGraph::CudaGraph() = default;
+CudaGraph::CudaGraph(CudaGraph&&) noexcept = default;
+CudaGraph& CudaGraph::operator=(CudaGraph&&) noexcept = default;
+CudaGraph::~CudaGraph() = default;
+int64_t CudaGraph::nodes() const { return impl_ ? impl_->nodes : 0; }
+
+CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
+  if (cuda::capture.stream != nullptr)
+    throw GraphError("a graph is being captured by this thread already");
+  const Cuda ctx = cuda_context(device);
+  CudaGraph graph;
+  graph.impl_ = std::make_unique<Impl>();
+  Impl& impl = *graph.impl_;
+  impl.pool = std::make_unique<Pool>();
+  {
+    Device& state = device_state(device);
+    const std::lock_guard lock(state.mutex);
+    Stream& stream = stream_of(state, ctx);
+    add_branches(state, stream);
+    // Other threads go on as they are: only this one's calls are restricted.
+    SINTER_CUDA_CHECK(cudaStreamBeginCapture(ctx.stream, cudaStreamCaptureModeThreadLocal));
+    impl.device = device;
+    impl.stream = &stream;
+    stream.pool = impl.pool.get();
+    cuda::capture = {&stream, device, ctx.stream};
+  }
+  cudaGraph_t captured = nullptr;
+  try {
+    work();
+    join_branches(ctx);
+  } catch (...) {
+    stop_capture(&captured);
+    if (captured != nullptr) cudaGraphDestroy(captured);
+    throw;
+  }
+  cudaError_t error = stop_capture(&captured);
+  if (error != cudaSuccess) throw_cuda_error(error, __FILE__, __LINE__, "capturing a graph");
+  size_t nodes = 0;
+  cudaGraphGetNodes(captured, nullptr, &nodes);
+  impl.nodes = static_cast<int64_t>(nodes);
+  error = cudaGraphInstantiate(&impl.exec, captured, 0);
+  cudaGraphDestroy(captured);
+  if (error != cudaSuccess) throw_cuda_error(error, __FILE__, __LINE__, "instantiating a graph");
+  SINTER_CUDA_CHECK(cudaGraphUpload(impl.exec, ctx.stream));
+  Device& state = device_state(device);
+  const std::lock_guard lock(state.mutex);
+  pin_pool(state, *impl.pool);
+  impl.pinned = true;
+  return graph;
+}
+
+void CudaGraph::replay() {
+  if (!impl_) throw GraphError("replay: an empty graph");
+  refuse_in_capture("the replay of a graph");
+  const Cuda ctx = cuda_context(impl_->device);
+  if (ctx.stream != impl_->stream->stream)
+    throw GraphError(
+        "replay: expected the thread that captured the graph, whose stream it runs on");
+  SINTER_CUDA_CHECK(cudaGraphLaunch(impl_->exec, ctx.stream));
+}
+
+bool capturing() { return cuda::capture.stream != nullptr; }
+
+Branch::Branch(const Cuda& ctx) : ctx_(ctx), before_(cuda::capture.line) {
+  cuda::Capture& c = cuda::capture;
+  if (c.stream == nullptr || c.device != ctx.device) return;
+  if (ctx.stream != c.stream->stream) return;  // a branch of a branch goes on in it
+  Stream& main = *c.stream;
+  Stream& branch = *main.branches[main.next_branch];
+  order(ctx, {ctx.device, branch.stream});
+  main.next_branch = (main.next_branch + 1) % main.branches.size();
+  main.open_branches =
+      std::max(main.open_branches, main.next_branch == 0 ? main.branches.size() : main.next_branch);
+  ctx_.stream = c.line = branch.stream;
+}
+
+Branch::~Branch() {
+  if (cuda::capture.stream != nullptr) cuda::capture.line = before_;
+}
+
+void join_branches(const Cuda& ctx) {
+  const cuda::Capture& c = cuda::capture;
+  if (c.stream == nullptr || c.device != ctx.device || c.stream->open_branches == 0) return;
+  Stream& main = *c.stream;
+  for (size_t i = 0; i < main.open_branches; ++i)
+    order({ctx.device, main.branches[i]->stream}, {ctx.device, main.stream});
+  Device& device = device_state(ctx.device);
+  const std::lock_guard lock(device.mutex);
+  main.open_branches = main.next_branch = 0;
+  for (void* p : main.deferred) give_back(device, p);
+  main.deferred.clear();
 }
 
 }  // namespace sinter

@@ -102,25 +102,28 @@ __device__ inline bool valid_label(int64_t label, int64_t classes) {
   return 0 <= label && label < classes;
 }
 
-// Log-probabilities and the loss in one launch: each block leaves the loss of its rows, and the
+// The loss and its gradient in one launch: each block leaves the loss of its rows, and the
 // last one to finish adds them in block order.
 template <int kGroup, class T> __global__ void __launch_bounds__(kThreads)
-    cross_entropy_rows(CrossEntropyShape g, const T* logits, const int64_t* labels, T* log_probs,
-                       T* loss, RowsLoss* of_block, StreamResources stream) {
+    cross_entropy_rows(CrossEntropyShape g, const T* logits, const int64_t* labels, T* loss,
+                       T* dlogits, RowsLoss* of_block, StreamResources stream) {
   const int lane = Rows<kGroup>::lane();
   const T at_label = static_cast<T>(1 - g.label_smoothing);
   const T anywhere = static_cast<T>(g.label_smoothing / static_cast<double>(g.classes));
+  const T factor = static_cast<T>(g.mean ? 1.0 / static_cast<double>(g.n) : 1.0);
   double block_loss = 0;
   int64_t bad_label = RowsLoss::kNone;
   for (int64_t r = Rows<kGroup>::first(); r < g.n; r += Rows<kGroup>::step()) {
     const T* xr = logits + r * g.classes;
-    T* yr = log_probs + r * g.classes;
     const int64_t label = labels[r];
     const Normalizer<T> z = normalizer<kGroup>(xr, g.classes, lane);
     T sum = 0;
     for (int64_t k = lane; k < g.classes; k += kGroup) {
       const T log_p = xr[k] - z.max - z.log_sum;
-      yr[k] = log_p;
+      if (dlogits) {
+        const T q = k == label ? at_label + anywhere : anywhere;
+        dlogits[r * g.classes + k] = factor * (exp(log_p) - q);
+      }
       // Terms without weight are left out: 0 * -infinity would be NaN.
       if (anywhere > T(0)) sum += anywhere * log_p;
       if (k == label) sum += at_label * log_p;
@@ -152,19 +155,6 @@ template <int kGroup, class T> __global__ void __launch_bounds__(kThreads)
   if (bad_label != RowsLoss::kNone)
     record_fault(stream.fault, FaultCode::kCrossEntropyLabel, bad_label, labels[bad_label],
                  g.classes);
-}
-
-template <class T, class Index>
-__global__ void cross_entropy_backward_kernel(Index n, Index classes, T at_label, T anywhere,
-                                              T scale, const T* log_probs, const int64_t* labels,
-                                              const T* dloss, T* dlogits) {
-  const T factor = *dloss * scale;
-  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
-    const Index row = i / classes;
-    const Index k = i - row * classes;
-    const T q = static_cast<int64_t>(k) == labels[row] ? at_label + anywhere : anywhere;
-    dlogits[i] = factor * (exp(log_probs[i]) - q);
-  }
 }
 
 // A value and where it stands; the first maximum wins, a NaN over every number.
@@ -212,12 +202,11 @@ template <int kGroup> unsigned row_blocks(int64_t rows) {
 
 template <int kGroup, class T>
 void launch_cross_entropy(const Cuda& ctx, const CrossEntropyShape& g, const T* logits,
-                          const int64_t* labels, T* log_probs, T* loss) {
+                          const int64_t* labels, T* loss, T* dlogits) {
   const unsigned blocks = row_blocks<kGroup>(g.n);
   const Scratch<RowsLoss> of_block(ctx, blocks);
-  launch(ctx, {"cross_entropy_forward", g.n, g.classes}, blocks, kThreads, 0,
-         cross_entropy_rows<kGroup, T>, g, logits, labels, log_probs, loss, of_block.data(),
-         stream_resources(ctx));
+  launch(ctx, {"cross_entropy", g.n, g.classes}, blocks, kThreads, 0, cross_entropy_rows<kGroup, T>,
+         g, logits, labels, loss, dlogits, of_block.data(), stream_resources(ctx));
 }
 
 }  // namespace
@@ -253,28 +242,12 @@ void log_softmax_backward(const Cuda& ctx, const SoftmaxShape& g, const T* y, co
            log_softmax_rows_backward<32, T>, g.outer, g.classes, y, dy, dx);
 }
 
-template <class T> void cross_entropy_forward(const Cuda& ctx, const CrossEntropyShape& g,
-                                              const T* logits, const int64_t* labels, T* log_probs,
-                                              T* loss) {
+template <class T> void cross_entropy(const Cuda& ctx, const CrossEntropyShape& g, const T* logits,
+                                      const int64_t* labels, T* loss, T* dlogits) {
   if (g.classes > cuda::kLongRow)
-    cuda::launch_cross_entropy<cuda::kThreads>(ctx, g, logits, labels, log_probs, loss);
+    cuda::launch_cross_entropy<cuda::kThreads>(ctx, g, logits, labels, loss, dlogits);
   else
-    cuda::launch_cross_entropy<32>(ctx, g, logits, labels, log_probs, loss);
-}
-
-template <class T> void cross_entropy_backward(const Cuda& ctx, const CrossEntropyShape& g,
-                                               const T* log_probs, const int64_t* labels,
-                                               const T* dloss, T* dlogits) {
-  const int64_t n = g.n * g.classes;
-  const T at_label = static_cast<T>(1 - g.label_smoothing);
-  const T anywhere = static_cast<T>(g.label_smoothing / static_cast<double>(g.classes));
-  const T scale = static_cast<T>(g.mean ? 1.0 / static_cast<double>(g.n) : 1.0);
-  cuda::with_index(n, [&](auto zero) {
-    using Index = decltype(zero);
-    cuda::launch_1d(ctx, "cross_entropy_backward", n, cuda::cross_entropy_backward_kernel<T, Index>,
-                    static_cast<Index>(g.classes), at_label, anywhere, scale, log_probs, labels,
-                    dloss, dlogits);
-  });
+    cuda::launch_cross_entropy<32>(ctx, g, logits, labels, loss, dlogits);
 }
 
 template <class T> void count_correct(const Cuda& ctx, int64_t n, int64_t classes, const T* logits,
@@ -289,10 +262,8 @@ template <class T> void count_correct(const Cuda& ctx, int64_t n, int64_t classe
 #define SINTER_INSTANTIATE(T)                                                                      \
   template void log_softmax_forward<T>(const Cuda&, const SoftmaxShape&, const T*, T*);            \
   template void log_softmax_backward<T>(const Cuda&, const SoftmaxShape&, const T*, const T*, T*); \
-  template void cross_entropy_forward<T>(const Cuda&, const CrossEntropyShape&, const T*,          \
-                                         const int64_t*, T*, T*);                                  \
-  template void cross_entropy_backward<T>(const Cuda&, const CrossEntropyShape&, const T*,         \
-                                          const int64_t*, const T*, T*);                           \
+  template void cross_entropy<T>(const Cuda&, const CrossEntropyShape&, const T*, const int64_t*,  \
+                                 T*, T*);                                                          \
   template void count_correct<T>(const Cuda&, int64_t, int64_t, const T*, const int64_t*, int64_t*);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)

@@ -3,11 +3,12 @@
 namespace sinter {
 
 Tensor CifarCnn::forward(const Tensor& x) {
-  Tensor y = max_pool2d(relu(conv1(x)), 2);  // (N, 6, 14, 14)
-  y = max_pool2d(relu(conv2(y)), 2);         // (N, 16, 5, 5)
-  y = relu(fc1(flatten(y, 1)));              // (N, 120)
-  y = relu(fc2(y));                          // (N, 84)
-  return fc3(y);                             // (N, 10)
+  Module* const layers[] = {&conv1, &relu, &pool,            // (N, 6, 14, 14)
+                            &conv2, &relu, &pool, &flatten,  // (N, 400)
+                            &fc1,   &relu,                   // (N, 120)
+                            &fc2,   &relu,                   // (N, 84)
+                            &fc3};
+  return run_sequence(x, layers);
 }
 
 void CifarCnn::visit(Visitor& v) {

@@ -20,8 +20,11 @@ using BackwardFn = std::function<Grads(const Tensor& dy)>;
 //   The closure must hold what it needs as Saved, never as a Tensor that requires grad: the graph
 //   would
 // keep itself alive. `op` must outlive the graph (a string literal).
+//   While a graph is captured, the gradients of inputs after the first may be computed on a Branch
+// (runtime.h): the engine joins it before they are used.
+//   backward_one: the gradients for dy = 1, where a loss has them at less cost; else empty.
 Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs,
-              BackwardFn backward);
+              BackwardFn backward, std::function<Grads()> backward_one = {});
 // Whether record would enter an operator on `inputs`: the forward pass asks before it computes what
 // only the backward pass needs.
 bool recording(std::initializer_list<const Tensor*> inputs);
@@ -69,6 +72,8 @@ class anomaly_guard {
  private:
   bool before_;
 };
+
+bool anomaly_enabled();
 
 // Graph nodes alive in this process: a leak test's yardstick, with live_storages().
 int64_t live_nodes();

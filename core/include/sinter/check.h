@@ -39,6 +39,7 @@ struct DeviceError : Error { using Error::Error; };       // a device that is ab
 struct ValueError : Error { using Error::Error; };        // an argument or a label out of its range
 struct GradError : Error { using Error::Error; };         // misuse of autograd
 struct AnomalyError : Error { using Error::Error; };      // a NaN or an infinity, under anomaly_guard
+struct GraphError : Error { using Error::Error; };        // what cannot be captured or replayed
 struct DataError : Error { using Error::Error; };         // a missing, corrupt or unreadable file
 struct CudaError : Error { using Error::Error; };         // a failing CUDA or cuBLAS call
 struct OutOfMemoryError : Error { using Error::Error; };  // host or device memory exhausted

@@ -102,10 +102,18 @@ class Batches {
   // Batch i of the current epoch, 0 <= i < size().
   Batch get(int64_t i) const;
 
+  // The batch_size images from a position that is kept on the device: a captured graph takes the
+  // next batch at every replay. seek moves it to the beginning of batch i; behind the end of the
+  // order it goes on at the beginning.
+  void seek(int64_t i);
+  Batch next();
+
  private:
+  Batch gather(int64_t first, int64_t count, int64_t* position) const;
   ImageSet set_;
   Options options_;
-  Tensor index_;  // (N) int64: the order of this epoch
+  Tensor index_;     // (N) int64: the order of this epoch
+  Tensor position_;  // one int64; undefined before seek
 };
 
 }  // namespace sinter

@@ -183,6 +183,65 @@ template <class T> void avg_pool2d_forward(const Cuda&, const Pool2dShape& g, co
 template <class T> void avg_pool2d_backward(const Cpu&, const Pool2dShape& g, const T* dy, T* dx);
 template <class T> void avg_pool2d_backward(const Cuda&, const Pool2dShape& g, const T* dy, T* dx);
 
+// ---- fused layers (conv2d_relu_pool, mlp)
+// --------------------------------------------------------
+
+// y = max_pool2d(relu(conv2d(x, weight, b)), 2): convolution, bias, ReLU and 2 x 2 pooling of
+// stride 2 in one pass. oh and ow are the convolution's; an odd last row or column is left out.
+//   y: (n, o, oh / 2, ow / 2)  choice: as y, which of the window's four was taken, 2 * row +
+//   column: the first maximum; a NaN counts as the maximum. b nullable.
+// The framework asks fits before it calls the two others, and composes them from the parts if not.
+template <class T> bool conv2d_relu_pool_fits(const Cpu&, const Conv2dShape& g);
+template <class T> bool conv2d_relu_pool_fits(const Cuda&, const Conv2dShape& g);
+template <class T> void conv2d_relu_pool_forward(const Cpu&, const Conv2dShape& g, const T* x,
+                                                 const T* weight, const T* b, T* y,
+                                                 uint8_t* choice);
+template <class T> void conv2d_relu_pool_forward(const Cuda&, const Conv2dShape& g, const T* x,
+                                                 const T* weight, const T* b, T* y,
+                                                 uint8_t* choice);
+// The gradient goes to the chosen element where y > 0. dx, dweight, db: each nullable.
+template <class T> void conv2d_relu_pool_backward(const Cpu&, const Conv2dShape& g, const T* x,
+                                                  const T* weight, const T* y,
+                                                  const uint8_t* choice, const T* dy, T* dx,
+                                                  T* dweight, T* db);
+template <class T> void conv2d_relu_pool_backward(const Cuda&, const Conv2dShape& g, const T* x,
+                                                  const T* weight, const T* y,
+                                                  const uint8_t* choice, const T* dy, T* dx,
+                                                  T* dweight, T* db);
+
+// Linear layers one after another, a ReLU behind each but the last (and behind that one too with
+// relu_last): h_0 = x, h_l = act_l(h_{l-1} w_l^T + b_l).
+inline constexpr int kMaxMlpLayers = 8;
+struct MlpShape {
+  int64_t n = 0;
+  int layers = 0;
+  int64_t width[kMaxMlpLayers + 1] = {};  // w_l: (width[l], width[l - 1]), l = 1 .. layers
+  bool relu_last = false;
+};
+template <class T> struct MlpLayer {
+  const T* w;
+  const T* b;  // nullable
+  T* y;        // h_l: (n, width[l])
+};
+template <class T> struct MlpGrads {
+  T* dw;  // nullable
+  T* db;  // nullable
+};
+template <class T> bool mlp_fits(const Cpu&, const MlpShape& g);
+template <class T> bool mlp_fits(const Cuda&, const MlpShape& g);
+// layers[l - 1] holds w_l, b_l and h_l, which is written.
+template <class T>
+void mlp_forward(const Cpu&, const MlpShape& g, const T* x, std::span<const MlpLayer<T>> layers);
+template <class T>
+void mlp_forward(const Cuda&, const MlpShape& g, const T* x, std::span<const MlpLayer<T>> layers);
+// From dy, the gradient of h_layers. dx nullable. Reads the layers' y.
+template <class T> void mlp_backward(const Cpu&, const MlpShape& g, const T* x,
+                                     std::span<const MlpLayer<T>> layers, const T* dy, T* dx,
+                                     std::span<const MlpGrads<T>> grads);
+template <class T> void mlp_backward(const Cuda&, const MlpShape& g, const T* x,
+                                     std::span<const MlpLayer<T>> layers, const T* dy, T* dx,
+                                     std::span<const MlpGrads<T>> grads);
+
 // ---- softmax and loss (softmax) -----------------------------------------------------------------
 
 // x, y: (outer, classes, inner), normalized over the middle dimension.
@@ -197,9 +256,10 @@ void log_softmax_backward(const Cpu&, const SoftmaxShape& g, const T* y, const T
 template <class T>
 void log_softmax_backward(const Cuda&, const SoftmaxShape& g, const T* y, const T* dy, T* dx);
 
-// logits, log_probs: (n, classes)  labels: (n)  loss: one element.
+// logits, dlogits: (n, classes)  labels: (n)  loss: one element.
 //   q_k = (1 - label_smoothing) [k == label] + label_smoothing / classes
-//   loss = -sum over n and k of q_k log_probs_k, divided by n when `mean`.
+//   loss = -sum over n and k of q_k log_softmax(logits)_k, divided by n when `mean`
+//   dlogits = softmax(logits) - q, likewise: the gradient of the loss. Nullable.
 // A label outside [0, classes): Cpu throws ValueError; Cuda records a fault that the next
 // synchronization throws (runtime.h), and the loss is NaN.
 struct CrossEntropyShape {
@@ -207,19 +267,10 @@ struct CrossEntropyShape {
   double label_smoothing = 0;
   bool mean = true;
 };
-template <class T> void cross_entropy_forward(const Cpu&, const CrossEntropyShape& g,
-                                              const T* logits, const int64_t* labels, T* log_probs,
-                                              T* loss);
-template <class T> void cross_entropy_forward(const Cuda&, const CrossEntropyShape& g,
-                                              const T* logits, const int64_t* labels, T* log_probs,
-                                              T* loss);
-// dlogits = dloss * (exp(log_probs) - q), divided by n when `mean`. dloss: one element.
-template <class T> void cross_entropy_backward(const Cpu&, const CrossEntropyShape& g,
-                                               const T* log_probs, const int64_t* labels,
-                                               const T* dloss, T* dlogits);
-template <class T> void cross_entropy_backward(const Cuda&, const CrossEntropyShape& g,
-                                               const T* log_probs, const int64_t* labels,
-                                               const T* dloss, T* dlogits);
+template <class T> void cross_entropy(const Cpu&, const CrossEntropyShape& g, const T* logits,
+                                      const int64_t* labels, T* loss, T* dlogits);
+template <class T> void cross_entropy(const Cuda&, const CrossEntropyShape& g, const T* logits,
+                                      const int64_t* labels, T* loss, T* dlogits);
 
 // *correct += rows of logits (n, classes) whose first maximum stands at the row's label; a NaN
 // counts as the maximum.
@@ -281,19 +332,22 @@ void shuffled_indices(const Cpu&, uint64_t seed, uint64_t epoch, int64_t size, i
 void shuffled_indices(const Cuda&, uint64_t seed, uint64_t epoch, int64_t size, int64_t first,
                       int64_t count, int64_t* index);
 
-// images: (any, c, h, w) bytes  index: (n)  x: (n, c, h, w).
-// x = (pixel / 255 - mean[c]) / std[c], as one multiplication and one addition in T.
+// The next n of `size` images, in the order of `index`, going on from its beginning behind its end:
+//   x[i] = (images[index[at + i]] / 255 - mean[c]) / std[c], as one multiplication and one addition
+//   y[i] = labels[index[at + i]]
+// at is `first`, or with a position *position, in the context's memory, which grows by n: so a
+// captured step takes another batch at every replay. position: nullable. images: (size, c, h, w)
+// bytes  labels: (size) bytes  x: (n, c, h, w)  y: (n).
 struct GatherShape {
-  int64_t n = 0;
+  int64_t n = 0, size = 0, first = 0;
   int c = 0, h = 0, w = 0;
   float mean[4] = {}, std[4] = {1, 1, 1, 1};
 };
-template <class T> void gather_images(const Cpu&, const GatherShape& g, const uint8_t* images,
-                                      const int64_t* index, T* x);
-template <class T> void gather_images(const Cuda&, const GatherShape& g, const uint8_t* images,
-                                      const int64_t* index, T* x);
-// y[i] = labels[index[i]].
-void gather_labels(const Cpu&, int64_t n, const uint8_t* labels, const int64_t* index, int64_t* y);
-void gather_labels(const Cuda&, int64_t n, const uint8_t* labels, const int64_t* index, int64_t* y);
+template <class T> void gather_batch(const Cpu&, const GatherShape& g, const uint8_t* images,
+                                     const uint8_t* labels, const int64_t* index, int64_t* position,
+                                     T* x, int64_t* y);
+template <class T> void gather_batch(const Cuda&, const GatherShape& g, const uint8_t* images,
+                                     const uint8_t* labels, const int64_t* index, int64_t* position,
+                                     T* x, int64_t* y);
 
 }  // namespace sinter

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -88,6 +89,7 @@ class Conv2d : public Module {
          const Options& options = default_options());
   Tensor forward(const Tensor& x) override;
   void visit(Visitor& v) override;
+  const Conv2dOptions& options() const { return options_; }
 
   Tensor weight, bias;
 
@@ -116,6 +118,8 @@ class MaxPool2d : public Module {
   explicit MaxPool2d(Pair kernel_size, Pair stride = 0, Pair padding = 0)
       : kernel_(kernel_size), options_{stride, padding} {}
   Tensor forward(const Tensor& x) override { return max_pool2d(x, kernel_, options_); }
+  // Windows of 2 x 2 side by side, which a convolution's kernel can make on the way.
+  bool is_2x2() const;
 
  private:
   Pair kernel_;
@@ -142,7 +146,12 @@ class Flatten : public Module {
   int first_, last_;
 };
 
-// Modules one after another; children are named "0", "1", …
+// Modules one after another. Neighbours that a fused operator computes in one pass (fused.h) are
+// handed to it: a Conv2d, ReLU and MaxPool2d(2); Linear layers with ReLU between them. Layers of
+// derived classes are left as they are.
+Tensor run_sequence(const Tensor& x, std::span<Module* const> modules);
+
+// run_sequence as a module; children are named "0", "1", …
 class Sequential : public Module {
  public:
   template <class... Layers> explicit Sequential(Layers&&... layers) {

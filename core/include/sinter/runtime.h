@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -97,8 +99,48 @@ void copy_to_host(const Cuda& ctx, void* dst, const void* src, size_t bytes);
 void copy_on_device(const Cuda& ctx, void* dst, const void* src, size_t bytes);
 // Between devices. Ordered after the work of both streams and before their later work.
 void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, size_t bytes);
+
+// Work captured once and replayed with a single call (core's Graph, graph.h, is built on it).
+class CudaGraph {
+ public:
+  // Calls `work`, whose work on `device` by this thread is recorded instead of run. Memory
+  // allocated meanwhile stays the graph's until it is destroyed. Throws what `work` throws,
+  // GraphError or CudaError; nothing is left half captured then.
+  static CudaGraph capture(int device, const std::function<void()>& work);
+  CudaGraph();
+  CudaGraph(CudaGraph&&) noexcept;
+  CudaGraph& operator=(CudaGraph&&) noexcept;
+  ~CudaGraph();
+  void replay();  // enqueues; from the thread that captured it, else GraphError
+  int64_t nodes() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+bool capturing();  // whether this thread captures a graph
+
+// While one lives in a thread that captures a graph, cuda_context and ctx() lead to a branch of the
+// graph that starts where the main line stands; what it computes may be used after join_branches.
+// Otherwise ctx() is the context given.
+class Branch {
+ public:
+  explicit Branch(const Cuda& ctx);
+  ~Branch();
+  Branch(const Branch&) = delete;
+  Branch& operator=(const Branch&) = delete;
+  const Cuda& ctx() const { return ctx_; }
+
+ private:
+  Cuda ctx_;
+  CUstream_st* before_;
+};
+// The main line waits for all branches.
+void join_branches(const Cuda& ctx);
 #else
 inline int cuda_device_count() noexcept { return 0; }
+inline bool capturing() { return false; }
 #endif
+inline void join_branches(const Cpu&) {}
 
 }  // namespace sinter

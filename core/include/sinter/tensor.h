@@ -166,6 +166,9 @@ class Tensor {
   friend Tensor empty(const Shape&, TensorOptions);
   [[noreturn]] void wrong_dtype(DType wanted) const;
   Tensor view(const Shape& shape, int64_t offset) const;
+  void check_differentiable() const;
+  // gradient undefined: 1, through the node's backward_one.
+  void run_backward(const Tensor& gradient, bool retain_graph) const;
 
   std::shared_ptr<Storage> storage_;
   std::byte* data_ = nullptr;

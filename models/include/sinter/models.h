@@ -20,6 +20,9 @@ class CifarCnn : public Module {
 
   Conv2d conv1{3, 6, 5}, conv2{6, 16, 5};
   Linear fc1{400, 120}, fc2{120, 84}, fc3{84, 10};
+  ReLU relu;
+  MaxPool2d pool{2};
+  Flatten flatten;
 };
 
 // The names make_model knows.
