@@ -46,6 +46,27 @@ template <class... Params, class... Args> void launch(LaunchSite site, const Ope
     throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
 }
 
+// The same in clusters of `cluster` blocks, which divides the grid.
+template <class... Params, class... Args>
+void launch_cluster(LaunchSite site, const Operation& operation, dim3 grid, dim3 block,
+                    size_t shared_bytes, unsigned cluster, void (*kernel)(Params...),
+                    Args... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = site.ctx.stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);
+  if (error != cudaSuccess)
+    throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
+}
+
 inline constexpr int kThreads = 256;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,0 +1,344 @@
+// The fused stack of linear layers against an oracle and against its parts.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include "gradient_check.h"
+#include "oracle.h"
+
+namespace sinter::test {
+namespace {
+
+// A stack of layers with inputs, an upstream gradient and what an oracle says of it.
+struct Stack {
+  Sizes widths;
+  bool relu_last = false;
+  Array x, dy, y;
+  std::vector<Array> w, b, dw, db;  // an empty b[l] is no bias
+  Array dx;
+  double least = std::numeric_limits<double>::infinity();  // |value| in front of a ReLU
+
+  size_t layers() const { return w.size(); }
+};
+
+void add_bias(Array& y, const Array& b) {
+  for (size_t i = 0; i < y.v.size() && !b.v.empty(); ++i) y.v[i] += b.v[i % b.v.size()];
+}
+
+// Fills in y and the gradients.
+void solve(Stack& s) {
+  std::vector<Array> h = {s.x};
+  const auto has_relu = [&](size_t l) { return l + 1 < s.layers() || s.relu_last; };
+  for (size_t l = 0; l < s.layers(); ++l) {
+    Array y = oracle::product(h.back(), oracle::transposed(s.w[l]));
+    add_bias(y, s.b[l]);
+    if (has_relu(l)) {
+      for (double value : y.v) s.least = std::min(s.least, std::abs(value));
+      y = oracle::map(y, [](double value) { return value > 0 ? value : 0; });
+    }
+    h.push_back(y);
+  }
+  s.y = h.back();
+  s.dw.resize(s.layers());
+  s.db.resize(s.layers());
+  Array dz = s.dy;
+  for (size_t l = s.layers(); l-- > 0;) {
+    for (size_t i = 0; i < dz.v.size() && has_relu(l); ++i)
+      if (h[l + 1].v[i] <= 0) dz.v[i] = 0;
+    s.dw[l] = oracle::product(oracle::transposed(dz), h[l]);
+    s.db[l] = oracle::sum(dz, {0});
+    s.db[l].shape = {s.widths[l + 1]};
+    dz = oracle::product(dz, s.w[l]);
+  }
+  s.dx = dz;
+}
+
+// About `fan` of a row's elements are 1 or, more rarely, -1, so that few ReLUs are closed to every
+// row; the others are 0. Sums of products of such numbers are
+// small integers, which float32 holds exactly: the order of additions makes no difference, a ReLU
+// sees the same sign, and results must be equal.
+Array sparse_signs(const Sizes& shape, double fan, uint64_t seed) {
+  Array a = filled(shape);
+  Random random(seed);
+  const double share = std::min(0.7, fan / static_cast<double>(shape.back()));
+  for (double& value : a.v) {
+    const double u = random.uniform();
+    value = u < 0.6 * share ? 1 : u < share ? -1 : 0;
+  }
+  return a;
+}
+
+Stack integer_stack(int64_t n, const Sizes& widths, double fan, bool relu_last, bool bias = true) {
+  Stack s;
+  s.widths = widths;
+  s.relu_last = relu_last;
+  s.x = sparse_signs({n, widths.front()}, fan, 1);
+  s.dy = sparse_signs({n, widths.back()}, fan, 2);
+  for (size_t l = 0; l + 1 < widths.size(); ++l) {
+    s.w.push_back(sparse_signs({widths[l + 1], widths[l]}, fan, 3 + 2 * l));
+    s.b.push_back(bias ? sparse_signs({widths[l + 1]}, 1e9, 4 + 2 * l) : Array{});
+  }
+  solve(s);
+  return s;
+}
+
+Tensor run(const std::vector<Tensor>& in, const Stack& s) {
+  std::vector<Tensor> weights, biases;
+  size_t next = 1;
+  for (size_t l = 0; l < s.layers(); ++l) {
+    weights.push_back(in[next++]);
+    biases.push_back(s.b[l].v.empty() ? Tensor() : in[next++]);
+  }
+  return mlp(in[0], weights, biases, s.relu_last);
+}
+
+// As a case for check_op; gradients in the order of the inputs.
+OpCase op_case(const Stack& s, double terms) {
+  OpCase c{"mlp", {s.x}, [&s](const auto& in) { return run(in, s); }, s.y, s.dy, {s.dx}};
+  for (size_t l = 0; l < s.layers(); ++l) {
+    c.inputs.push_back(s.w[l]);
+    c.grads.push_back(s.dw[l]);
+    if (s.b[l].v.empty()) continue;
+    c.inputs.push_back(s.b[l]);
+    c.grads.push_back(s.db[l]);
+  }
+  c.y_terms = terms;
+  c.terms.assign(c.inputs.size(), terms);
+  return c;
+}
+
+std::string text(const Sizes& widths) {
+  std::string out;
+  for (int64_t width : widths) out += str(out.empty() ? "" : ", ", width);
+  return out;
+}
+
+void check_exact(Device device, int64_t n, const Sizes& widths, double fan) {
+  for (bool relu_last : {false, true}) {
+    const Stack s = integer_stack(n, widths, fan, relu_last, !relu_last);
+    INFO("n " << n << ", widths " << text(widths) << ", relu_last " << relu_last);
+    double largest = 0;
+    for (const auto* arrays : {&s.dw, &s.db})
+      for (const Array& a : *arrays)
+        for (double value : a.v) largest = std::max(largest, std::abs(value));
+    for (const Array& a : {s.y, s.dx})
+      for (double value : a.v) largest = std::max(largest, std::abs(value));
+    if (n > 1 && *std::min_element(widths.begin(), widths.end()) > 3) REQUIRE(largest > 0);
+    REQUIRE(largest < (1 << 20));  // float32 holds integers to 2^24; partial sums may be larger
+    check_op(op_case(s, 0), device);
+  }
+}
+
+}  // namespace
+
+DEVICE_TEST("mlp: hand-computed case", "[mlp]") {
+  Stack s;
+  s.widths = {2, 2, 1};
+  s.x = {{2, 2}, {1, 2, -1, 3}};
+  s.w = {{{2, 2}, {1, 1, -2, 1}}, {{1, 2}, {2, -3}}};
+  s.b = {{{2}, {0, 0.5}}, {{1}, {10}}};
+  s.dy = {{2, 1}, {1, -1}};
+  // In front of the ReLU: (3, 0.5), (2, 5.5).
+  s.y = {{2, 1}, {14.5, -2.5}};
+  s.dx = {{2, 2}, {8, -1, -8, 1}};
+  s.dw = {{{2, 2}, {4, -2, -6, 3}}, {{1, 2}, {1, -5}}};
+  s.db = {{{2}, {0, 0}}, {{1}, {0}}};
+  check_op(op_case(s, 0), device);
+  Stack solved = s;
+  solve(solved);
+  CHECK(solved.dw[0].v == s.dw[0].v);  // the oracle is right too
+  CHECK(solved.dx.v == s.dx.v);
+}
+
+DEVICE_TEST("mlp: exact on integers", "[mlp]") {
+  for (int64_t n : {1, 3, 64, 150, 1000}) check_exact(device, n, {400, 120, 84, 10}, 16);
+  for (int64_t n : {1, 5, 70}) {
+    check_exact(device, n, {400, 10}, 16);  // one layer
+    check_exact(device, n, {1, 1}, 1);
+    check_exact(device, n, {7, 1, 33}, 8);
+    check_exact(device, n, {257, 33, 1, 7, 1}, 8);
+    check_exact(device, n, {33, 257, 7}, 8);
+    check_exact(device, n, {5, 6, 7, 8, 9, 10, 11, 12, 13}, 3);      // eight layers
+    check_exact(device, n, {64, 64, 1, 64, 2, 64, 64, 3, 64}, 2.5);  // most blocks of some idle
+  }
+  check_exact(device, 130, {1500, 64, 10}, 16);  // a long row: a few at a time, several times
+  check_exact(device, 3000, {17, 19, 5}, 8);
+  // No fused kernel on a GPU.
+  check_exact(device, 9, {600, 700, 3}, 16);
+  check_exact(device, 9, {5, 6, 7, 8, 9, 10, 11, 12, 13, 14}, 3);
+}
+
+DEVICE_TEST("mlp: the parts one by one give the same", "[mlp]") {
+  const Stack s = integer_stack(65, {400, 120, 84, 10}, 16, true);
+  const no_fusion guard;
+  check_op(op_case(s, 0), device);
+}
+
+// Rounding as small as linear's: no lower precision inside.
+DEVICE_TEST("mlp: noise", "[mlp]") {
+  for (int64_t n : {1, 16, 130}) {
+    for (const Sizes& widths : {Sizes{400, 120, 84, 10}, {33, 257, 7}, {20, 20, 20, 20, 20}}) {
+      Stack s;
+      s.widths = widths;
+      s.x = noise({n, widths.front()}, 21);
+      s.dy = noise({n, widths.back()}, 22);
+      double terms = 0;
+      for (size_t l = 0; l + 1 < widths.size(); ++l) {
+        s.w.push_back(noise({widths[l + 1], widths[l]}, 23 + 2 * l));
+        for (double& value : s.w[l].v)  // keeps the values' size from layer to layer
+          value = static_cast<float>(value * std::sqrt(3 / static_cast<double>(widths[l])));
+        s.b.push_back(noise({widths[l + 1]}, 24 + 2 * l));
+        terms += static_cast<double>(widths[l] + widths[l + 1]);
+      }
+      solve(s);
+      INFO("n " << n << ", widths " << text(widths));
+      REQUIRE(s.least > 2e-6);  // rounding turns no ReLU on or off
+      check_op(op_case(s, terms + static_cast<double>(n)), device);
+    }
+  }
+}
+
+DEVICE_TEST("mlp: leading dimensions and unaligned arrays", "[mlp]") {
+  const Stack s = integer_stack(24, {8, 12, 4}, 6, false);
+  const auto shifted = [&](const Array& a, DType dtype) {
+    Array longer{{count(a.shape) + 1}, {99}};
+    longer.v.insert(longer.v.end(), a.v.begin(), a.v.end());
+    return reshape(narrow(tensor(longer, {dtype, device}), 1, count(a.shape)), Shape(a.shape));
+  };
+  for (DType dtype : {kFloat32, kFloat64}) {
+    std::vector<Tensor> in;
+    for (const Array& a : op_case(s, 0).inputs) {
+      in.push_back(shifted(a, dtype).detach());
+      in.back().set_requires_grad();
+    }
+    const Tensor x = in[0];
+    in[0] = reshape(x, {2, 3, 4, 8});
+    const Tensor y = run(in, s);
+    CHECK(y.shape() == Shape{2, 3, 4, 4});
+    y.backward(reshape(shifted(s.dy, dtype), {2, 3, 4, 4}));
+    check_close("mlp: y", reshape(y, {24, 4}), s.y, 0);
+    check_close("mlp: dx", x.grad(), s.dx, 0);
+    check_close("mlp: dw", in[1].grad(), s.dw[0], 0);
+    check_close("mlp: db", in[4].grad(), s.db[1], 0);
+  }
+  // A vector.
+  const Stack one = integer_stack(1, {8, 12, 4}, 6, false);
+  OpCase c = op_case(one, 0);
+  c.inputs[0].shape = c.grads[0].shape = {8};
+  c.y.shape = c.dy.shape = {4};
+  check_op(c, device);
+}
+
+DEVICE_TEST("mlp: only the gradients asked for", "[mlp]") {
+  const Stack s = integer_stack(9, {6, 5, 4, 3}, 4, true);
+  const OpCase c = op_case(s, 0);
+  for (int mask = 1; mask < 1 << c.inputs.size(); ++mask) {
+    std::vector<Tensor> in;
+    for (size_t i = 0; i < c.inputs.size(); ++i) {
+      in.push_back(tensor(c.inputs[i], {kFloat32, device}));
+      if ((mask >> i & 1) != 0) in.back().set_requires_grad();
+    }
+    run(in, s).backward(tensor(s.dy, {kFloat32, device}));
+    for (size_t i = 0; i < in.size(); ++i) {
+      INFO("mask " << mask << ", input " << i);
+      CHECK(in[i].grad().defined() == ((mask >> i & 1) != 0));
+      if (in[i].grad().defined()) check_close("mlp: gradient", in[i].grad(), c.grads[i], 0);
+    }
+  }
+}
+
+DEVICE_TEST("mlp: no rows", "[mlp]") {
+  const Stack s = integer_stack(0, {6, 5, 3}, 4, false);
+  const OpCase c = op_case(s, 0);
+  check_op(c, device);
+  CHECK(c.grads[1].v == std::vector<double>(30, 0));
+}
+
+DEVICE_TEST("mlp: a NaN stays in its row", "[mlp]") {
+  const Stack s = integer_stack(6, {40, 12, 5}, 1e9, true);
+  OpCase c = op_case(s, 0);
+  c.inputs[0].v[2 * 40 + 7] = std::numeric_limits<double>::quiet_NaN();
+  const auto results = [&] {
+    std::vector<Tensor> in;
+    for (const Array& a : c.inputs) in.push_back(leaf(a, {kFloat32, device}));
+    const Tensor y = c.op(in);
+    y.backward(tensor(c.dy, {kFloat32, device}));
+    std::vector<std::vector<double>> values = {y.to_vector<double>()};
+    for (const Tensor& t : in) values.push_back(t.grad().to_vector<double>());
+    return values;
+  };
+  const auto fused = results();
+  const no_fusion guard;
+  const auto parts = results();
+  for (size_t k = 0; k < fused.size(); ++k) {
+    REQUIRE(fused[k].size() == parts[k].size());
+    for (size_t i = 0; i < fused[k].size(); ++i) {
+      INFO("result " << k << ", element " << i << ": " << fused[k][i] << ", " << parts[k][i]);
+      CHECK((fused[k][i] == parts[k][i] || (std::isnan(fused[k][i]) && std::isnan(parts[k][i]))));
+    }
+  }
+  for (size_t i = 0; i < 30; ++i) CHECK(std::isnan(fused[0][i]) == (i / 5 == 2));
+}
+
+DEVICE_TEST("mlp: the same bits from run to run", "[mlp]") {
+  for (int64_t n : {64, 1000}) {
+    const auto results = [&] {
+      std::vector<Tensor> in = {leaf(noise({n, 400}, 1), {kFloat32, device})};
+      std::vector<Tensor> weights, biases;
+      const std::array<int64_t, 4> widths = {400, 120, 84, 10};
+      for (size_t l = 0; l < 3; ++l) {
+        weights.push_back(leaf(noise({widths[l + 1], widths[l]}, 2 + l), {kFloat32, device}));
+        biases.push_back(leaf(noise({widths[l + 1]}, 5 + l), {kFloat32, device}));
+      }
+      Tensor y = mlp(in[0], weights, biases);
+      y.backward(tensor(noise({n, 10}, 9), {kFloat32, device}));
+      std::vector<Tensor> all = {y, in[0].grad()};
+      for (size_t l = 0; l < 3; ++l) {
+        all.push_back(weights[l].grad());
+        all.push_back(biases[l].grad());
+      }
+      return all;
+    };
+    const int threads = num_threads();
+    const std::vector<Tensor> first = results();
+    set_num_threads(threads == 1 ? 2 : 1);
+    const std::vector<Tensor> second = results();
+    set_num_threads(threads);
+    for (size_t i = 0; i < first.size(); ++i) CHECK(same_bits(first[i], second[i]));
+  }
+}
+
+DEVICE_TEST("mlp: gradient check", "[mlp]") {
+  Stack s = integer_stack(3, {4, 6, 5, 2}, 4, false);
+  check_gradient(device,
+                 {noise({3, 4}, 1), noise({6, 4}, 2), noise({6}, 3), noise({5, 6}, 4),
+                  noise({5}, 5), noise({2, 5}, 6), noise({2}, 7)},
+                 [&](const std::vector<Tensor>& in) { return run(in, s); });
+  s.relu_last = true;
+  s.b[1] = {};
+  check_gradient(device,
+                 {noise({3, 4}, 1), noise({6, 4}, 2), noise({6}, 3), noise({5, 6}, 4),
+                  noise({2, 5}, 6), noise({2}, 7)},
+                 [&](const std::vector<Tensor>& in) { return run(in, s); });
+}
+
+DEVICE_TEST("mlp: errors name the operator and the shapes", "[mlp]") {
+  const TensorOptions options{kFloat32, device};
+  const Tensor x = zeros({2, 3}, options), w = zeros({4, 3}, options), b = zeros({4}, options);
+  const auto call = [&](std::vector<Tensor> weights, std::vector<Tensor> biases) {
+    mlp(x, weights, biases);
+  };
+  check_throws<ValueError>([&] { call({}, {}); }, {"mlp", "0 and 0"});
+  check_throws<ValueError>([&] { call({w}, {b, b}); }, {"mlp", "2 and 1"});
+  check_throws<ShapeError>([&] { call({w, w}, {b, b}); }, {"(4, 3)", "(2, 4)"});
+  check_throws<ShapeError>([&] { call({w}, {zeros({3}, options)}); }, {"(3,)", "(4,)"});
+  check_throws<ShapeError>([&] { call({Tensor()}, {Tensor()}); }, {"undefined"});
+  check_throws<ShapeError>([&] { mlp(Tensor(), std::array{w}, std::array{b}); },
+                           {"mlp", "undefined"});
+  check_throws<DtypeError>([&] { call({w.to(kFloat64)}, {b}); }, {"float32", "float64"});
+  if (device.is_cuda())
+    check_throws<DeviceError>([&] { call({w.to(kCpu)}, {b}); }, {"cuda", "cpu"});
+}
+
+}  // namespace sinter::test
