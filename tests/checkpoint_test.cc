@@ -201,7 +201,7 @@ TEST_CASE("checkpoint: other files are refused, saying what they are", "[checkpo
       },
       {"sinter_hash"});
   CHECK_THROWS_AS(save_checkpoint(file, {{}, {{"a", one}, {"a", one}}, {}, {}}), ValueError);
-  check_throws<DataError>(load, {"hash"});  // what was there is still there
+  check_throws<DataError>(load, {"sinter_new"});  // what was there is still there
 }
 
 // ---- the command --------------------------------------------------------------------------------
