@@ -81,29 +81,6 @@ std::string text_of(const Spread& s, int digits, const std::string& unit, size_t
   return str(text, " ", unit);
 }
 
-// Characters, not bytes: continuation bytes of UTF-8 take no room.
-size_t width(const std::string& text) {
-  return static_cast<size_t>(
-      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
-}
-
-// A Markdown table that also reads well on a terminal.
-std::string table(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<size_t> widths(rows.front().size());
-  for (const auto& row : rows)
-    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], width(row[c]));
-  std::string text;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    for (size_t c = 0; c < widths.size(); ++c)
-      text += str("| ", rows[r][c], std::string(widths[c] - width(rows[r][c]) + 1, ' '));
-    text += "|\n";
-    if (r > 0) continue;
-    for (const size_t w : widths) text += str("|", std::string(w + 2, '-'));
-    text += "|\n";
-  }
-  return text;
-}
-
 std::string result_table(const std::vector<DeviceResult>& results) {
   const auto cpu = std::find_if(results.begin(), results.end(),
                                 [](const DeviceResult& r) { return r.device == kCpu; });
@@ -133,7 +110,6 @@ struct Report {
 
 std::string markdown(const Report& r) {
   std::ostringstream out;
-  const Machine& m = r.machine;
   const int64_t runs = r.options.runs;
   if (r.data.synthetic) out << "**" << r.data.name << "**\n\n";
   out << result_table(r.results) << "\n";
@@ -148,13 +124,7 @@ std::string markdown(const Report& r) {
       << "- Job: " << describe(r.options.job) << "\n";
   for (const Agreement& a : r.agreements) out << "- Check: " << describe(a) << "\n";
   if (r.agreements.empty()) out << "- Check: none, the CPU is the only device\n";
-  out << "- CPU: " << m.cpu << ", " << m.cores << " cores allowed, threads: " << m.threads << "\n"
-      << "- SIMD: " << m.simd << "; BLAS: " << m.blas << "\n";
-  for (size_t i = 0; i < m.gpus.size(); ++i) out << "- cuda:" << i << ": " << m.gpus[i] << "\n";
-  out << "- Driver: " << m.driver << "; CUDA toolkit: " << m.toolkit << "\n"
-      << "- Build: sinter " << SINTER_VERSION << ", commit " << m.commit << ", " << m.compiler
-      << "; " << m.os << "\n"
-      << "- Whole command: " << duration(r.command_seconds) << "\n";
+  out << markdown(r.machine) << "- Whole command: " << duration(r.command_seconds) << "\n";
   return out.str();
 }
 

@@ -12,5 +12,7 @@ void eval_command(const Options& options);
 bool doctor_command(const Options& options);
 // Whether every derivative asked for is right.
 bool gradcheck_command(const Options& options);
+// Whether every operator is right beside every reference.
+bool verify_command(const Options& options);
 
 }  // namespace sinter::app

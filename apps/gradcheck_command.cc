@@ -6,24 +6,11 @@
 #include "gradcheck_cases.h"
 #include "machine.h"
 #include "sinter/gradcheck.h"
+#include "verify.h"
 
 namespace sinter::app {
 
 namespace {
-
-std::vector<GradcheckCase> cases_asked_for(const Options& options) {
-  std::vector<GradcheckCase> cases = gradcheck_cases();
-  if (options.op.empty()) return cases;
-  std::string known;
-  for (size_t i = 0; i < cases.size(); ++i) {
-    if (i == 0 || cases[i].op != cases[i - 1].op)
-      known += str(known.empty() ? "" : ", ", cases[i].op);
-  }
-  std::erase_if(cases, [&](const GradcheckCase& c) { return c.op != options.op; });
-  if (cases.empty())
-    throw UsageError(str("--op: expected one of ", known, ", got '", options.op, "'"));
-  return cases;
-}
 
 std::string percent(double share) {
   std::ostringstream out;
@@ -78,7 +65,8 @@ bool check_gradients(const std::vector<GradcheckCase>& cases, const std::vector<
 }
 
 bool gradcheck_command(const Options& options) {
-  const std::vector<GradcheckCase> cases = cases_asked_for(options);
+  std::vector<GradcheckCase> cases = gradcheck_cases();
+  if (!options.op.empty()) cases = cases_of(options.op, std::move(cases));
   return check_gradients(cases, devices_asked_for("--device", options.devices), options.full,
                          std::cout);
 }

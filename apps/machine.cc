@@ -180,6 +180,17 @@ Machine this_machine() {
   return m;
 }
 
+std::string markdown(const Machine& m) {
+  std::ostringstream out;
+  out << "- CPU: " << m.cpu << ", " << m.cores << " cores allowed, threads: " << m.threads << "\n"
+      << "- SIMD: " << m.simd << "; BLAS: " << m.blas << "\n";
+  for (size_t i = 0; i < m.gpus.size(); ++i) out << "- cuda:" << i << ": " << m.gpus[i] << "\n";
+  out << "- Driver: " << m.driver << "; CUDA toolkit: " << m.toolkit << "\n"
+      << "- Build: sinter " << SINTER_VERSION << ", commit " << m.commit << ", " << m.compiler
+      << "; " << m.os << "\n";
+  return out.str();
+}
+
 std::string better_blas_kernels() {
 #if defined(__x86_64__)
   static const std::set<std::string> kWithoutAvx2 = {

@@ -35,6 +35,8 @@ struct Machine {
   std::string commit;           // of this build
 };
 Machine this_machine();
+// All of it as the lines of a Markdown list.
+std::string markdown(const Machine& m);
 
 // The OPENBLAS_CORETYPE that suits this CPU where OpenBLAS chose kernels that do not (0.3.21 takes
 // Prescott's on newer Intel CPUs, at a sixth of the speed); else empty.

@@ -42,6 +42,7 @@ int run(int argc, char** argv) {
   if (options.command == "eval") eval_command(options);
   if (options.command == "doctor") well = doctor_command(options);
   if (options.command == "gradcheck") well = gradcheck_command(options);
+  if (options.command == "verify") well = verify_command(options);
   std::cout.flush();
   require<Error>(std::cout.good(), "cannot write to standard output");
   return well ? 0 : 1;

@@ -97,6 +97,13 @@ void add_device_option(CLI::App& app, Options& o) {
       ->type_name("NAME");
 }
 
+void add_devices_option(CLI::App& app, Options& o) {
+  app.add_option("--device", o.devices, "such as cpu,cuda (default: every usable device)")
+      ->delimiter(',')
+      ->check(check_device)
+      ->type_name("NAME,...");
+}
+
 void add_job_options(CLI::App& app, Options& o) {
   app.add_option("--epochs", o.job.epochs, "passes over the training images")
       ->check(integer_in(1, 1'000'000))
@@ -199,11 +206,23 @@ Options parse_options(int argc, const char* const* argv) {
   bool all = false;  // the default: it need not be looked at
   gradcheck->add_flag("--all", all, "every one of them (default)")->excludes(op);
   gradcheck->add_flag("--full", o.full, "every element by itself, not random directions");
-  gradcheck->add_option("--device", o.devices, "such as cpu,cuda (default: every usable device)")
-      ->delimiter(',')
-      ->check(check_device)
-      ->type_name("NAME,...");
+  add_devices_option(*gradcheck, o);
   add_threads_option(*gradcheck, o);
+
+  CLI::App* verify = app.add_subcommand(
+      "verify",
+      "compare every operator with the naive oracle, recorded PyTorch and central differences");
+  CLI::Option* only = verify->add_option("--op", o.op, "only this operator, module or optimizer")
+                          ->type_name("NAME");
+  verify->add_option("--out", o.out, "write the table, as a page")
+      ->excludes(only)  // a proof is of everything
+      ->type_name("FILE");
+  verify->add_option("--golden", o.golden, "folder of what PyTorch recorded")
+      ->capture_default_str()
+      ->type_name("DIR");
+  verify->add_flag("--quiet", o.quiet, "no progress, only results and errors");
+  add_devices_option(*verify, o);
+  add_threads_option(*verify, o);
 
   try {
     app.parse(argc, argv);
@@ -221,7 +240,7 @@ Options parse_options(int argc, const char* const* argv) {
   } catch (const CLI::RequiredError& e) {
     if (!app.get_subcommands().empty()) throw UsageError(e.what());
     const std::vector<std::string> rest = app.remaining();
-    throw UsageError(str("expected a command: train, bench, eval, doctor or gradcheck",
+    throw UsageError(str("expected a command: train, bench, eval, doctor, gradcheck or verify",
                          rest.empty() ? "" : ", got '" + rest.front() + "'",
                          "; 'sinter --help' says more"));
   } catch (const CLI::ParseError& e) {

@@ -10,13 +10,13 @@
 namespace sinter::app {
 
 struct Options {
-  // train, bench, eval, doctor, gradcheck; print: `text` is all that was asked for
+  // train, bench, eval, doctor, gradcheck, verify; print: `text` is all that was asked for
   std::string command;
   std::string text;
 
   Job job;                           // its device is set by the command
   std::string device;                // empty: chosen
-  std::vector<std::string> devices;  // bench, gradcheck; empty: every usable one
+  std::vector<std::string> devices;  // bench, gradcheck, verify; empty: every usable one
   int64_t runs = 1;                  // bench
   int threads = 0;                   // 0: as many as cores
   std::filesystem::path data_dir = "data";
@@ -31,8 +31,9 @@ struct Options {
   bool resume = false;                                                             // train
   std::filesystem::path weights, logits;                                           // eval
   std::filesystem::path json = "sinter-bench.json", markdown = "sinter-bench.md";  // bench
-  std::string op;     // gradcheck; empty: all
-  bool full = false;  // gradcheck
+  std::string op;                                      // gradcheck, verify; empty: all
+  bool full = false;                                   // gradcheck
+  std::filesystem::path out, golden = "tests/golden";  // verify
 };
 
 // Throws UsageError naming the option, what was expected and what came.

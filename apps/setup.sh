@@ -1,4 +1,4 @@
-# What apps/run.sh and tests/run.sh share: packages, configuring, building. Sourced, not run:
+# What apps/run.sh, tests/run.sh and tests/fuzz/run.sh share: packages, configuring, building. Sourced, not run:
 #
 #   . apps/setup.sh
 #   install_missing "${build_packages[@]}" catch2
@@ -33,7 +33,7 @@ quietly() {
 # Tools count wherever they come from; libraries are looked up as packages.
 is_installed() {
   case $1 in
-    git | cmake | g++) command -v "$1" >/dev/null 2>&1 && return ;;
+    git | cmake | g++ | clang) command -v "$1" >/dev/null 2>&1 && return ;;
     ninja-build) command -v ninja >/dev/null 2>&1 && return ;;
   esac
   [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]

@@ -132,7 +132,9 @@ Position Checkpoints::restore(Module& model, Optimizer& optimizer) {
                      file_.string(), ": not a checkpoint of sinter train: it has no losses");
   position.losses = loaded_.extra[0].second.to_vector<double>();
   const auto losses = static_cast<int64_t>(position.losses.size());
-  require<DataError>(losses <= epoch_steps_ && step_ - losses == position.epoch * epoch_steps_,
+  require<DataError>(losses <= epoch_steps_ &&
+                         position.epoch <= step_ / epoch_steps_ &&  // the product fits
+                         step_ - losses == position.epoch * epoch_steps_,
                      file_.string(), ": step ", step_, " with ", losses, " losses in epoch ",
                      position.epoch, " of ", epoch_steps_, " steps");
   loaded_ = {};

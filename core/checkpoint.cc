@@ -5,11 +5,13 @@
 #include <cstring>
 #include <string_view>
 
+#include "file.h"
 #include "sinter/safetensors.h"
 
 namespace sinter {
 namespace {
 
+constexpr const char* kReserved = "sinter_";  // what the format's own metadata begin with
 constexpr const char* kVersionKey = "sinter_checkpoint";
 constexpr const char* kVersion = "1";
 constexpr const char* kHashKey = "sinter_hash";
@@ -90,8 +92,8 @@ void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkp
   });
   std::map<std::string, std::string> metadata = checkpoint.metadata;
   for (const auto& [key, value] : metadata) {
-    require<ValueError>(key.rfind("sinter_", 0) != 0, "save_checkpoint: metadata key '", key,
-                        "': keys that begin with sinter_ are taken");
+    require<ValueError>(key.rfind(kReserved, 0) != 0, "save_checkpoint: metadata key '", key,
+                        "': keys that begin with ", kReserved, " are taken");
   }
   metadata.emplace(kVersionKey, kVersion);
   metadata.emplace(kHashKey, hash_of(tensors, metadata));
@@ -106,13 +108,16 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
   require<DataError>(version != checkpoint.metadata.end(), path.string(),
                      ": not a checkpoint of Sinter: its metadata have no ", kVersionKey);
   require<DataError>(version->second == kVersion, path.string(), ": a checkpoint of version ",
-                     version->second, ", expected version ", kVersion);
+                     in_quotes(version->second), ", expected version ", kVersion);
   const auto stored = checkpoint.metadata.extract(kHashKey);
   const std::string found = hash_of(file.tensors, checkpoint.metadata);
   require<DataError>(!stored.empty() && stored.mapped() == found, path.string(),
                      ": damaged: its contents have the hash ", found, ", expected ",
-                     stored.empty() ? "one in its metadata" : stored.mapped());
+                     stored.empty() ? "one in its metadata" : in_quotes(stored.mapped()));
   checkpoint.metadata.erase(version);
+  for (const auto& [key, value] : checkpoint.metadata)
+    require<DataError>(key.rfind(kReserved, 0) != 0, path.string(), ": metadata key ",
+                       in_quotes(key), ": this version knows none of that name");
 
   for (const auto& entry : file.tensors) {
     bool known = false;
@@ -121,8 +126,8 @@ Checkpoint load_checkpoint(const std::filesystem::path& path) {
       known = true;
       part.emplace_back(entry.first.substr(prefix.size()), entry.second);
     });
-    require<DataError>(known, path.string(), ": tensor '", entry.first,
-                       "': expected a name that begins with model., optimizer. or extra.");
+    require<DataError>(known, path.string(), ": tensor ", in_quotes(entry.first),
+                       ": expected a name that begins with model., optimizer. or extra.");
   }
   return checkpoint;
 }

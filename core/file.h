@@ -1,5 +1,5 @@
-// POSIX files whose failures are DataErrors naming the path and the system's reason. Private to
-// core.
+// POSIX files whose failures are DataErrors naming the path and the system's reason, and what a
+// file holds put into words. Private to core.
 #pragma once
 
 #include <fcntl.h>
@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -23,6 +24,21 @@ namespace sinter {
   throw DataError(
       str(path.string(), ": cannot ", what, ": ", std::generic_category().message(error)));
 }
+
+// Text out of a file, fit for a message: printable ASCII, the rest as "\x1b", so that a terminal
+// has nothing to obey; and not too long.
+inline std::string printable(std::string_view text, size_t longest) {
+  std::string result;
+  for (const char c : text.substr(0, longest)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (' ' <= c && c <= '~')
+      result += c;
+    else
+      result += {'\\', 'x', "0123456789abcdef"[byte >> 4], "0123456789abcdef"[byte & 15]};
+  }
+  return text.size() > longest ? result + "..." : result;
+}
+inline std::string in_quotes(std::string_view text) { return '"' + printable(text, 80) + '"'; }
 
 // An open file. All members throw DataError.
 class File {

@@ -42,13 +42,6 @@ int rank_of(DType dtype) {
   throw DtypeError(str("safetensors: no name for ", dtype));
 }
 
-// A name from a file, fit for a message: quoted, control characters escaped, not too long.
-std::string quoted(const std::string& text) {
-  constexpr size_t kLongest = 80;
-  const std::string head = text.size() > kLongest ? text.substr(0, kLongest) + "..." : text;
-  return json(head).dump(-1, ' ', true, json::error_handler_t::replace);
-}
-
 template <class... Args> [[noreturn]] void fail(const std::string& file, const Args&... message) {
   throw DataError(str(file, ": ", message...));
 }
@@ -74,7 +67,7 @@ json parse_header(const std::string& file, const char* begin, const char* end) {
         break;
       case json::parse_event_t::key:
         if (const std::string key = parsed; !keys.back().insert(key).second)
-          fail(file, "header: duplicate key ", quoted(key));
+          fail(file, "header: duplicate key ", in_quotes(key));
         break;
       case json::parse_event_t::object_end:
         keys.pop_back();
@@ -96,7 +89,7 @@ json parse_header(const std::string& file, const char* begin, const char* end) {
   try {
     return json::parse(begin, end, check);
   } catch (const json::exception& e) {
-    fail(file, "header: ", e.what());
+    fail(file, "header: ", printable(e.what(), 200));  // it quotes what it could not read
   }
 }
 
@@ -111,12 +104,12 @@ struct Entry {
 Entry read_entry(const std::string& file, const std::string& name, const json& fields,
                  uint64_t buffer_bytes) {
   const auto bad = [&](const auto&... message) {
-    fail(file, "tensor ", quoted(name), ": ", message...);
+    fail(file, "tensor ", in_quotes(name), ": ", message...);
   };
   if (!fields.is_object()) bad("expected an object, got ", fields.type_name());
   for (const auto& [key, value] : fields.items())
     if (key != "dtype" && key != "shape" && key != "data_offsets")
-      bad("unexpected field ", quoted(key));
+      bad("unexpected field ", in_quotes(key));
   const auto field = [&](const char* key) -> const json& {
     const auto it = fields.find(key);
     if (it == fields.end()) bad("no ", key);
@@ -139,7 +132,8 @@ Entry read_entry(const std::string& file, const std::string& name, const json& f
   if (!dtype.is_string()) bad("dtype: expected a string, got ", dtype.type_name());
   const auto format = std::find_if(kFormats.begin(), kFormats.end(),
                                    [&](const Format& f) { return dtype == f.name; });
-  if (format == kFormats.end()) bad("dtype ", quoted(dtype), ", expected F32, F64, I32, I64 or U8");
+  if (format == kFormats.end())
+    bad("dtype ", in_quotes(dtype.get<std::string>()), ", expected F32, F64, I32, I64 or U8");
   entry.dtype = format->dtype;
 
   // The product of the extents other than 0 must fit too: strides are made of such products.
@@ -215,7 +209,8 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::s
       fail(name, kMetadata, ": expected an object of strings, got ", value.type_name());
     for (const auto& [word, meaning] : value.items()) {
       if (!meaning.is_string())
-        fail(name, kMetadata, ": ", quoted(word), ": expected a string, got ", meaning.type_name());
+        fail(name, kMetadata, ": ", in_quotes(word), ": expected a string, got ",
+             meaning.type_name());
       file.metadata[word] = meaning;
     }
   }
@@ -228,7 +223,7 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::s
   uint64_t covered = 0;
   for (const Entry& entry : entries) {
     if (entry.begin != covered)
-      fail(name, "tensor ", quoted(entry.name), " begins at offset ", entry.begin, ", expected ",
+      fail(name, "tensor ", in_quotes(entry.name), " begins at offset ", entry.begin, ", expected ",
            covered, entry.begin < covered ? ": tensors overlap" : ": there is a gap before it");
     covered = entry.end;
   }
@@ -255,11 +250,11 @@ void save_safetensors(const std::filesystem::path& path, const NamedTensors& ten
                       const std::map<std::string, std::string>& metadata) {
   std::set<std::string> names;
   for (const auto& [name, tensor] : tensors) {
-    require<ValueError>(tensor.defined(), "save_safetensors: tensor ", quoted(name),
+    require<ValueError>(tensor.defined(), "save_safetensors: tensor ", in_quotes(name),
                         " is undefined");
     require<ValueError>(name != kMetadata, "save_safetensors: a tensor cannot be called ", name);
     require<ValueError>(names.insert(name).second, "save_safetensors: duplicate name ",
-                        quoted(name));
+                        in_quotes(name));
   }
   std::vector<size_t> order(tensors.size());
   std::iota(order.begin(), order.end(), size_t{0});

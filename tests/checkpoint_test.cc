@@ -175,9 +175,20 @@ TEST_CASE("checkpoint: other files are refused, saying what they are", "[checkpo
   save_safetensors(file, {{"weight", one}}, {{"format", "pt"}});
   check_throws<DataError>(load, {file, "not a checkpoint"});
   save_safetensors(file, {{"model.weight", one}}, {{"sinter_checkpoint", "9"}});
-  check_throws<DataError>(load, {file, "version 9", "expected version 1"});
+  check_throws<DataError>(load, {file, "version \"9\"", "expected version 1"});
+  save_safetensors(file, {}, {{"sinter_checkpoint", "\x1b[31m" + std::string(1000, 'x')}});
+  check_throws<DataError>(load, {file, R"(version "\x1b[31mxxx)", "xxx...\""});
   save_safetensors(file, {{"model.weight", one}}, {{"sinter_checkpoint", "1"}});
   check_throws<DataError>(load, {file, "hash"});
+  // Of a later version, which may mean something by it. Whole but for that.
+  std::map<std::string, std::string> metadata = {{"sinter_checkpoint", "1"}, {"sinter_new", "x"}};
+  std::string hashed;
+  for (const auto& [key, value] : metadata)
+    for (const std::string& text : {key, value})
+      hashed += bytes_of(std::vector<int64_t>{static_cast<int64_t>(text.size())}) + text;
+  metadata["sinter_hash"] = fnv1a(hashed);
+  save_safetensors(file, {}, metadata);
+  check_throws<DataError>(load, {file, "\"sinter_new\""});
 
   check_throws<ValueError>(
       [&] {
@@ -190,7 +201,7 @@ TEST_CASE("checkpoint: other files are refused, saying what they are", "[checkpo
       },
       {"sinter_hash"});
   CHECK_THROWS_AS(save_checkpoint(file, {{}, {{"a", one}, {"a", one}}, {}, {}}), ValueError);
-  check_throws<DataError>(load, {"hash"});  // what was there is still there
+  check_throws<DataError>(load, {"sinter_new"});  // what was there is still there
 }
 
 // ---- the command --------------------------------------------------------------------------------
@@ -459,6 +470,11 @@ TEST_CASE("checkpoint: resuming from a damaged one, or with other metrics, is re
   finish(dir, resume + Args{"--metrics", (dir / "m").string()});
   const std::string mended = read_file(dir / "m");
   CHECK(mended.substr(0, mended.find("\"seconds\"")) == lines.substr(0, lines.find("\"seconds\"")));
+
+  Checkpoint forged = load_checkpoint(dir / "c" / kFile);
+  forged.metadata["epoch"] = "9223372036854775807";
+  save_checkpoint(dir / "c" / kFile, forged);
+  refused(resume, "in epoch 9223372036854775807");
 
   std::string flipped = whole;
   flipped[whole.size() / 2] ^= 1;

@@ -4,38 +4,12 @@
 namespace sinter::test {
 namespace {
 
-Conv2dOptions options_of(const oracle::Conv& p) {
-  const auto pair = [](int64_t h, int64_t w) {
-    return Pair(static_cast<int>(h), static_cast<int>(w));
-  };
-  return {.stride = pair(p.stride_h, p.stride_w),
-          .padding = pair(p.pad_h, p.pad_w),
-          .dilation = pair(p.dil_h, p.dil_w),
-          .groups = static_cast<int>(p.groups)};
-}
-
-Op conv2d_op(const oracle::Conv& p) {
-  return [options = options_of(p)](const std::vector<Tensor>& in) {
-    return conv2d(in[0], in[1], in.size() > 2 ? in[2] : Tensor(), options);
-  };
-}
+using app::conv2d_op;
 
 // Forward and all gradients against the oracle.
 void check_batch(Device device, const Sizes& x_shape, const Sizes& w_shape, bool bias,
                  const oracle::Conv& p) {
-  INFO("x " << Shape(x_shape) << " weight " << Shape(w_shape) << " bias " << bias << " stride "
-            << p.stride_h << ',' << p.stride_w << " padding " << p.pad_h << ',' << p.pad_w
-            << " dilation " << p.dil_h << ',' << p.dil_w << " groups " << p.groups);
-  const Array x = noise(x_shape, 1), w = noise(w_shape, 2), b = noise({w_shape[0]}, 3);
-  const Array y = oracle::conv2d(x, w, bias ? &b : nullptr, p);
-  const Array dy = noise(y.shape, 4);
-  const auto taps = static_cast<double>(w_shape[2] * w_shape[3]);
-  const auto places = static_cast<double>(count(y.shape)) / static_cast<double>(w_shape[0]);
-  OpCase c{"conv2d", {x, w}, conv2d_op(p), y, dy, oracle::conv2d_gradients(x, w, dy, p)};
-  c.y_terms = taps * static_cast<double>(w_shape[1]) + 1;
-  c.terms = {taps * static_cast<double>(w_shape[0] / p.groups), places, places};
-  if (bias) c.inputs.push_back(b);
-  check_op(c, device);
+  check_op(app::conv2d_case(x_shape, w_shape, bias, p), device);
 }
 
 // The same for the batch of x_shape and for one of 19: backends choose between algorithms by the

@@ -6,63 +6,13 @@
 namespace sinter::test {
 namespace {
 
-struct Binary {
-  const char* name;
-  Tensor (*op)(const Tensor&, const Tensor&);
-  double (*value)(double a, double b);
-  double (*da)(double a, double b);  // partial derivatives
-  double (*db)(double a, double b);
-};
-const Binary kBinary[] = {
-    {"add", add, [](double a, double b) { return a + b; }, [](double, double) { return 1.0; },
-     [](double, double) { return 1.0; }},
-    {"sub", sub, [](double a, double b) { return a - b; }, [](double, double) { return 1.0; },
-     [](double, double) { return -1.0; }},
-    {"mul", mul, [](double a, double b) { return a * b; }, [](double, double b) { return b; },
-     [](double a, double) { return a; }},
-    {"div", div, [](double a, double b) { return a / b; }, [](double, double b) { return 1 / b; },
-     [](double a, double b) { return -a / (b * b); }},
-};
-
-Op binary_op(const Binary& binary) {
-  return [op = binary.op](const std::vector<Tensor>& in) { return op(in[0], in[1]); };
-}
-
-// In +-[0.5, 1]: a divisor that keeps quotients and their derivatives near 1.
-Array away_from_zero(const Sizes& shape, uint64_t seed) {
-  return oracle::map(noise(shape, seed), [](double v) {
-    return static_cast<double>(static_cast<float>(v < 0 ? v / 2 - 0.5 : v / 2 + 0.5));
-  });
-}
+using app::away_from_zero;
+using app::Binary;
+using app::binary_op;
+using app::kBinary;
 
 void check_binary(Device device, const Sizes& a_shape, const Sizes& b_shape) {
-  INFO(Shape(a_shape) << " and " << Shape(b_shape));
-  const Array a = noise(a_shape, 1), b = away_from_zero(b_shape, 2);
-  const Sizes y_shape = oracle::broadcast(a_shape, b_shape);
-  const Array dy = noise(y_shape, 3);
-  const auto repeats = [&](const Array& x) {
-    return x.v.empty() ? 1.0 : static_cast<double>(dy.v.size()) / static_cast<double>(x.v.size());
-  };
-  for (const Binary& binary : kBinary) {
-    Array y = filled(y_shape), da = filled(a_shape), db = filled(b_shape);
-    oracle::for_each_index(y_shape, [&](const Sizes& at) {
-      const size_t i = oracle::offset(a_shape, at), j = oracle::offset(b_shape, at);
-      const size_t k = oracle::offset(y_shape, at);
-      y.v[k] = binary.value(a.v[i], b.v[j]);
-      da.v[i] += dy.v[k] * binary.da(a.v[i], b.v[j]);
-      db.v[j] += dy.v[k] * binary.db(a.v[i], b.v[j]);
-    });
-    // Derivatives of a quotient reach 4: four times the rounding of a product.
-    check_op({binary.name,
-              {a, b},
-              binary_op(binary),
-              y,
-              dy,
-              {da, db},
-              4,
-              {4 * repeats(a), 4 * repeats(b)}},
-             device);
-  }
+  for (const Binary& binary : kBinary) check_op(app::binary_case(binary, a_shape, b_shape), device);
 }
 
 }  // namespace
@@ -94,19 +44,7 @@ DEVICE_TEST("relu: shapes", "[elementwise]") {
                              {1, 2, 3, 4, 5, 1, 2, 3},
                              {100003},
                              {0, 3}}) {
-    INFO(Shape(shape));
-    const Array x = ramp(shape, 1), dy = noise(shape, 2);
-    Array dx = dy;
-    for (size_t i = 0; i < dx.v.size(); ++i) dx.v[i] = x.v[i] > 0 ? dy.v[i] : 0;
-    check_op({"relu",
-              {x},
-              [](const std::vector<Tensor>& in) { return relu(in[0]); },
-              oracle::map(x, [](double v) { return v > 0 ? v : 0; }),
-              dy,
-              {dx},
-              0,
-              {0}},
-             device);
+    check_op(app::relu_case(shape), device);
   }
 }
 

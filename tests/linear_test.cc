@@ -12,51 +12,11 @@ Tensor linear_op(const std::vector<Tensor>& in) {
 Tensor matmul_op(const std::vector<Tensor>& in) { return matmul(in[0], in[1]); }
 
 void check_linear(Device device, const Sizes& leading, int64_t in, int64_t out, bool bias) {
-  Sizes x_shape = leading, y_shape = leading;
-  x_shape.push_back(in);
-  y_shape.push_back(out);
-  INFO("x " << Shape(x_shape) << " out " << out << " bias " << bias);
-  const int64_t rows = count(leading);
-  Array x = noise({rows, in}, 1), dy = noise({rows, out}, 4);
-  const Array w = noise({out, in}, 2), b = noise({out}, 3);
-  Array y = oracle::product(x, oracle::transposed(w));
-  if (bias)
-    for (size_t i = 0; i < y.v.size(); ++i) y.v[i] += b.v[i % static_cast<size_t>(out)];
-  Array dx = oracle::product(dy, w);
-  const Array dw = oracle::product(oracle::transposed(dy), x);
-  Array db = oracle::sum(dy, {0});
-  db.shape = {out};
-  x.shape = dx.shape = x_shape;
-  y.shape = dy.shape = y_shape;
-  OpCase c{"linear", {x, w}, linear_op, y, dy, {dx, dw, db}};
-  c.y_terms = static_cast<double>(in) + 1;
-  c.terms = {static_cast<double>(out), static_cast<double>(rows), static_cast<double>(rows)};
-  if (bias) c.inputs.push_back(b);
-  check_op(c, device);
+  check_op(app::linear_case(leading, in, out, bias), device);
 }
 
 void check_matmul(Device device, const Sizes& a_shape, const Sizes& b_shape) {
-  INFO("matmul " << Shape(a_shape) << " x " << Shape(b_shape));
-  const Array a = noise(a_shape, 1), b = noise(b_shape, 2);
-  Array y = filled(oracle::matmul_products(a_shape, b_shape, [](size_t, size_t, size_t) {}));
-  const Array dy = noise(y.shape, 3);
-  Array da = filled(a_shape), db = filled(b_shape);
-  oracle::matmul_products(a_shape, b_shape, [&](size_t i, size_t j, size_t k) {
-    y.v[k] += a.v[i] * b.v[j];
-    da.v[i] += dy.v[k] * b.v[j];
-    db.v[j] += dy.v[k] * a.v[i];
-  });
-  const auto products = static_cast<double>(count(y.shape) * a_shape.back());
-  check_op({"matmul",
-            {a, b},
-            matmul_op,
-            y,
-            dy,
-            {da, db},
-            static_cast<double>(a_shape.back()),
-            {products / static_cast<double>(count(a_shape)),
-             products / static_cast<double>(count(b_shape))}},
-           device);
+  check_op(app::matmul_case(a_shape, b_shape), device);
 }
 
 }  // namespace

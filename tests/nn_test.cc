@@ -1,4 +1,4 @@
-#include "oracle.h"
+#include "values.h"
 
 namespace sinter::test {
 namespace {

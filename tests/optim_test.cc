@@ -26,108 +26,19 @@ void set_gradients(const std::vector<Tensor>& parameters, int t) {
   }
 }
 
-// The equations of the papers, an element at a time.
-struct Reference {
-  virtual ~Reference() = default;
-  virtual double update(double p, double g, double& m, double& v, int t) const = 0;
-};
-
-struct AdamReference : Reference {
-  AdamOptions o;
-  explicit AdamReference(AdamOptions options) : o(options) {}
-  double update(double p, double g, double& m, double& v, int t) const override {
-    if (o.decoupled)
-      p -= o.lr * o.weight_decay * p;
-    else
-      g += o.weight_decay * p;
-    m = o.beta1 * m + (1 - o.beta1) * g;
-    v = o.beta2 * v + (1 - o.beta2) * g * g;
-    const double m_hat = m / (1 - std::pow(o.beta1, t)), v_hat = v / (1 - std::pow(o.beta2, t));
-    return p - o.lr * m_hat / (std::sqrt(v_hat) + o.eps);
-  }
-};
-
-struct SgdReference : Reference {
-  SGDOptions o;
-  explicit SgdReference(SGDOptions options) : o(options) {}
-  double update(double p, double g, double& m, double&, int t) const override {
-    g += o.weight_decay * p;
-    if (o.momentum != 0) {
-      m = t == 1 ? g : o.momentum * m + (1 - o.dampening) * g;
-      g = o.nesterov ? g + o.momentum * m : m;
-    }
-    return p - o.lr * g;
-  }
-};
-
-using Make = std::function<std::unique_ptr<Optimizer>(const std::vector<Tensor>&)>;
-
-struct Method {
-  std::string name;
-  Make make;
-  std::shared_ptr<Reference> reference;
-};
-
-Method adam(const std::string& name, AdamOptions o) {
-  return {name, [o](const auto& p) { return std::make_unique<Adam>(p, o); },
-          std::make_shared<AdamReference>(o)};
-}
-
-Method sgd(const std::string& name, SGDOptions o) {
-  return {name, [o](const auto& p) { return std::make_unique<SGD>(p, o); },
-          std::make_shared<SgdReference>(o)};
-}
-
-std::vector<Method> methods() {
-  std::vector<Method> all = {
-      adam("Adam", {}),
-      adam("Adam, decay", {.lr = 0.02, .beta1 = 0.8, .beta2 = 0.95, .weight_decay = 0.1}),
-      adam("Adam, eps", {.lr = 0.1, .beta1 = 0, .beta2 = 0.5, .eps = 0.1}),
-      adam("Adam, decoupled", {.lr = 0.05, .weight_decay = 0.3, .decoupled = true}),
-      sgd("SGD", {.lr = 0.1}),
-      sgd("SGD, decay", {.lr = 0.1, .weight_decay = 0.2}),
-      sgd("SGD, momentum", {.lr = 0.1, .momentum = 0.9}),
-      sgd("SGD, dampening", {.lr = 0.1, .momentum = 0.9, .dampening = 0.5, .weight_decay = 0.1}),
-      sgd("SGD, Nesterov", {.lr = 0.1, .momentum = 0.9, .weight_decay = 0.1, .nesterov = true}),
-  };
-  const AdamOptions w{.lr = 0.01, .weight_decay = 0.2, .decoupled = true};
-  all.push_back({"AdamW",
-                 [](const auto& p) {
-                   return std::make_unique<AdamW>(p, AdamOptions{.lr = 0.01, .weight_decay = 0.2});
-                 },
-                 std::make_shared<AdamReference>(w)});
-  return all;
-}
+using Method = app::OptimizerCase;
+using Make = decltype(Method::make);
+std::vector<Method> methods() { return app::optimizer_cases(); }
 
 }  // namespace
 
 DEVICE_TEST("optim: steps follow the equations", "[optim]") {
-  constexpr int kSteps = 12;
   for (const Method& method : methods())
-    for (DType dtype : {kFloat32, kFloat64}) {
-      const std::vector<Tensor> parameters = make_parameters({dtype, device});
-      const std::unique_ptr<Optimizer> optimizer = method.make(parameters);
-      std::vector<Array> p, m, v;
-      for (const Tensor& t : parameters) {
-        p.push_back(array(t));
-        m.push_back(filled(p.back().shape));
-        v.push_back(filled(p.back().shape));
+    for (DType dtype : {kFloat32, kFloat64})
+      for (const Comparison& c : app::compare_with_equations(method, {dtype, device})) {
+        INFO(c.what);
+        check_comparison(method.name, c, {dtype, device});
       }
-      for (int t = 1; t <= kSteps; ++t) {
-        set_gradients(parameters, t);
-        for (size_t i = 0; i < p.size(); ++i) {
-          const std::vector<double> g = parameters[i].grad().to_vector<double>();
-          for (size_t k = 0; k < g.size(); ++k)
-            p[i].v[k] = method.reference->update(p[i].v[k], g[k], m[i].v[k], v[i].v[k], t);
-        }
-        optimizer->step();
-        if (t > 2 && t < kSteps) continue;
-        INFO("step " << t);
-        // A few roundings a step in p, and in m and v, whose errors lr scales down.
-        for (size_t i = 0; i < p.size(); ++i) check_close(method.name, parameters[i], p[i], 6 * t);
-      }
-      CHECK(optimizer->steps() == kSteps);
-    }
 }
 
 DEVICE_TEST("optim: many parameters and large and empty ones", "[optim]") {
@@ -144,7 +55,7 @@ DEVICE_TEST("optim: many parameters and large and empty ones", "[optim]") {
       p.set_grad(ones(p.shape(), options));
       for (double& value : expected.back().v) {
         double m = 0, v = 0;
-        value = method.reference->update(value, 1, m, v, 1);
+        value = method.update(value, 1, m, v, 1);
       }
     }
     optimizer->step();

@@ -7,40 +7,16 @@ namespace {
 struct Kind {
   const char* name;
   Tensor (*op)(const Tensor&, Pair, const Pool2dOptions&);
-  std::pair<Array, Array> (*oracle)(const Array&, const oracle::Pool&, const Array&);
+  Op (*with)(const oracle::Pool&);  // op with this window
 };
-const Kind kMax{"max_pool2d", max_pool2d, oracle::max_pool2d};
-const Kind kAvg{"avg_pool2d", avg_pool2d, oracle::avg_pool2d};
+const Kind kMax{"max_pool2d", max_pool2d, app::max_pool2d_op};
+const Kind kAvg{"avg_pool2d", avg_pool2d, app::avg_pool2d_op};
 
-Op pool_op(const Kind& kind, const oracle::Pool& p) {
-  const auto pair = [](int64_t h, int64_t w) {
-    return Pair(static_cast<int>(h), static_cast<int>(w));
-  };
-  return [op = kind.op, kernel = pair(p.kh, p.kw),
-          options = Pool2dOptions{pair(p.stride_h, p.stride_w), pair(p.pad_h, p.pad_w)}](
-             const std::vector<Tensor>& in) { return op(in[0], kernel, options); };
-}
+Op pool_op(const Kind& kind, const oracle::Pool& p) { return kind.with(p); }
 
 void check_pool(Device device, const Sizes& shape, const oracle::Pool& p) {
-  INFO("x " << Shape(shape) << " kernel " << p.kh << ',' << p.kw << " stride " << p.stride_h << ','
-            << p.stride_w << " padding " << p.pad_h << ',' << p.pad_w);
-  const Array x = ramp(shape, 1);
-  const Array dy = noise(oracle::windows(shape, p).first, 2);
-  // Windows that overlap add up gradients; the maximum itself is copied.
-  const auto overlap = static_cast<double>(((p.kh + p.stride_h - 1) / p.stride_h) *
-                                           ((p.kw + p.stride_w - 1) / p.stride_w));
-  const auto [y, dx] = oracle::max_pool2d(x, p, dy);
-  check_op({"max_pool2d", {x}, pool_op(kMax, p), y, dy, {dx}, 0, {overlap}}, device);
-  const auto [mean, dmean] = oracle::avg_pool2d(x, p, dy);
-  check_op({"avg_pool2d",
-            {x},
-            pool_op(kAvg, p),
-            mean,
-            dy,
-            {dmean},
-            static_cast<double>(p.kh * p.kw),
-            {overlap}},
-           device);
+  check_op(app::max_pool2d_case(shape, p), device);
+  check_op(app::avg_pool2d_case(shape, p), device);
 }
 
 }  // namespace

@@ -6,36 +6,10 @@ namespace {
 
 // sum and mean over `dims`, with and without keepdim, against the oracle.
 void check_reduce(Device device, const Sizes& shape, const std::vector<int>& dims) {
-  const int rank = static_cast<int>(shape.size());
-  std::vector<int> reduced;  // as the oracle wants them: all spelled out, none negative
-  for (int d : dims) reduced.push_back(d < 0 ? d + rank : d);
-  if (dims.empty())
-    for (int d = 0; d < rank; ++d) reduced.push_back(d);
-  const Array x = noise(shape, 1);
-  const Array total = oracle::sum(x, reduced);
-  const double n = static_cast<double>(x.v.size()) / static_cast<double>(total.v.size());
-  for (bool keepdim : {false, true})
-    for (bool is_mean : {false, true}) {
-      INFO((is_mean ? "mean " : "sum ")
-           << Shape(shape) << " keepdim " << keepdim << " dims " << Catch::Detail::stringify(dims));
-      const double factor = is_mean ? 1 / n : 1;
-      Array y = oracle::map(total, [&](double v) { return v * factor; });
-      if (!keepdim) {
-        y.shape.clear();
-        for (int d = 0; d < rank; ++d)
-          if (std::find(reduced.begin(), reduced.end(), d) == reduced.end())
-            y.shape.push_back(shape[static_cast<size_t>(d)]);
-      }
-      const Array dy = noise(y.shape, 2);
-      Array dx = filled(shape);
-      oracle::for_each_index(shape, [&](const Sizes& at) {
-        dx.v[oracle::offset(shape, at)] = factor * dy.v[oracle::offset(total.shape, at)];
-      });
-      const Op op = [&](const std::vector<Tensor>& in) {
-        return is_mean ? mean(in[0], dims, keepdim) : sum(in[0], dims, keepdim);
-      };
-      check_op({is_mean ? "mean" : "sum", {x}, op, y, dy, {dx}, is_mean ? 1 : n, {2}}, device);
-    }
+  for (bool keepdim : {false, true}) {
+    check_op(app::sum_case(shape, dims, keepdim), device);
+    check_op(app::mean_case(shape, dims, keepdim), device);
+  }
 }
 
 }  // namespace

@@ -10,61 +10,15 @@ Tensor labels_tensor(const Labels& labels, Device device) {
   return from_vector(labels, {static_cast<int64_t>(labels.size())}, device);
 }
 
-Labels random_labels(int64_t n, int64_t classes, uint64_t seed) {
-  Random random(seed);
-  Labels labels(static_cast<size_t>(n));
-  for (int64_t& label : labels) label = random.below(classes);
-  return labels;
-}
+using app::random_labels;
 
 void check_log_softmax(Device device, const Sizes& shape, int dim) {
-  INFO(Shape(shape) << " dim " << dim);
-  const int d = dim < 0 ? dim + static_cast<int>(shape.size()) : dim;
-  const Array x = oracle::map(noise(shape, 1), [](double v) { return 4 * v; });
-  const Array dy = noise(shape, 2);
-  const auto [y, dx] = oracle::log_softmax(x, d, dy);
-  const auto classes = static_cast<double>(shape[static_cast<size_t>(d)]);
-  check_op({"log_softmax",
-            {x},
-            [&](const std::vector<Tensor>& in) { return log_softmax(in[0], dim); },
-            y,
-            dy,
-            {dx},
-            classes + 4,
-            {classes + 8}},
-           device);
+  check_op(app::log_softmax_case(shape, dim), device);
 }
 
 void check_cross_entropy(Device device, int64_t n, int64_t classes, double smoothing,
                          Reduction reduction) {
-  INFO("n " << n << " classes " << classes << " smoothing " << smoothing << " mean "
-            << (reduction == Reduction::kMean));
-  const Array x = oracle::map(noise({n, classes}, 1), [](double v) { return 4 * v; });
-  const Labels labels = random_labels(n, classes, 2);
-  const double share = reduction == Reduction::kMean ? 1 / static_cast<double>(n) : 1;
-  // The loss is linear in the log-probabilities, with these coefficients.
-  Array weight = filled({n, classes}, -share * smoothing / static_cast<double>(classes));
-  for (int64_t i = 0; i < n; ++i)
-    weight.v[static_cast<size_t>(i * classes + labels[static_cast<size_t>(i)])] -=
-        share * (1 - smoothing);
-  const auto [log_p, dlogits] = oracle::log_softmax(x, 1, weight);
-  double loss = 0;
-  for (size_t i = 0; i < log_p.v.size(); ++i) loss += weight.v[i] * log_p.v[i];
-  const double upstream = -0.75;
-  const Op op = [&](const std::vector<Tensor>& in) {
-    return cross_entropy(in[0], labels_tensor(labels, device),
-                         {.reduction = reduction, .label_smoothing = smoothing});
-  };
-  const auto rows = static_cast<double>(n), c = static_cast<double>(classes);
-  check_op({"cross_entropy",
-            {x},
-            op,
-            {{}, {loss}},
-            {{}, {upstream}},
-            {oracle::map(dlogits, [&](double v) { return v * upstream; })},
-            rows + c + 4,
-            {c + 8}},
-           device);
+  check_op(app::cross_entropy_case(n, classes, smoothing, reduction), device);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 #include <thread>
 
-#include "oracle.h"
+#include "values.h"
 
 namespace sinter::test {
 namespace {
@@ -30,8 +30,8 @@ struct Result {
 };
 
 // `steps` updates on one batch of noise with arbitrary labels.
-Result train(TensorOptions options, int steps, int64_t n = 24) {
-  manual_seed(11);
+Result train(TensorOptions options, int steps, int64_t n = 24, uint64_t seed = 11) {
+  manual_seed(seed);
   Net net;
   net.to(options.device).to(options.dtype);
   const Tensor x = tensor(noise({n, 3, 12, 11}, 1), options);
@@ -95,24 +95,19 @@ TEST_CASE("training: any number of threads gives equal bits", "[training]") {
   set_num_threads(before);
 }
 
-TEST_CASE("training: threads train side by side undisturbed", "[training]") {
-  const Result alone = train({}, 10);
-  std::vector<Result> together(3);
+DEVICE_TEST("training: threads train side by side undisturbed", "[training]") {
+  // Each another training, so that nothing of one can pass for another's.
+  const auto nth = [device](size_t i) {
+    return train({kFloat32, device}, 10, 24 - 7 * static_cast<int64_t>(i), 11 + i);
+  };
+  std::vector<Result> alone, together(3);
+  for (size_t i = 0; i < together.size(); ++i) alone.push_back(nth(i));
   std::vector<std::thread> threads;
-  for (Result& result : together) threads.emplace_back([&result] { result = train({}, 10); });
+  for (size_t i = 0; i < together.size(); ++i)
+    threads.emplace_back([&, i] { together[i] = nth(i); });
   for (std::thread& thread : threads) thread.join();
-  for (const Result& result : together) CHECK(same(alone, result));
-}
-
-CUDA_TEST("training: threads train side by side undisturbed on one GPU", "[training]") {
-  const TensorOptions options{kFloat32, device};
-  const Result alone = train(options, 10);
-  std::vector<Result> together(3);
-  std::vector<std::thread> threads;
-  for (Result& result : together)
-    threads.emplace_back([&result, options] { result = train(options, 10); });
-  for (std::thread& thread : threads) thread.join();
-  for (const Result& result : together) CHECK(same(alone, result));
+  for (size_t i = 0; i < together.size(); ++i) CHECK(same(alone[i], together[i]));
+  CHECK(!same(alone[0], alone[1]));
 }
 
 CUDA_TEST("training: CUDA follows the CPU", "[training]") {

@@ -11,28 +11,7 @@ Array iota(const Sizes& shape) {
 }
 
 void check_permute(Device device, const Sizes& shape, const std::vector<int>& dims) {
-  INFO(Shape(shape) << " permuted " << Catch::Detail::stringify(dims));
-  const Array x = noise(shape, 1);
-  Sizes y_shape;
-  for (int d : dims) y_shape.push_back(shape[static_cast<size_t>(d)]);
-  Array y = filled(y_shape), dx = filled(shape);
-  const Array dy = noise(y_shape, 2);
-  oracle::for_each_index(y_shape, [&](const Sizes& at) {
-    Sizes from(at.size());
-    for (size_t d = 0; d < at.size(); ++d) from[static_cast<size_t>(dims[d])] = at[d];
-    const size_t i = oracle::offset(shape, from), k = oracle::offset(y_shape, at);
-    y.v[k] = x.v[i];
-    dx.v[i] = dy.v[k];
-  });
-  check_op({"permute",
-            {x},
-            [&](const std::vector<Tensor>& in) { return permute(in[0], dims); },
-            y,
-            dy,
-            {dx},
-            0,
-            {0}},
-           device);
+  check_op(app::permute_case(shape, dims), device);
 }
 
 }  // namespace

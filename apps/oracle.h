@@ -2,13 +2,76 @@
 // definition, sharing nothing with the library.
 #pragma once
 
+#include <cmath>
+#include <cstdint>
 #include <functional>
+#include <limits>
 #include <utility>
 #include <vector>
 
-#include "values.h"
+namespace sinter::app::oracle {
 
-namespace sinter::test::oracle {
+// ---- arrays -------------------------------------------------------------------------------------
+
+using Sizes = std::vector<int64_t>;
+
+// What oracles compute with: float64 on the host, row-major, knowing nothing of Tensor.
+struct Array {
+  Sizes shape;
+  std::vector<double> v;
+};
+
+inline int64_t count(const Sizes& shape) {
+  int64_t n = 1;
+  for (int64_t size : shape) n *= size;
+  return n;
+}
+
+inline Array filled(const Sizes& shape, double value = 0) {
+  return {shape, std::vector<double>(static_cast<size_t>(count(shape)), value)};
+}
+
+// Random numbers of its own (splitmix64), so that no input depends on the code under test.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed * 0x9E3779B97F4A7C15u + 0x2545F4914F6CDD1Du) {}
+  uint64_t next() {
+    uint64_t z = (state_ += 0x9E3779B97F4A7C15u);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+  }
+  double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
+  int64_t below(int64_t n) { return static_cast<int64_t>(next() % static_cast<uint64_t>(n)); }
+
+ private:
+  uint64_t state_;
+};
+
+// Uniform in [-1, 1], representable in float32, so that both dtypes and the oracle see one input.
+inline Array noise(const Sizes& shape, uint64_t seed) {
+  Array a = filled(shape);
+  Random random(seed);
+  for (double& x : a.v) x = static_cast<float>(2 * random.uniform() - 1);
+  return a;
+}
+
+// Distinct values in [-1, 1], evenly spaced, none of them 0, shuffled: every element keeps its
+// distance from the kinks of ReLU and of max-pooling, so that a small change crosses none.
+inline Array ramp(const Sizes& shape, uint64_t seed) {
+  Array a = filled(shape);
+  const int64_t n = count(shape);
+  Random random(seed);
+  for (int64_t i = 0; i < n; ++i) {
+    const auto k = static_cast<size_t>(i);
+    const auto value =
+        static_cast<float>((static_cast<double>(i - n / 2) + 0.25) * 2 / static_cast<double>(n));
+    const auto other = static_cast<size_t>(random.below(i + 1));  // Fisher-Yates, inside out
+    a.v[k] = a.v[other];
+    a.v[other] = value;
+  }
+  return a;
+}
 
 // Calls visit(index) for every index below `shape`, in row-major order.
 inline void for_each_index(const Sizes& shape, const std::function<void(const Sizes&)>& visit) {
@@ -239,4 +302,4 @@ inline std::pair<Array, Array> log_softmax(const Array& x, int d, const Array& d
   return {y, dx};
 }
 
-}  // namespace sinter::test::oracle
+}  // namespace sinter::app::oracle
