@@ -82,10 +82,10 @@ template <class T> void scale(const Cuda&, int64_t n, T alpha, const T* x, T* y)
 template <class T> void accumulate(const Cpu&, int64_t n, const T* x, T* y);
 template <class T> void accumulate(const Cuda&, int64_t n, const T* x, T* y);
 
-// y = max(x, 0); a NaN stays a NaN. The gradient at 0 is 0, as in PyTorch.
+// y = max(x, 0); a NaN stays a NaN. The gradient at 0 is 0, as in PyTorch. x == y is allowed.
 template <class T> void relu_forward(const Cpu&, int64_t n, const T* x, T* y);
 template <class T> void relu_forward(const Cuda&, int64_t n, const T* x, T* y);
-// dx = dy where y > 0, else 0.
+// dx = dy where y > 0, else 0. dy == dx is allowed.
 template <class T> void relu_backward(const Cpu&, int64_t n, const T* y, const T* dy, T* dx);
 template <class T> void relu_backward(const Cuda&, int64_t n, const T* y, const T* dy, T* dx);
 
