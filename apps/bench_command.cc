@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -7,6 +8,7 @@
 #include "commands.h"
 #include "load.h"
 #include "machine.h"
+#include "profile.h"
 
 namespace sinter::app {
 
@@ -81,29 +83,6 @@ std::string text_of(const Spread& s, int digits, const std::string& unit, size_t
   return str(text, " ", unit);
 }
 
-// Characters, not bytes: continuation bytes of UTF-8 take no room.
-size_t width(const std::string& text) {
-  return static_cast<size_t>(
-      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
-}
-
-// A Markdown table that also reads well on a terminal.
-std::string table(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<size_t> widths(rows.front().size());
-  for (const auto& row : rows)
-    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], width(row[c]));
-  std::string text;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    for (size_t c = 0; c < widths.size(); ++c)
-      text += str("| ", rows[r][c], std::string(widths[c] - width(rows[r][c]) + 1, ' '));
-    text += "|\n";
-    if (r > 0) continue;
-    for (const size_t w : widths) text += str("|", std::string(w + 2, '-'));
-    text += "|\n";
-  }
-  return text;
-}
-
 std::string result_table(const std::vector<DeviceResult>& results) {
   const auto cpu = std::find_if(results.begin(), results.end(),
                                 [](const DeviceResult& r) { return r.device == kCpu; });
@@ -127,6 +106,7 @@ struct Report {
   const Dataset& data;
   const std::vector<Agreement>& agreements;
   const std::vector<DeviceResult>& results;
+  const std::optional<StepProfile>& profile;
   Machine machine;
   double command_seconds;
 };
@@ -155,6 +135,7 @@ std::string markdown(const Report& r) {
       << "- Build: sinter " << SINTER_VERSION << ", commit " << m.commit << ", " << m.compiler
       << "; " << m.os << "\n"
       << "- Whole command: " << duration(r.command_seconds) << "\n";
+  if (r.profile) out << "\n" << markdown(*r.profile);
   return out.str();
 }
 
@@ -214,6 +195,7 @@ Json to_json(const Report& r) {
     }
     json["results"].push_back(std::move(result));
   }
+  if (r.profile) json["profile"] = app::to_json(*r.profile);
   return json;
 }
 
@@ -224,6 +206,8 @@ void bench_command(const Options& options) {
   require_parent("--markdown", options.markdown);
   require_parent("--metrics", options.metrics);
   const std::vector<Device> devices = devices_asked_for("--devices", options.devices);
+  std::optional<Device> profiled;
+  if (options.profile) profiled = require_profilable(devices);
   Progress progress(options.quiet);
   progress.line(str("sinter bench: ", describe(options.job), ", ", options.runs,
                     options.runs == 1 ? " run" : " runs", " on each device"));
@@ -254,15 +238,28 @@ void bench_command(const Options& options) {
     }
     results.push_back(std::move(result));
   }
+  // Last, as a profiler slows down what follows; and its failure must not cost the results.
+  std::optional<StepProfile> profile;
+  std::exception_ptr profile_error;
+  if (profiled) {
+    Job job = options.job;
+    job.device = *profiled;
+    try {
+      profile = profile_steps(job, data, progress);
+    } catch (const Error&) {
+      profile_error = std::current_exception();
+    }
+  }
   progress.clear();
 
-  const Report report{options, data,           agreements,
-                      results, this_machine(), command_clock().seconds()};
+  const Report report{
+      options, data, agreements, results, profile, this_machine(), command_clock().seconds()};
   const std::string page = markdown(report);
   std::cout << page;
   write_file(options.markdown, "# Sinter benchmark\n\n" + page);
   write_file(options.json, to_json(report).dump(2) + "\n");
   std::cout << "Written: " << options.markdown.string() << ", " << options.json.string() << "\n";
+  if (profile_error) std::rethrow_exception(profile_error);
 }
 
 }  // namespace sinter::app

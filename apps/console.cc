@@ -60,6 +60,30 @@ std::string duration(double seconds) {
   return str(whole / 60, " min ", whole % 60 < 10 ? "0" : "", whole % 60, " s");
 }
 
+namespace {
+// Characters, not bytes: continuation bytes of UTF-8 take no room.
+size_t width(const std::string& text) {
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+}
+}  // namespace
+
+std::string table(const std::vector<std::vector<std::string>>& rows) {
+  std::vector<size_t> widths(rows.front().size());
+  for (const auto& row : rows)
+    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], width(row[c]));
+  std::string text;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    for (size_t c = 0; c < widths.size(); ++c)
+      text += str("| ", rows[r][c], std::string(widths[c] - width(rows[r][c]) + 1, ' '));
+    text += "|\n";
+    if (r > 0) continue;
+    for (const size_t w : widths) text += str("|", std::string(w + 2, '-'));
+    text += "|\n";
+  }
+  return text;
+}
+
 Progress::Progress(bool quiet) : quiet_(quiet) {
   const char* term = std::getenv("TERM");
   live_ = !quiet && isatty(STDERR_FILENO) && term != nullptr && std::strcmp(term, "dumb") != 0;

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace sinter::app {
 
@@ -38,6 +39,8 @@ const Stopwatch& command_clock();  // runs since its first use, which main makes
 std::string fixed(double value, int digits);  // "3.14"
 std::string grouped(int64_t value);           // "50,000"
 std::string duration(double seconds);         // "4.21 s", "12 min 05 s"
+// A Markdown table that also reads well on a terminal. The first row is its head.
+std::string table(const std::vector<std::vector<std::string>>& rows);
 
 // Messages on stderr: plain lines, and on a terminal a bar that is redrawn in place below them.
 class Progress {
