@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -7,6 +8,7 @@
 #include "commands.h"
 #include "load.h"
 #include "machine.h"
+#include "profile.h"
 
 namespace sinter::app {
 
@@ -104,6 +106,7 @@ struct Report {
   const Dataset& data;
   const std::vector<Agreement>& agreements;
   const std::vector<DeviceResult>& results;
+  const std::optional<StepProfile>& profile;
   Machine machine;
   double command_seconds;
 };
@@ -125,6 +128,7 @@ std::string markdown(const Report& r) {
   for (const Agreement& a : r.agreements) out << "- Check: " << describe(a) << "\n";
   if (r.agreements.empty()) out << "- Check: none, the CPU is the only device\n";
   out << markdown(r.machine) << "- Whole command: " << duration(r.command_seconds) << "\n";
+  if (r.profile) out << "\n" << markdown(*r.profile);
   return out.str();
 }
 
@@ -184,6 +188,7 @@ Json to_json(const Report& r) {
     }
     json["results"].push_back(std::move(result));
   }
+  if (r.profile) json["profile"] = app::to_json(*r.profile);
   return json;
 }
 
@@ -194,6 +199,8 @@ void bench_command(const Options& options) {
   require_parent("--markdown", options.markdown);
   require_parent("--metrics", options.metrics);
   const std::vector<Device> devices = devices_asked_for("--devices", options.devices);
+  std::optional<Device> profiled;
+  if (options.profile) profiled = require_profilable(devices);
   Progress progress(options.quiet);
   progress.line(str("sinter bench: ", describe(options.job), ", ", options.runs,
                     options.runs == 1 ? " run" : " runs", " on each device"));
@@ -224,15 +231,28 @@ void bench_command(const Options& options) {
     }
     results.push_back(std::move(result));
   }
+  // Last, as a profiler slows down what follows; and its failure must not cost the results.
+  std::optional<StepProfile> profile;
+  std::exception_ptr profile_error;
+  if (profiled) {
+    Job job = options.job;
+    job.device = *profiled;
+    try {
+      profile = profile_steps(job, data, progress);
+    } catch (const Error&) {
+      profile_error = std::current_exception();
+    }
+  }
   progress.clear();
 
-  const Report report{options, data,           agreements,
-                      results, this_machine(), command_clock().seconds()};
+  const Report report{
+      options, data, agreements, results, profile, this_machine(), command_clock().seconds()};
   const std::string page = markdown(report);
   std::cout << page;
   write_file(options.markdown, "# Sinter benchmark\n\n" + page);
   write_file(options.json, to_json(report).dump(2) + "\n");
   std::cout << "Written: " << options.markdown.string() << ", " << options.json.string() << "\n";
+  if (profile_error) std::rethrow_exception(profile_error);
 }
 
 }  // namespace sinter::app

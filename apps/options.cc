@@ -179,6 +179,8 @@ Options parse_options(int argc, const char* const* argv) {
       ->check(integer_in(1, 1000))
       ->capture_default_str()
       ->type_name("R");
+  bench->add_flag("--profile", o.profile,
+                  "say where the time of a training step on a GPU goes, kernel by kernel");
   bench->add_option("--json", o.json, "results")->capture_default_str()->type_name("FILE");
   bench->add_option("--markdown", o.markdown, "results, as a page")
       ->capture_default_str()

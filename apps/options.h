@@ -18,6 +18,7 @@ struct Options {
   std::string device;                // empty: chosen
   std::vector<std::string> devices;  // bench, gradcheck, verify; empty: every usable one
   int64_t runs = 1;                  // bench
+  bool profile = false;              // bench
   int threads = 0;                   // 0: as many as cores
   std::filesystem::path data_dir = "data";
   std::string dataset = "cifar10";  // or synthetic

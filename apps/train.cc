@@ -9,7 +9,6 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "sinter/graph.h"
 #include "sinter/models.h"
 #include "sinter/random.h"
 #include "train_checkpoint.h"
@@ -179,49 +178,33 @@ void Metrics::sync() {
 
 // ---- the loop -----------------------------------------------------------------------------------
 
+GraphedSteps::GraphedSteps(Module& model, Optimizer& optimizer, Batches& batches, Device device)
+    : batches_(batches), losses_(empty({kSteps}, {kFloat32, device})) {
+  graph_ = Graph::capture(device, [&] {
+    Batch next = batches.next();
+    for (int64_t i = 0; i < kSteps; ++i) {
+      Batch batch = std::move(next);
+      if (i + 1 < kSteps) {
+        const branch_guard beside(device);
+        next = batches.next();
+      }
+      train_step(model, optimizer, batch, losses_.narrow(i, 1));
+    }
+  });
+}
+
+void GraphedSteps::run(int64_t first, Tensor losses) {
+  if (at_ != first) batches_.seek(first);
+  graph_.replay();
+  losses.copy_(losses_);
+  at_ = first + kSteps;
+}
+
 namespace {
 
 double mean_of(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.) / static_cast<double>(values.size());
 }
-
-// Several steps as one graph, whose replay is a single call: the kernels of a small network are
-// over before the host has launched the next. Each step gathers the batch of the one after it on
-// the side.
-class GraphedSteps {
- public:
-  static constexpr int64_t kSteps = 20;
-
-  // Captures steps on full batches, from wherever `batches` stands. One must have run eagerly.
-  GraphedSteps(Module& model, Optimizer& optimizer, Batches& batches, Device device)
-      : batches_(batches), losses_(empty({kSteps}, {kFloat32, device})) {
-    graph_ = Graph::capture(device, [&] {
-      Batch next = batches.next();
-      for (int64_t i = 0; i < kSteps; ++i) {
-        Batch batch = std::move(next);
-        if (i + 1 < kSteps) {
-          const branch_guard beside(device);
-          next = batches.next();
-        }
-        train_step(model, optimizer, batch, losses_.narrow(i, 1));
-      }
-    });
-  }
-
-  // Steps on batches first .. first + kSteps - 1 of the epoch; losses (kSteps) receives theirs.
-  void run(int64_t first, Tensor losses) {
-    if (at_ != first) batches_.seek(first);
-    graph_.replay();
-    losses.copy_(losses_);
-    at_ = first + kSteps;
-  }
-
- private:
-  Batches& batches_;
-  Tensor losses_;
-  Graph graph_;
-  int64_t at_ = -1;  // the batch that `batches` stands at; -1: unknown
-};
 
 void require_finite(const std::vector<double>& losses, int64_t first_step, const Job& job) {
   const auto bad =

@@ -11,6 +11,7 @@
 
 #include "console.h"
 #include "sinter/data.h"
+#include "sinter/graph.h"
 #include "sinter/nn.h"
 #include "sinter/optim.h"
 
@@ -44,6 +45,25 @@ int64_t total_steps(const Job& job, const Dataset& data);
 // Forward, backward and update; loss_slot (one element, the model's device) receives the loss.
 // Does not wait for the device; can be captured.
 void train_step(Module& model, Optimizer& optimizer, const Batch& batch, const Tensor& loss_slot);
+
+// Several steps as one graph, whose replay is a single call: the kernels of a small network are
+// over before the host has launched the next. Each step gathers the batch of the one after it on
+// the side.
+class GraphedSteps {
+ public:
+  static constexpr int64_t kSteps = 20;
+
+  // Captures steps on full batches, from wherever `batches` stands. One must have run eagerly.
+  GraphedSteps(Module& model, Optimizer& optimizer, Batches& batches, Device device);
+  // Steps on batches first .. first + kSteps - 1 of the epoch; losses (kSteps) receives theirs.
+  void run(int64_t first, Tensor losses);
+
+ private:
+  Batches& batches_;
+  Tensor losses_;
+  Graph graph_;
+  int64_t at_ = -1;  // the batch that `batches` stands at; -1: unknown
+};
 
 struct Evaluation {
   int64_t correct = 0, images = 0;

@@ -163,6 +163,19 @@ Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs
   return y.with_node(std::move(node));
 }
 
+std::vector<RecordedOp> recorded_ops(const Tensor& y) {
+  std::vector<RecordedOp> ops;
+  if (!y.requires_grad()) return ops;
+  for (const Node* node : topological_order(y.node().get())) {
+    if (node->is_leaf()) continue;
+    RecordedOp op{node->op, node->shape, {}};
+    for (const auto& input : node->inputs)
+      op.inputs.push_back(input ? std::optional(input->shape) : std::nullopt);
+    ops.push_back(std::move(op));
+  }
+  return ops;
+}
+
 const Tensor& Saved::get() const {
   require<GradError>(!tensor_.defined() || tensor_.version() == version_,
                      "backward: a tensor of shape ", tensor_.shape(),

@@ -149,6 +149,7 @@ Batches::Batches(const ImageSet& set, const Options& options) : set_(set), optio
                       options.dtype);
   check_set(set);
   start_epoch(0);
+  position_ = zeros({1}, {kInt64, set.labels.device()});
 }
 
 int64_t Batches::size() const {
@@ -186,15 +187,11 @@ void Batches::seek(int64_t i) {
   require<ValueError>(0 <= i && i < size(), "Batches::seek: batch ", i, ", expected 0 <= i < ",
                       size());
   const Tensor first = from_vector(std::vector<int64_t>{i * options_.batch_size}, {1});
-  if (!position_.defined() || position_.shares_storage())
-    position_ = empty({1}, {kInt64, set_.labels.device()});
+  if (position_.shares_storage()) position_ = empty({1}, {kInt64, set_.labels.device()});
   position_.copy_(first);
 }
 
-Batch Batches::next() {
-  if (!position_.defined()) seek(0);
-  return gather(0, options_.batch_size, position_.data<int64_t>());
-}
+Batch Batches::next() { return gather(0, options_.batch_size, position_.data<int64_t>()); }
 
 Batch Batches::gather(int64_t first, int64_t count, int64_t* position) const {
   const Shape& images = set_.images.shape();

@@ -190,7 +190,11 @@ Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device devi
                       ", got ", values.size());
   Tensor t = empty(shape, {DTypeOf<T>::value, kCpu});
   if (!values.empty()) std::memcpy(t.raw(), values.data(), t.bytes());
-  return t.to(device);
+  if (device == kCpu) return t;
+  require_usable(device);
+  Tensor there = empty(shape, {t.dtype(), device});
+  there.copy_(t);
+  return there;
 }
 template Tensor from_vector(const std::vector<float>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<double>&, const Shape&, Device);

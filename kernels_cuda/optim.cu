@@ -6,7 +6,6 @@
 #include <span>
 
 #include "launch.cuh"
-#include "reduce.cuh"
 #include "sinter/kernels.h"
 #include "stream.cuh"
 
@@ -17,6 +16,7 @@ namespace {
 // Kernel parameters hold 4 KB: the slots of a launch travel in them, so that nothing is uploaded. A
 // model with more tensors takes several launches.
 constexpr int kMaxSlots = 64;
+constexpr int kAhead = 4;  // elements of each array that a thread loads at a time
 
 template <class Slot> struct SlotTable {
   int count = 0;
@@ -40,10 +40,24 @@ template <class Slot> struct SlotTable {
   }
 };
 
-// Every block reads *step before it draws its ticket, so the last one may increment it.
+// The step count, for one thread of each block. The last one to ask increments it, in the last
+// launch of a step: by then every block has read it, as its ticket depends on what it read.
 template <class Slot>
-__device__ void finish_step(const SlotTable<Slot>& table, unsigned* ticket, int64_t* step) {
-  if (table.finish && last_block(ticket, gridDim.x) && threadIdx.x == 0) ++*step;
+__device__ int64_t count_step(const SlotTable<Slot>& table, unsigned* ticket, int64_t* step) {
+  const int64_t t = *static_cast<volatile int64_t*>(step);
+  if (table.finish && atomicAdd(ticket, t >= 0 ? 1u : 0u) == gridDim.x - 1) {
+    *ticket = 0;
+    *step = t + 1;
+  }
+  return t;
+}
+
+// base^t by squaring: pow takes several times as long as the rest of the kernel.
+__device__ inline double power(double base, int64_t t) {
+  double result = 1;
+  for (; t > 0; t /= 2, base *= base)
+    if (t % 2 == 1) result *= base;
+  return result;
 }
 
 // ---- kernels ------------------------------------------------------------------------------------
@@ -54,37 +68,49 @@ template <class T> struct AdamConstants { T beta1, beta2, one_minus_beta1, one_m
 template <class T> __global__ void __launch_bounds__(kThreads)
     adam_kernel(const SlotTable<AdamSlot<T>> table, AdamConfig c, AdamConstants<T> k,
                 const double* lr, int64_t* step, unsigned* ticket) {
-  __shared__ double correction[2];
-  const double rate = *lr;
-  const auto t = static_cast<double>(*step + 1);
-  // Two warps, so that the two slow powers run side by side.
-  if (threadIdx.x == 0) correction[0] = 1.0 - pow(c.beta1, t);
-  if (threadIdx.x == 32) correction[1] = 1.0 - pow(c.beta2, t);
-  __syncthreads();
-  const T step_size = static_cast<T>(rate / correction[0]);
-  const T root = static_cast<T>(sqrt(correction[1]));
-  const T decay = static_cast<T>(c.weight_decay),
-          shrink = static_cast<T>(1.0 - rate * c.weight_decay);
-
-  if (table.count > 0) {
-    const int s = table.find(blockIdx.x);
-    const AdamSlot<T>& slot = table.slot[s];
-    const int64_t begin = (blockIdx.x - table.first_block[s]) * table.chunk;
-    const int64_t end = min(begin + table.chunk, slot.n);
-    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-      T p = slot.p[i], g = slot.g[i];
+  __shared__ T of_step[3];
+  if (threadIdx.x == 0) {
+    const double rate = *lr;
+    const int64_t t = count_step(table, ticket, step) + 1;
+    of_step[0] = static_cast<T>(rate / (1.0 - power(c.beta1, t)));
+    of_step[1] = static_cast<T>(sqrt(1.0 - power(c.beta2, t)));
+    of_step[2] = static_cast<T>(1.0 - rate * c.weight_decay);
+  }
+  if (table.count == 0) return;
+  const int s = table.find(blockIdx.x);
+  const AdamSlot<T>& slot = table.slot[s];
+  const int64_t begin = (blockIdx.x - table.first_block[s]) * table.chunk;
+  const int64_t end = min(begin + table.chunk, slot.n);
+  const T decay = static_cast<T>(c.weight_decay);
+  // Everything is on its way before any of it is used, and before the step's constants are there.
+  for (int64_t first = begin + threadIdx.x; first - threadIdx.x < end; first += kAhead * kThreads) {
+    T p[kAhead], g[kAhead], m[kAhead], v[kAhead];
+#pragma unroll
+    for (int q = 0; q < kAhead; ++q) {
+      const int64_t i = first + q * kThreads;
+      if (i >= end) continue;
+      p[q] = slot.p[i];
+      g[q] = slot.g[i];
+      m[q] = slot.m[i];
+      v[q] = slot.v[i];
+    }
+    if (first - threadIdx.x == begin) __syncthreads();
+    const T step_size = of_step[0], root = of_step[1], shrink = of_step[2];
+#pragma unroll
+    for (int q = 0; q < kAhead; ++q) {
+      const int64_t i = first + q * kThreads;
+      if (i >= end) continue;
       if (c.decoupled)
-        p *= shrink;
+        p[q] *= shrink;
       else
-        g += decay * p;
-      const T m = k.beta1 * slot.m[i] + k.one_minus_beta1 * g;
-      const T v = k.beta2 * slot.v[i] + k.one_minus_beta2 * g * g;
-      slot.m[i] = m;
-      slot.v[i] = v;
-      slot.p[i] = p - step_size * m / (sqrt(v) / root + k.eps);
+        g[q] += decay * p[q];
+      m[q] = k.beta1 * m[q] + k.one_minus_beta1 * g[q];
+      v[q] = k.beta2 * v[q] + k.one_minus_beta2 * g[q] * g[q];
+      slot.m[i] = m[q];
+      slot.v[i] = v[q];
+      slot.p[i] = p[q] - step_size * m[q] / (sqrt(v[q]) / root + k.eps);
     }
   }
-  finish_step(table, ticket, step);
 }
 
 template <class T> struct SgdConstants { T momentum, one_minus_dampening, decay; };
@@ -92,25 +118,25 @@ template <class T> struct SgdConstants { T momentum, one_minus_dampening, decay;
 template <class T> __global__ void __launch_bounds__(kThreads)
     sgd_kernel(const SlotTable<SgdSlot<T>> table, SgdConfig c, SgdConstants<T> k, const double* lr,
                int64_t* step, unsigned* ticket) {
+  __shared__ bool first;
+  if (threadIdx.x == 0) first = count_step(table, ticket, step) == 0;
   const T rate = static_cast<T>(*lr);
-  const bool first = *step == 0;
-  if (table.count > 0) {
-    const int s = table.find(blockIdx.x);
-    const SgdSlot<T>& slot = table.slot[s];
-    const int64_t begin = (blockIdx.x - table.first_block[s]) * table.chunk;
-    const int64_t end = min(begin + table.chunk, slot.n);
-    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-      const T p = slot.p[i];
-      T g = slot.g[i] + k.decay * p;
-      if (slot.m) {
-        const T m = first ? g : k.momentum * slot.m[i] + k.one_minus_dampening * g;
-        slot.m[i] = m;
-        g = c.nesterov ? g + k.momentum * m : m;
-      }
-      slot.p[i] = p - rate * g;
+  if (table.count == 0) return;
+  const int s = table.find(blockIdx.x);
+  const SgdSlot<T>& slot = table.slot[s];
+  const int64_t begin = (blockIdx.x - table.first_block[s]) * table.chunk;
+  const int64_t end = min(begin + table.chunk, slot.n);
+  __syncthreads();
+  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+    const T p = slot.p[i];
+    T g = slot.g[i] + k.decay * p;
+    if (slot.m) {
+      const T m = first ? g : k.momentum * slot.m[i] + k.one_minus_dampening * g;
+      slot.m[i] = m;
+      g = c.nesterov ? g + k.momentum * m : m;
     }
+    slot.p[i] = p - rate * g;
   }
-  finish_step(table, ticket, step);
 }
 
 // ---- launchers ----------------------------------------------------------------------------------
@@ -122,7 +148,8 @@ template <class Slot, class Run> void for_tables(std::span<const Slot> slots, co
   for (const Slot& slot : slots) total += slot.n;
   // Four elements a thread keep every SM busy in a small model; beyond some 4096 blocks larger
   // chunks spare the repeated powers.
-  const int64_t chunk = std::max<int64_t>(4, ceil_div(total, int64_t{4096} * kThreads)) * kThreads;
+  const int64_t chunk =
+      std::max<int64_t>(kAhead, ceil_div(total, int64_t{4096} * kThreads)) * kThreads;
   size_t next = 0;
   do {
     SlotTable<Slot> table;

@@ -157,6 +157,56 @@ template <int kGroup, class T> __global__ void __launch_bounds__(kThreads)
                  g.classes);
 }
 
+// A small batch of few classes, as in a small network's step: a thread a row, one block, so that
+// nothing is waited for but the logits.
+constexpr int kFewClasses = 16;
+constexpr int64_t kFewRows = 4 * kThreads;
+
+template <class T> __global__ void __launch_bounds__(kThreads)
+    cross_entropy_few(CrossEntropyShape g, const T* logits, const int64_t* labels, T* loss,
+                      T* dlogits, StreamResources stream) {
+  const int classes = static_cast<int>(g.classes);
+  const T at_label = static_cast<T>(1 - g.label_smoothing);
+  const T anywhere = static_cast<T>(g.label_smoothing / static_cast<double>(g.classes));
+  const T factor = static_cast<T>(g.mean ? 1.0 / static_cast<double>(g.n) : 1.0);
+  double total = 0;
+  int64_t bad_label = RowsLoss::kNone;
+  for (int64_t r = threadIdx.x; r < g.n; r += kThreads) {
+    const int64_t label = labels[r];
+    T x[kFewClasses], max = -std::numeric_limits<T>::infinity(), sum = 0, row_loss = 0;
+#pragma unroll
+    for (int k = 0; k < kFewClasses; ++k)
+      if (k < classes) x[k] = logits[r * classes + k];
+#pragma unroll
+    for (int k = 0; k < kFewClasses; ++k)
+      if (k < classes) max = Max{}(max, x[k]);
+#pragma unroll
+    for (int k = 0; k < kFewClasses; ++k)
+      if (k < classes) sum += exp(x[k] - max);
+    const T log_sum = log(sum);
+#pragma unroll
+    for (int k = 0; k < kFewClasses; ++k) {
+      if (k >= classes) continue;
+      const T log_p = x[k] - max - log_sum;
+      const T q = k == label ? at_label + anywhere : anywhere;
+      if (q > T(0)) row_loss += q * log_p;  // 0 * -infinity would be NaN
+      if (dlogits) dlogits[r * classes + k] = factor * (exp(log_p) - q);
+    }
+    total -= static_cast<double>(row_loss);
+    if (!valid_label(label, g.classes)) {
+      total = std::numeric_limits<double>::quiet_NaN();
+      bad_label = Min{}(bad_label, r);
+    }
+  }
+  total = group_reduce<kThreads>(total, Sum{});
+  bad_label = group_reduce<kThreads>(bad_label, Min{});
+  if (threadIdx.x != 0) return;
+  *loss = static_cast<T>(g.mean ? total / static_cast<double>(g.n) : total);
+  if (bad_label != RowsLoss::kNone)
+    record_fault(stream.fault, FaultCode::kCrossEntropyLabel, bad_label, labels[bad_label],
+                 g.classes);
+}
+
 // A value and where it stands; the first maximum wins, a NaN over every number.
 template <class T> struct Candidate {
   T value;
@@ -244,7 +294,11 @@ void log_softmax_backward(const Cuda& ctx, const SoftmaxShape& g, const T* y, co
 
 template <class T> void cross_entropy(const Cuda& ctx, const CrossEntropyShape& g, const T* logits,
                                       const int64_t* labels, T* loss, T* dlogits) {
-  if (g.classes > cuda::kLongRow)
+  if (g.classes <= cuda::kFewClasses && g.n <= cuda::kFewRows)
+    cuda::launch(ctx, {"cross_entropy", g.n, g.classes}, 1, cuda::kThreads, 0,
+                 cuda::cross_entropy_few<T>, g, logits, labels, loss, dlogits,
+                 cuda::stream_resources(ctx));
+  else if (g.classes > cuda::kLongRow)
     cuda::launch_cross_entropy<cuda::kThreads>(ctx, g, logits, labels, loss, dlogits);
   else
     cuda::launch_cross_entropy<32>(ctx, g, logits, labels, loss, dlogits);

@@ -441,4 +441,24 @@ DEVICE_TEST("autograd: anomaly_guard names the first operator with a NaN or infi
   CHECK(std::isinf(sum(one / x).item<double>()));  // without a guard nothing is checked
 }
 
+DEVICE_TEST("autograd: the recorded operators, as shapes", "[autograd]") {
+  const Tensor w = leaf({{2, 3}, {1, 2, 3, 4, 5, 6}}, {kFloat64, device});
+  const Tensor x = zeros({4, 3}, {kFloat64, device});
+  CHECK(recorded_ops(x).empty());
+  CHECK(recorded_ops(w).empty());
+  const Tensor y = linear(x, w);
+  const std::vector<RecordedOp> ops = recorded_ops(sum(y * relu(y)));  // y once, though used twice
+  REQUIRE(ops.size() == 4);
+  CHECK(ops[0].op == std::string("linear"));
+  CHECK(ops[0].result == Shape({4, 2}));
+  REQUIRE(ops[0].inputs.size() == 3);
+  CHECK(!ops[0].inputs[0]);  // x needs no gradient
+  CHECK(ops[0].inputs[1] == Shape({2, 3}));
+  CHECK(!ops[0].inputs[2]);  // no bias
+  CHECK(ops[1].op == std::string("relu"));
+  CHECK(ops[2].op == std::string("mul"));
+  CHECK(ops[2].inputs == std::vector<std::optional<Shape>>{Shape({4, 2}), Shape({4, 2})});
+  CHECK(ops[3].result.rank() == 0);
+}
+
 }  // namespace sinter::test

@@ -120,6 +120,7 @@ DEVICE_TEST("nn: layers are the operators with the module's parameters", "[nn]")
   auto& first = dynamic_cast<Linear&>(layers[0]);
   auto& last = dynamic_cast<Linear&>(layers[2]);
   const Tensor rows = tensor(noise({5, 6}, 2), {kFloat64, device});
+  const no_fusion apart;  // sequence_test has them together
   CHECK(same_bits(layers(rows),
                   linear(relu(linear(rows, first.weight, first.bias)), last.weight, last.bias)));
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "sinter/tensor.h"
@@ -74,6 +75,15 @@ class anomaly_guard {
 };
 
 bool anomaly_enabled();
+
+// An operator of the graph, as shapes: what work it stands for.
+struct RecordedOp {
+  const char* op;
+  Shape result;
+  std::vector<std::optional<Shape>> inputs;  // empty for one that needs no gradient
+};
+// The operators that y was computed by, each after those it depends on; none for a leaf.
+std::vector<RecordedOp> recorded_ops(const Tensor& y);
 
 // Graph nodes alive in this process: a leak test's yardstick, with live_storages().
 int64_t live_nodes();

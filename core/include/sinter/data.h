@@ -102,9 +102,9 @@ class Batches {
   // Batch i of the current epoch, 0 <= i < size().
   Batch get(int64_t i) const;
 
-  // The batch_size images from a position that is kept on the device: a captured graph takes the
-  // next batch at every replay. seek moves it to the beginning of batch i; behind the end of the
-  // order it goes on at the beginning.
+  // The batch_size images from a position that is kept on the device, at first 0: a captured graph
+  // takes the next batch at every replay. seek moves it to the beginning of batch i; behind the end
+  // of the order it goes on at the beginning. Copies share the position until one of them seeks.
   void seek(int64_t i);
   Batch next();
 
@@ -113,7 +113,7 @@ class Batches {
   ImageSet set_;
   Options options_;
   Tensor index_;     // (N) int64: the order of this epoch
-  Tensor position_;  // one int64; undefined before seek
+  Tensor position_;  // one int64
 };
 
 }  // namespace sinter

@@ -11,6 +11,7 @@
 #include "sinter/nn.h"
 #include "sinter/ops.h"
 #include "sinter/optim.h"
+#include "sinter/profile.h"
 #include "sinter/random.h"
 #include "sinter/runtime.h"
 #include "sinter/safetensors.h"
