@@ -168,9 +168,10 @@ struct OpCase {
   std::vector<double> terms = {};  // of each gradient
 };
 
-// Forward and backward in both dtypes.
-inline void check_op(const OpCase& c, Device device) {
-  for (DType dtype : {kFloat32, kFloat64}) {
+// Forward and backward in every dtype.
+inline void check_op(const OpCase& c, Device device,
+                     const std::vector<DType>& dtypes = {kFloat32, kFloat64}) {
+  for (DType dtype : dtypes) {
     const TensorOptions options{dtype, device};
     std::vector<Tensor> inputs;
     for (const Array& a : c.inputs) inputs.push_back(leaf(a, options));
