@@ -217,6 +217,13 @@ struct Axis {
     }
     return i < size ? i : -1;
   }
+  // The positions below `end` that read inside the image through one of the taps first .. last;
+  // for divisor 1.
+  __device__ void readers(int first, int last, int& begin, int& end) const {
+    const int before = -(origin + last * step), inside = size - 1 - origin - first * step;
+    begin = before > 0 ? (before + scale - 1) / scale : 0;
+    end = max(begin, inside >= 0 ? min(end, inside / scale + 1) : 0);
+  }
 };
 
 Axis forward_axis(int size, int taps, int stride, int pad, int dilation) {
@@ -396,14 +403,15 @@ template <class N> __global__ void __launch_bounds__(kThreads)
 
 // C (m, n) = dy (m, k) patches (n, k)^T for every group: m an output channel, n a (tap, channel),
 // k an output's (image, y, x). The channels of a tap are padded to 16, so that one tap holds all
-// that a warp copies.
+// that a warp copies. A block leaves out the outputs that read zeros only: for 3 x 3 windows a
+// tenth of an image of 16 x 16, a third of one of 4 x 4.
 struct WeightsGradient {
   Images x;
   const float* dy;
   float* partial;  // (slices, groups * m, n)
   int m, n, c_padded;
   int images, oh, ow;
-  int k_tiles, slices, slice_tiles;
+  int k_tiles, slices;  // a slice has the same share of every block's tiles
   int tiles_m, tiles_n;
 };
 
@@ -416,10 +424,12 @@ template <int kWarpM> struct RowLoader {
   const float *dy, *x;  // the first row of each that the thread copies, in image 0
   int rows, channels;   // how many exist from there on
   int ty, tx;
-  int image, py, px;  // of the tile to come
+  int x_end, y_end, width, height;  // of the outputs that the block visits in each image
+  int step_x, step_y, step_image;   // 32 pixels, as digits
+  int image, py, px;                // of the tile to come
 
-  __device__ RowLoader(const WeightsGradient& g, int group, int m0, int n0, int k_tile) : g(g) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  __device__ RowLoader(const WeightsGradient& g, int group, int m0, int n0) : g(g) {
+    const int warp = threadIdx.x / 32;
     const int row = m0 + warp * kOfA;
     rows = g.m - row;
     dy = g.dy + (static_cast<int64_t>(group) * g.m + row) * g.oh * g.ow;
@@ -427,12 +437,39 @@ template <int kWarpM> struct RowLoader {
     const int tap = n / g.c_padded, channel = n % g.c_padded;
     channels = n < g.n ? g.x.channels - channel : 0;
     x = g.x.group(0, group) + static_cast<int64_t>(channel) * g.x.plane();
-    ty = tap / g.x.x.taps;
-    tx = tap % g.x.x.taps;
-    const int64_t pixel = static_cast<int64_t>(k_tile) * kTileK + lane;
-    px = static_cast<int>(pixel % g.ow);
-    py = static_cast<int>(pixel / g.ow % g.oh);
-    image = static_cast<int>(pixel / g.ow / g.oh);
+    const int taps_x = g.x.x.taps;
+    ty = tap / taps_x;
+    tx = tap % taps_x;
+
+    const int first = n0 / g.c_padded, last = (min(n0 + kTileN, g.n) - 1) / g.c_padded;
+    const bool one_row = first / taps_x == last / taps_x;
+    int y_begin, x_begin;
+    y_end = g.oh;
+    x_end = g.ow;
+    g.x.y.readers(first / taps_x, last / taps_x, y_begin, y_end);
+    g.x.x.readers(one_row ? first % taps_x : 0, one_row ? last % taps_x : taps_x - 1, x_begin,
+                  x_end);
+    height = y_end - y_begin;
+    width = x_end - x_begin;
+    px = x_begin;
+    py = y_begin;
+    image = 0;
+  }
+
+  // How many tiles the block's sum has in all; then start(first), whose tile is loaded first.
+  __device__ int tiles() const {
+    return static_cast<int>((static_cast<int64_t>(g.images) * height * width + kTileK - 1) /
+                            kTileK);
+  }
+  __device__ void start(int tile) {
+    if (height == 0 || width == 0) return;
+    const int64_t pixel = static_cast<int64_t>(tile) * kTileK + threadIdx.x % 32;
+    px += static_cast<int>(pixel % width);
+    py += static_cast<int>(pixel / width % height);
+    image = static_cast<int>(pixel / width / height);
+    step_x = kTileK % width;
+    step_y = kTileK / width % height;
+    step_image = kTileK / width / height;
   }
 
   __device__ void load(float* a_tile, float* b_tile) {
@@ -460,17 +497,17 @@ template <int kWarpM> struct RowLoader {
       }
     }
     // 32 pixels on, digit by digit.
-    px += kTileK % g.ow;
-    if (px >= g.ow) {
-      px -= g.ow;
+    px += step_x;
+    if (px >= x_end) {
+      px -= width;
       ++py;
     }
-    py += kTileK / g.ow % g.oh;
-    if (py >= g.oh) {
-      py -= g.oh;
+    py += step_y;
+    if (py >= y_end) {
+      py -= height;
       ++image;
     }
-    image += kTileK / g.ow / g.oh;
+    image += step_image;
   }
 };
 
@@ -483,11 +520,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kWarpM, kPasses>)
   const int n0 = at % g.tiles_n * kTileN;
   at /= g.tiles_n;
   const int group = at % g.x.groups, slice = at / g.x.groups;
-  const int k_begin = slice * g.slice_tiles;
 
   Sums<kWarpM> sum = {};
-  RowLoader<kWarpM> loader(g, group, m0, n0, k_begin);
-  multiply<RowTiles, kWarpM, kPasses>(loader, min(g.slice_tiles, g.k_tiles - k_begin), sum);
+  RowLoader<kWarpM> loader(g, group, m0, n0);
+  const int tiles = loader.tiles(), share = (tiles + g.slices - 1) / g.slices;
+  loader.start(slice * share);
+  multiply<RowTiles, kWarpM, kPasses>(loader, min(share, tiles - slice * share), sum);
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   float* const out = g.partial + (static_cast<int64_t>(slice) * g.x.groups + group) * g.m * g.n;
@@ -557,8 +595,6 @@ template <int kWarpM, int kPasses, class Plan> void set_tiles(Plan& p, int colum
   p.tiles_n = static_cast<int>(ceil_div(columns, kTileN));
   p.slices = static_cast<int>(best_slices(int64_t{p.tiles_m} * p.tiles_n * groups,
                                           kMultiprocessors * kBlocks<kWarpM, kPasses>, p.k_tiles));
-  p.slice_tiles = static_cast<int>(std::max<int64_t>(ceil_div(p.k_tiles, p.slices), 1));
-  p.slices = static_cast<int>(std::max<int64_t>(ceil_div(p.k_tiles, p.slice_tiles), 1));
 }
 
 template <class Tiles, int kWarpM, class Plan>
@@ -584,6 +620,7 @@ template <int kWarpM, int kPasses> void correlate(const Cuda& ctx, const Operati
   p.k_tiles = static_cast<int>(ceil_div(source.channels, kTileK)) * taps;
   p.m_padded = static_cast<int>(round_up(p.m, 2 * kWarpM));
   set_tiles<kWarpM, kPasses>(p, p.pixels, source.groups);
+  p.slice_tiles = static_cast<int>(ceil_div(p.k_tiles, p.slices));
 
   const int64_t packed_size = int64_t{source.groups} * p.k_tiles * p.m_padded * kTileK;
   const Scratch<float> packed(ctx, packed_size);
