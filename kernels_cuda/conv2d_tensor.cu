@@ -14,7 +14,7 @@
 // with the length of the sum; so they add up 16 terms from zero at a time, and the sums are added
 // to the total by ordinary, rounding additions (Ootomo and Yokota 2022, "Recovering single
 // precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak performance"). An
-// infinite operand makes NaN there, since inf - inf is its lower part.
+// infinite operand makes NaN in either way.
 #include <algorithm>
 #include <cstdint>
 
@@ -47,6 +47,7 @@ int64_t round_up(int64_t n, int64_t multiple) { return ceil_div(n, multiple) * m
 // of each of the warp's four 8 columns wide fragments. A pitch of 8 banks modulo 32 spreads the 8
 // lanes that are served at once, 4 rows x 2 neighbours, over all banks.
 struct PixelTiles {
+  static constexpr bool kRounded = true;  // A, if it is to be
   static constexpr int kPitch = kTileN + 8, kB = kTileK * kPitch;
 
   __device__ static int packed(int m16, int step, int half, int lane) {
@@ -74,6 +75,7 @@ struct PixelTiles {
 // k_q = 4 (lane % 4) + q. Both tiles are rows of 32 k, in odd rows with the halves swapped: so the
 // 8 lanes served at once, 2 rows x 4 places, reach all banks.
 struct RowTiles {
+  static constexpr bool kRounded = false;
   static constexpr int kB = kTileN * kTileK;
 
   __device__ static int place(int row, int k) { return row * kTileK + (k ^ (row % 2 * 16)); }
@@ -97,10 +99,10 @@ struct RowTiles {
   __device__ static int column(int n, int e, int lane) { return 8 * n + 2 * (lane % 4) + e; }
 };
 
-// Rounded to TF32, ties away from zero; the tensor core drops the lower bits. NaN stays NaN.
+// Rounded to TF32, ties away from zero; the tensor core drops the lower bits. Adding x * 0 keeps a
+// NaN whose bits the rounding would carry into the sign; it makes one of an infinity.
 __device__ inline uint32_t to_tf32(float x) {
-  const uint32_t bits = __float_as_uint(x);
-  return fabsf(x) < INFINITY ? bits + 0x1000 : bits;
+  return __float_as_uint(fmaf(x, 0.f, __uint_as_float(__float_as_uint(x) + 0x1000)));
 }
 // x = high + low + at most 2^-23 |x|. A NaN survives in low.
 __device__ inline void split_tf32(float x, uint32_t& high, uint32_t& low) {
@@ -151,7 +153,8 @@ __device__ void multiply_tiles(const float* a_tile, const float* b_tile, Sums<kW
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           if constexpr (kPasses == 1)
-            a_high[i] = to_tf32(a[i % 2][q + i / 2]);
+            a_high[i] = Tiles::kRounded ? __float_as_uint(a[i % 2][q + i / 2])
+                                        : to_tf32(a[i % 2][q + i / 2]);
           else
             split_tf32(a[i % 2][q + i / 2], a_high[i], a_low[i]);
         }
@@ -269,6 +272,7 @@ struct Correlation {
 struct Packing {
   int m, m_padded, channels, taps, k_tiles;
   int64_t group, row, column;
+  bool tf32;  // whether to round
 };
 template <class N> __global__ void __launch_bounds__(kThreads)
     pack_weights(N n, Packing g, const float* weight, float* packed) {
@@ -282,9 +286,10 @@ template <class N> __global__ void __launch_bounds__(kThreads)
     const int64_t group = static_cast<int64_t>(rest / g.k_tiles);
     const int channel = tile / g.taps * kTileK + step * 16 + 4 * q + lane % 4;
     const bool inside = m < g.m && channel < g.channels;
-    packed[e] =
+    const float value =
         inside ? weight[(group * g.group + m * g.row + channel * g.column) * g.taps + tile % g.taps]
                : 0;
+    packed[e] = g.tf32 ? __uint_as_float(to_tf32(value)) : value;
   }
 }
 
@@ -624,9 +629,9 @@ template <int kWarpM, int kPasses> void correlate(const Cuda& ctx, const Operati
 
   const int64_t packed_size = int64_t{source.groups} * p.k_tiles * p.m_padded * kTileK;
   const Scratch<float> packed(ctx, packed_size);
-  const Packing packing{p.m,         p.m_padded,    source.channels,
-                        taps,        p.k_tiles,     int64_t{p.m} * source.channels,
-                        strides.row, strides.column};
+  const Packing packing{p.m,         p.m_padded,     source.channels,
+                        taps,        p.k_tiles,      int64_t{p.m} * source.channels,
+                        strides.row, strides.column, kPasses == 1};
   with_index(packed_size + kStride, [&](auto index) {
     launch_1d(ctx, operation.name, packed_size, pack_weights<decltype(index)>, packing, weight,
               packed.data());
