@@ -9,6 +9,7 @@
 #include "load.h"
 #include "machine.h"
 #include "profile.h"
+#include "sinter/runtime.h"
 
 namespace sinter::app {
 
@@ -52,14 +53,33 @@ struct DeviceResult {
   }
 };
 
-// Times of devices that compute different things cannot be compared: refuses to.
+// The convolution algorithm while one lives.
+class ConvAlgoDuring {
+ public:
+  explicit ConvAlgoDuring(ConvAlgo algo) : before_(conv_algo()) { set_conv_algo(algo); }
+  ~ConvAlgoDuring() { set_conv_algo(before_); }
+  ConvAlgoDuring(const ConvAlgoDuring&) = delete;
+  ConvAlgoDuring& operator=(const ConvAlgoDuring&) = delete;
+
+ private:
+  ConvAlgo before_;
+};
+
+// Times of devices that compute different things cannot be compared: refuses to. The CPU, to which
+// the others are compared, chooses its algorithms; and since the check is in float64, so does a GPU
+// that is to use its tensor cores.
 std::vector<Agreement> require_agreement(const Job& job, const ImageSet& images,
                                          const std::vector<Device>& devices, Progress& progress) {
   std::vector<Agreement> agreements;
   std::optional<Trace> reference;
   for (const Device device : devices) {
     if (device == kCpu) continue;
-    if (!reference) reference = trace_steps(job, images, kCpu);
+    if (!reference) {
+      const ConvAlgoDuring guard(ConvAlgo::kAuto);
+      reference = trace_steps(job, images, kCpu);
+    }
+    const ConvAlgo algo = conv_algo();
+    const ConvAlgoDuring guard(algo == ConvAlgo::kTensorCore ? ConvAlgo::kAuto : algo);
     agreements.push_back(compare(*reference, trace_steps(job, images, device)));
     require<Error>(agreements.back().ok(), "not benchmarked: ", describe(agreements.back()));
     progress.line(describe(agreements.back()));

@@ -36,6 +36,8 @@ int run(int argc, char** argv) {
   const Options options = parse_options(argc, argv);
   bool well = true;
   if (options.threads > 0) set_num_threads(options.threads);
+  set_conv_algo(conv_algo_named(options.job.conv_algo));
+  set_allow_tf32(options.job.tf32);
   if (options.command == "print") std::cout << options.text;
   if (options.command == "train") train_command(options);
   if (options.command == "bench") bench_command(options);

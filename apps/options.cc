@@ -90,6 +90,17 @@ void add_data_options(CLI::App& app, Options& o) {
   app.add_flag("--quiet", o.quiet, "no progress, only results and errors");
 }
 
+void add_conv_options(CLI::App& app, Options& o) {
+  app.add_option("--conv-algo", o.job.conv_algo,
+                 "how convolutions are computed: auto, naive, direct, im2col or, on a GPU, "
+                 "implicit-gemm, tensor-core")
+      ->check(one_of({"auto", "naive", "direct", "im2col", "implicit-gemm", "tensor-core"}))
+      ->capture_default_str()
+      ->type_name("NAME");
+  app.add_flag("--tf32", o.job.tf32,
+               "round the operands of a GPU's convolutions and matrix products to TF32");
+}
+
 void add_device_option(CLI::App& app, Options& o) {
   app.add_option("--device", o.device,
                  "cpu, cuda or cuda:N (default: cuda where it runs, else cpu)")
@@ -153,6 +164,7 @@ Options parse_options(int argc, const char* const* argv) {
   CLI::App* train = app.add_subcommand("train", "train a network and report its test accuracy");
   add_device_option(*train, o);
   add_job_options(*train, o);
+  add_conv_options(*train, o);
   add_data_options(*train, o);
   add_common_options(*train, o);
   train->add_option("--save", o.save, "write the trained weights")->type_name("W.safetensors");
@@ -186,6 +198,7 @@ Options parse_options(int argc, const char* const* argv) {
       ->capture_default_str()
       ->type_name("FILE");
   add_job_options(*bench, o);
+  add_conv_options(*bench, o);
   add_data_options(*bench, o);
   add_common_options(*bench, o);
 
@@ -194,6 +207,7 @@ Options parse_options(int argc, const char* const* argv) {
   eval->add_option("--logits", o.logits, "write the model's outputs, (N, classes), as 'logits'")
       ->type_name("OUT.safetensors");
   add_device_option(*eval, o);
+  add_conv_options(*eval, o);
   add_data_options(*eval, o);
   add_common_options(*eval, o);
 

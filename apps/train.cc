@@ -23,6 +23,8 @@ std::string describe(const Job& job) {
   if (job.weight_decay) out << ", weight decay " << *job.weight_decay;
   if (job.max_steps > 0) out << ", at most " << job.max_steps << " steps";
   if (!job.shuffle) out << ", not shuffled";
+  if (job.conv_algo != "auto") out << ", conv-algo " << job.conv_algo;
+  if (job.tf32) out << ", TF32";
   out << ", seed " << job.seed;
   return out.str();
 }
@@ -40,6 +42,8 @@ nlohmann::ordered_json to_json(const Job& job) {
                                  {"seed", job.seed}};
   if (job.weight_decay) json["weight_decay"] = *job.weight_decay;
   if (job.max_steps > 0) json["max_steps"] = job.max_steps;
+  if (job.conv_algo != "auto") json["conv_algo"] = job.conv_algo;
+  if (job.tf32) json["tf32"] = true;
   return json;
 }
 

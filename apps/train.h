@@ -27,6 +27,8 @@ struct Job {
   int64_t epochs = 10, batch_size = 64;
   int64_t max_steps = 0;  // stop after so many updates; 0: no limit
   bool shuffle = true;
+  std::string conv_algo = "auto";  // see ConvAlgo; set for the process by main, like tf32
+  bool tf32 = false;
   bool graph = true;     // on a GPU, replay captured steps; the weights are the same
   uint64_t seed = 0;     // of the initial weights and the shuffling
   NamedTensors initial;  // weights to start from; empty: drawn from seed

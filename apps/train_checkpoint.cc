@@ -32,6 +32,8 @@ std::map<std::string, std::string> configuration(const Job& job, const Dataset& 
           {"--momentum", exact(job.momentum)},
           {"--weight-decay", exact(weight_decay(job))},
           {"--seed", exact(job.seed)},
+          {"--conv-algo", job.conv_algo},
+          {"--tf32", job.tf32 ? "on" : "off"},
           {"--init", job.initial.empty() ? "none" : "weights " + state_hash(job.initial)},
           {"dtype", name(kFloat32)}};
 }

@@ -342,7 +342,7 @@ Tensor conv2d_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& bia
   const char* op = "conv2d_relu_pool";
   const Conv2dShape g = conv2d_shape(x, weight, bias, options);
   const bool fits =
-      fusion_enabled() && g.oh >= 2 && g.ow >= 2 &&
+      fusion_enabled() && conv_algo() == ConvAlgo::kAuto && g.oh >= 2 && g.ow >= 2 &&
       dispatch(op, x, [&]<class T>(const auto& ctx) { return conv2d_relu_pool_fits<T>(ctx, g); });
   if (!fits) return max_pool2d(relu(conv2d(x, weight, bias, options)), 2);
 

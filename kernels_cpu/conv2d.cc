@@ -1,23 +1,39 @@
-// Convolution: chooses between two algorithms and holds the second.
+// Convolution: chooses between the algorithms (ConvAlgo, runtime.h) and holds one of them.
 //
+//   naive   the definition (conv2d_naive.cc), only where it is asked for.
 //   direct  images in the lanes of a vector (conv2d_direct.cc): the faster, but idle lanes make it
 //           a waste for a handful of images.
-//   gemm    patches of one image laid out as a matrix (im2col) a block at a time, and a one-thread
-//           matrix product on each.
+//   im2col  patches of one image laid out as a matrix a block at a time, and a one-thread matrix
+//           product on each.
 #include <algorithm>
 #include <type_traits>
 
 #include "conv2d_direct.h"
+#include "conv2d_naive.h"
 #include "gemm.h"
 #include "parallel.h"
+#include "sinter/check.h"
 #include "sinter/kernels.h"
 
 namespace sinter {
 namespace {
 
 // The one place that chooses: direct when at least half of the lanes have an image.
-template <class T> bool use_direct(const Conv2dShape& g) {
-  return 2 * g.n >= direct_conv2d_lanes<T>();
+template <class T> ConvAlgo choose(const Conv2dShape& g) {
+  switch (const ConvAlgo algo = conv_algo()) {
+    case ConvAlgo::kNaive:
+    case ConvAlgo::kDirect:
+    case ConvAlgo::kIm2col:
+      return algo;
+    case ConvAlgo::kImplicitGemm:
+    case ConvAlgo::kTensorCore:
+      throw ValueError(str("conv2d: the CPU has no algorithm ", name(algo),
+                           "; choose auto, naive, direct or im2col, with --conv-algo or "
+                           "set_conv_algo, or a CUDA device"));
+    case ConvAlgo::kAuto:
+      break;
+  }
+  return 2 * g.n >= direct_conv2d_lanes<T>() ? ConvAlgo::kDirect : ConvAlgo::kIm2col;
 }
 
 // One group of one image as matrices: patches (c kh kw, oh ow), weights (o, c kh kw), y (o, oh ow).
@@ -214,8 +230,11 @@ template <class T> void bias_gradient(const Conv2dShape& g, const T* dy, T* db) 
 
 template <class T> void conv2d_forward(const Cpu&, const Conv2dShape& g, const T* x,
                                        const T* weight, const T* b, T* y) {
-  if (use_direct<T>(g)) {
+  const ConvAlgo algo = choose<T>(g);
+  if (algo == ConvAlgo::kDirect) {
     direct_conv2d_forward(g, x, weight, b, y);
+  } else if (algo == ConvAlgo::kNaive) {
+    naive_conv2d_forward(g, x, weight, b, y);
   } else {
     gemm_forward(g, x, weight, b, y);
   }
@@ -223,8 +242,11 @@ template <class T> void conv2d_forward(const Cpu&, const Conv2dShape& g, const T
 
 template <class T>
 void conv2d_backward_data(const Cpu&, const Conv2dShape& g, const T* dy, const T* weight, T* dx) {
-  if (use_direct<T>(g)) {
+  const ConvAlgo algo = choose<T>(g);
+  if (algo == ConvAlgo::kDirect) {
     direct_conv2d_backward_data(g, dy, weight, dx);
+  } else if (algo == ConvAlgo::kNaive) {
+    naive_conv2d_backward_data(g, dy, weight, dx);
   } else {
     gemm_backward_data(g, dy, weight, dx);
   }
@@ -234,8 +256,11 @@ template <class T> void conv2d_backward_weights(const Cpu&, const Conv2dShape& g
                                                 const T* dy, T* dweight, T* db) {
   if (db != nullptr) bias_gradient(g, dy, db);
   if (dweight == nullptr) return;
-  if (use_direct<T>(g)) {
+  const ConvAlgo algo = choose<T>(g);
+  if (algo == ConvAlgo::kDirect) {
     direct_conv2d_backward_weights(g, x, dy, dweight);
+  } else if (algo == ConvAlgo::kNaive) {
+    naive_conv2d_backward_weights(g, x, dy, dweight);
   } else {
     gemm_backward_weights(g, x, dy, dweight);
   }

@@ -33,6 +33,13 @@ std::atomic<int>& threads() {
   return n;
 }
 
+std::atomic<ConvAlgo> chosen_conv_algo{ConvAlgo::kAuto};
+std::atomic<bool> tf32_allowed{false};
+
+// In ConvAlgo's order.
+constexpr std::array kConvAlgoNames = {"auto",   "naive",         "direct",
+                                       "im2col", "implicit-gemm", "tensor-core"};
+
 constexpr size_t kAlignment = 64;  // a cache line and an AVX-512 vector
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -125,6 +132,23 @@ void set_num_threads(int n) {
 }
 
 int num_threads() { return threads().load(std::memory_order_relaxed); }
+
+void set_conv_algo(ConvAlgo algo) { chosen_conv_algo.store(algo, std::memory_order_relaxed); }
+ConvAlgo conv_algo() { return chosen_conv_algo.load(std::memory_order_relaxed); }
+
+const char* name(ConvAlgo algo) { return kConvAlgoNames[static_cast<size_t>(algo)]; }
+
+ConvAlgo conv_algo_named(const std::string& name) {
+  std::string names;
+  for (size_t i = 0; i < kConvAlgoNames.size(); ++i) {
+    if (name == kConvAlgoNames[i]) return static_cast<ConvAlgo>(i);
+    names += str(i > 0 ? ", " : "", kConvAlgoNames[i]);
+  }
+  throw ValueError(str("conv_algo_named: expected one of ", names, ", got '", name, "'"));
+}
+
+void set_allow_tf32(bool allow) { tf32_allowed.store(allow, std::memory_order_relaxed); }
+bool allow_tf32() { return tf32_allowed.load(std::memory_order_relaxed); }
 
 void* allocate(const Cpu&, size_t bytes) {
   constexpr size_t kLargest = size_t{1} << 62;

@@ -1,4 +1,5 @@
-// Convolution, three passes, by two families of kernels.
+// Convolution, three passes: the choice between the algorithms (ConvAlgo, runtime.h), and two of
+// them. The others are in conv2d_naive.cu, conv2d_im2col.cu and conv2d_tensor.cu.
 //
 // direct         Unit stride and dilation, one group, few input channels: the first layers of small
 //                networks, where a matrix product would have an inner dimension too short to pay
@@ -7,7 +8,8 @@
 // implicit_gemm  Every other geometry: a tiled matrix product whose right operand is gathered from
 //                the image instead of being written out (im2col) first.
 //
-// `direct_plan` and `direct_weights_plan` choose between them. Gradients gather; the weights'
+// Unless an algorithm is named, `direct_plan` and `direct_weights_plan` take what they can, and the
+// tensor cores what fills their tiles, from the implicit GEMM. Gradients gather; the weights'
 // gradients are sums over the batch, made in two stages: partial sums over slices that depend on
 // the geometry alone, then a sum over the slices in order.
 #include <cuda_pipeline_primitives.h>
@@ -15,12 +17,15 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
+#include "conv2d_algorithms.cuh"
 #include "conv2d_tile.cuh"
 #include "launch.cuh"
 #include "scratch.cuh"
 #include "sinter/kernels.h"
 #include "sinter/philox.h"  // SINTER_HD
+#include "sinter/runtime.h"
 
 namespace sinter {
 namespace cuda {
@@ -580,6 +585,62 @@ void launch_gemm(LaunchSite site, const Operation& operation, GemmPlan p, const 
          wide ? implicit_gemm<T, kWide, Pass> : implicit_gemm<T, 2, Pass>, p, pass);
 }
 
+// ---- algorithms by name -------------------------------------------------------------------------
+
+[[noreturn]] void refuse(const char* pass, const std::string& needs, const Conv2dShape& g) {
+  throw ValueError(
+      str(pass, ": algorithm ", name(conv_algo()), " needs ", needs, "; this is x (", g.n, ", ",
+          g.c, ", ", g.h, ", ", g.w, "), weight (", g.o, ", ", g.c / g.groups, ", ", g.kh, ", ",
+          g.kw, "), stride (", g.stride_h, ", ", g.stride_w, "), dilation (", g.dil_h, ", ",
+          g.dil_w, "), groups ", g.groups,
+          ". Choose auto, naive, im2col or implicit-gemm, with --conv-algo or set_conv_algo"));
+}
+[[noreturn]] void refuse_direct(const char* pass, const Conv2dShape& g) {
+  refuse(pass,
+         "stride and dilation 1, one group, windows 3 or 5 wide and at most 7 high, at most 16 "
+         "channels read and 256 made, and padding below the window's size",
+         g);
+}
+
+bool direct_allowed() { return conv_algo() == ConvAlgo::kAuto || conv_algo() == ConvAlgo::kDirect; }
+
+// Whether tensor cores compute a pass that `direct` did not take.
+template <class T>
+bool use_tensor_cores(const Cuda& ctx, const Conv2dShape& g, ConvPass pass, const char* name) {
+  const bool asked = conv_algo() == ConvAlgo::kTensorCore;
+  if (!asked && conv_algo() != ConvAlgo::kAuto) return false;
+  if constexpr (std::is_same_v<T, float>) {
+    if (!asked) return tensor_conv2d_pays(g, pass) && tensor_conv2d_lacks(ctx, g).empty();
+    const std::string lacks = tensor_conv2d_lacks(ctx, g);
+    if (!lacks.empty()) refuse(name, lacks, g);
+    return true;
+  } else {
+    if (asked) refuse(name, "float32", g);
+    return false;
+  }
+}
+
+// Computes dweight and returns true if that is neither for `direct` nor for `implicit_gemm`.
+template <class T> bool other_weights_gradient(const Cuda& ctx, const Conv2dShape& g, const T* x,
+                                               const T* dy, T* dweight) {
+  const char* const name = "conv2d_backward_weights";
+  if (conv_algo() == ConvAlgo::kNaive) {
+    naive_conv2d_backward_weights(ctx, g, x, dy, dweight);
+    return true;
+  }
+  if (conv_algo() == ConvAlgo::kIm2col) {
+    im2col_conv2d_backward_weights(ctx, g, x, dy, dweight);
+    return true;
+  }
+  if (direct_allowed() && g.n > 0) {
+    if (direct_weights_plan<T>(g)) return false;
+    if (conv_algo() == ConvAlgo::kDirect) refuse_direct(name, g);
+  }
+  if (!use_tensor_cores<T>(ctx, g, ConvPass::kBackwardWeights, name)) return false;
+  if constexpr (std::is_same_v<T, float>) tensor_conv2d_backward_weights(ctx, g, x, dy, dweight);
+  return true;
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -587,10 +648,17 @@ template <class T> void conv2d_forward(const Cuda& ctx, const Conv2dShape& g, co
                                        const T* weight, const T* b, T* y) {
   using namespace cuda;
   if (int64_t{g.n} * g.o * g.oh * g.ow == 0) return;
-  if (unit_window(g)) {
+  if (conv_algo() == ConvAlgo::kNaive) return naive_conv2d_forward(ctx, g, x, weight, b, y);
+  if (conv_algo() == ConvAlgo::kIm2col) return im2col_conv2d_forward(ctx, g, x, weight, b, y);
+  if (direct_allowed() && unit_window(g)) {
     const auto p =
         direct_plan<T>(g.n, g.c, g.h, g.w, g.o, g.oh, g.ow, g.kh, g.kw, g.pad_h, g.pad_w);
     if (p) return launch_direct<T, false>(ctx, "conv2d_forward", *p, g.kw, x, weight, b, y);
+  }
+  if (conv_algo() == ConvAlgo::kDirect) refuse_direct("conv2d_forward", g);
+  if (use_tensor_cores<T>(ctx, g, ConvPass::kForward, "conv2d_forward")) {
+    if constexpr (std::is_same_v<T, float>) tensor_conv2d_forward(ctx, g, x, weight, b, y);
+    return;
   }
   const int64_t plane = int64_t{g.oh} * g.ow, window = int64_t{g.c / g.groups} * g.kh * g.kw;
   GemmPlan p{};
@@ -614,12 +682,19 @@ template <class T> void conv2d_backward_data(const Cuda& ctx, const Conv2dShape&
                                              const T* weight, T* dx) {
   using namespace cuda;
   if (int64_t{g.n} * g.c * g.h * g.w == 0) return;
-  if (unit_window(g)) {
+  if (conv_algo() == ConvAlgo::kNaive) return naive_conv2d_backward_data(ctx, g, dy, weight, dx);
+  if (conv_algo() == ConvAlgo::kIm2col) return im2col_conv2d_backward_data(ctx, g, dy, weight, dx);
+  if (direct_allowed() && unit_window(g)) {
     const auto p = direct_plan<T>(g.n, g.o, g.oh, g.ow, g.c, g.h, g.w, g.kh, g.kw,
                                   g.kh - 1 - g.pad_h, g.kw - 1 - g.pad_w);
     if (p)
       return launch_direct<T, true>(ctx, "conv2d_backward_data", *p, g.kw, dy, weight,
                                     static_cast<const T*>(nullptr), dx);
+  }
+  if (conv_algo() == ConvAlgo::kDirect) refuse_direct("conv2d_backward_data", g);
+  if (use_tensor_cores<T>(ctx, g, ConvPass::kBackwardData, "conv2d_backward_data")) {
+    if constexpr (std::is_same_v<T, float>) tensor_conv2d_backward_data(ctx, g, dy, weight, dx);
+    return;
   }
   const int64_t plane = int64_t{g.h} * g.w, window = int64_t{g.kh} * g.kw;
   GemmPlan p{};
@@ -646,8 +721,8 @@ template <class T> void conv2d_backward_weights(const Cuda& ctx, const Conv2dSha
   const Operation operation{"conv2d_backward_weights", g.n, g.c, g.h, g.w};
   const int64_t window = int64_t{g.c / g.groups} * g.kh * g.kw, weights = g.o * window;
   const int64_t plane = int64_t{g.oh} * g.ow;
-  if (dweight && weights > 0) {
-    const auto direct = direct_weights_plan<T>(g);
+  if (dweight && weights > 0 && !other_weights_gradient(ctx, g, x, dy, dweight)) {
+    const auto direct = direct_allowed() ? direct_weights_plan<T>(g) : std::nullopt;
     if (direct && g.n > 0) {
       const DirectWeightsPlan& p = *direct;
       const Scratch<T> partial(ctx, int64_t{p.blocks} * p.outputs(g.kw));

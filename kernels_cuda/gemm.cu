@@ -1,4 +1,4 @@
-// Matrix products through cuBLAS, in full float or double precision.
+// Matrix products through cuBLAS, in full float or double precision unless TF32 is allowed.
 #include <cublas_v2.h>
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 
 #include "check.cuh"
 #include "sinter/kernels.h"
+#include "sinter/runtime.h"
 
 namespace sinter {
 namespace cuda {
@@ -34,8 +35,7 @@ cublasHandle_t make_handle(const Cuda& ctx) {
   void* workspace = nullptr;
   SINTER_CUDA_CHECK(cudaMalloc(&workspace, kWorkspaceBytes));
   SINTER_CUBLAS_CHECK(cublasSetWorkspace(handle, workspace, kWorkspaceBytes));
-  // The default mode rounds nothing to TF32, and atomics would make the order of additions a race.
-  SINTER_CUBLAS_CHECK(cublasSetMathMode(handle, CUBLAS_DEFAULT_MATH));
+  // Atomics would make the order of additions a race.
   SINTER_CUBLAS_CHECK(cublasSetAtomicsMode(handle, CUBLAS_ATOMICS_NOT_ALLOWED));
   SINTER_CUBLAS_CHECK(cublasSetPointerMode(handle, CUBLAS_POINTER_MODE_HOST));
   return handle;
@@ -74,6 +74,9 @@ template <class T> void gemm(const Cuda& ctx, const Gemm& g, const T* a, const T
   // cuBLAS is column-major, where a row-major matrix reads as its transpose: ask for
   // C^T = op(B)^T op(A)^T with the operands swapped, and nothing moves.
   const cublasHandle_t handle = handle_of(ctx);
+  // The default mode rounds nothing to TF32.
+  SINTER_CUBLAS_CHECK(
+      cublasSetMathMode(handle, allow_tf32() ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH));
   const cublasOperation_t op_a = g.ta ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t op_b = g.tb ? CUBLAS_OP_T : CUBLAS_OP_N;
   const int64_t lda = g.ta ? g.m : g.k, ldb = g.tb ? g.k : g.n, ldc = g.n;

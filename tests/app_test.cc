@@ -86,6 +86,7 @@ TEST_CASE("app: a command line that makes no sense is refused with exit code 2",
       {{"train", "--optimizer", "lion"}, {"--optimizer", "adamw", "'lion'"}},
       {{"train", "--momentum", "0.9"}, {"--momentum", "sgd", "adam"}},
       {{"train", "--model", "alexnet"}, {"--model", "cifar_cnn", "'alexnet'"}},
+      {{"train", "--conv-algo", "fft"}, {"--conv-algo", "tensor-core", "'fft'"}},
       {{"train", "--device", "tpu"}, {"--device", "cuda:N", "'tpu'"}},
       {{"train", "--dataset", "mnist"}, {"--dataset", "synthetic", "'mnist'"}},
       {{"train", "--threads", "0"}, {"--threads", "'0'"}},
@@ -268,6 +269,25 @@ TEST_CASE("app: bench tabulates, labels synthetic data, and writes JSON and Mark
   CHECK(a > 0);
   CHECK(near(seconds.at("mean"), (a + b) / 2, 1e-9));
   CHECK(near(seconds.at("standard_deviation"), std::abs(a - b) / std::sqrt(2.), 1e-9));
+}
+
+DEVICE_TEST("app: bench records how convolutions were computed", "[app]") {
+  const Folder folder;
+  const Result result =
+      run(folder, job("bench", {"--devices", device.str(), "--conv-algo", "im2col", "--tf32",
+                                "--epochs", "1", "--max-steps", "20", "--json", folder / "b.json",
+                                "--markdown", folder / "b.md"}));
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  CHECK(contains(result.out, "conv-algo im2col, TF32"));
+  const json report = json::parse(test::read_file(folder / "b.json"));
+  CHECK(report.at("job").at("conv_algo") == "im2col");
+  CHECK(report.at("job").at("tf32") == true);
+  if (device.is_cuda()) return;
+  const Result refused =
+      run(folder, job("train", {"--device", "cpu", "--conv-algo", "tensor-core"}));
+  CHECK(refused.code == 1);
+  CHECK(contains(refused.err, "the CPU has no algorithm tensor-core"));
 }
 
 DEVICE_TEST("app: every usable device trains and agrees with the CPU", "[app]") {

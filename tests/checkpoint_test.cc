@@ -404,6 +404,8 @@ TEST_CASE("checkpoint: a job with other weights is refused, a longer one is not"
       {{"--batch-size", "9"}, {"--batch-size 8", "got 9"}},
       {{"--seed", "1"}, {"--seed 0", "got 1"}},
       {{"--no-shuffle"}, {"--no-shuffle off", "got on"}},
+      {{"--conv-algo", "im2col"}, {"--conv-algo auto", "got im2col"}},
+      {{"--tf32"}, {"--tf32 off", "got on"}},
       {{"--optimizer", "adamw"}, {"--optimizer adam", "got adamw"}},
       {{"--weight-decay", "0.1"}, {"--weight-decay 0", "got 0.1"}},
       {{"--synthetic-size", "601"}, {"--synthetic-size 600", "got 601"}},

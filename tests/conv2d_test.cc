@@ -6,10 +6,93 @@ namespace {
 
 using app::conv2d_op;
 
+// The algorithm and the precision while one lives.
+class With {
+ public:
+  explicit With(ConvAlgo algo, bool tf32 = false) {
+    set_conv_algo(algo);
+    set_allow_tf32(tf32);
+  }
+  ~With() {
+    set_conv_algo(ConvAlgo::kAuto);
+    set_allow_tf32(false);
+  }
+  With(const With&) = delete;
+  With& operator=(const With&) = delete;
+};
+
+bool has_tensor_cores([[maybe_unused]] Device device) {
+#ifdef SINTER_WITH_CUDA
+  return device.is_cuda() && cuda_device_info(device.index).major >= 8;
+#else
+  return false;
+#endif
+}
+
+// The algorithms that `device` has for any geometry.
+std::vector<ConvAlgo> algorithms(Device device) {
+  if (!device.is_cuda()) return {ConvAlgo::kNaive, ConvAlgo::kDirect, ConvAlgo::kIm2col};
+  std::vector<ConvAlgo> all = {ConvAlgo::kNaive, ConvAlgo::kIm2col, ConvAlgo::kImplicitGemm};
+  if (has_tensor_cores(device)) all.push_back(ConvAlgo::kTensorCore);
+  return all;
+}
+
 // Forward and all gradients against the oracle.
 void check_batch(Device device, const Sizes& x_shape, const Sizes& w_shape, bool bias,
                  const oracle::Conv& p) {
-  check_op(app::conv2d_case(x_shape, w_shape, bias, p), device);
+  INFO("algorithm " << name(conv_algo()) << " TF32 " << allow_tf32());
+  app::OpCase c = app::conv2d_case(x_shape, w_shape, bias, p);
+  if (conv_algo() != ConvAlgo::kAuto) c.what += str(" ", name(conv_algo()));
+  if (allow_tf32()) {
+    // Rounding to 10 bits of mantissa moves each operand by at most 2^-11 of itself and a product
+    // of numbers in [-1, 1] by at most 2^-10. Products are off in random directions and by a tenth
+    // of that in the mean square, so a sum of K of them by far less than sqrt(K) 2^-10, beside the
+    // K roundings of float32.
+    c.what += " TF32";
+    for (double* terms : {&c.y_terms, &c.terms[0], &c.terms[1], &c.terms[2]})
+      *terms += std::sqrt(*terms) * 0x1p-10 / epsilon(kFloat32);
+  }
+  if (conv_algo() == ConvAlgo::kTensorCore)
+    check_op(c, device, {kFloat32});
+  else
+    check_op(c, device);
+}
+
+// Geometries that are awkward for one algorithm or another: more or fewer channels than a tile
+// holds, batches that end inside one, images smaller than one, windows outside the image.
+void check_geometries(Device device) {
+  const oracle::Conv padded{.pad_h = 1, .pad_w = 1};
+  check_batch(device, {3, 3, 12, 10}, {6, 3, 5, 5}, true, {});
+  check_batch(device, {2, 64, 8, 8}, {64, 64, 3, 3}, true, padded);
+  check_batch(device, {9, 40, 4, 4}, {70, 40, 3, 3}, true, padded);
+  check_batch(device, {1, 130, 9, 7}, {150, 130, 3, 3}, false, padded);
+  check_batch(device, {40, 32, 5, 5}, {33, 32, 1, 1}, true, {});
+  check_batch(device, {2, 31, 9, 9}, {65, 31, 3, 3}, true,
+              {.stride_h = 2, .stride_w = 2, .pad_h = 1, .pad_w = 1});
+  check_batch(device, {2, 24, 11, 10}, {24, 1, 3, 3}, true, {.pad_h = 1, .pad_w = 1, .groups = 24});
+  check_batch(device, {3, 8, 7, 9}, {12, 4, 3, 2}, true,
+              {.stride_h = 2, .stride_w = 3, .pad_h = 2, .pad_w = 1, .dil_w = 2, .groups = 2});
+  check_batch(device, {2, 2, 3, 2}, {3, 2, 2, 1}, true, {.pad_h = 4, .pad_w = 3});
+  check_batch(device, {2, 2, 11, 13}, {3, 2, 2, 2}, true, {.stride_h = 4, .stride_w = 5});
+  check_batch(device, {1, 1, 1, 1}, {1, 1, 1, 1}, true, {});
+  check_batch(device, {300, 2, 1, 3}, {3, 2, 1, 3}, true, {.pad_w = 1});
+  Random random(6);
+  for (int trial = 0; trial < 20; ++trial) {
+    const int64_t groups = 1 + random.below(3);
+    const int64_t kh = 1 + random.below(4), kw = 1 + random.below(4);
+    const oracle::Conv p{.stride_h = 1 + random.below(3),
+                         .stride_w = 1 + random.below(3),
+                         .pad_h = random.below(4),
+                         .pad_w = random.below(4),
+                         .dil_h = 1 + random.below(3),
+                         .dil_w = 1 + random.below(3),
+                         .groups = groups};
+    const int64_t h = p.dil_h * (kh - 1) + 1 + random.below(9);
+    const int64_t w = p.dil_w * (kw - 1) + 1 + random.below(9);
+    const int64_t c = groups * (1 + random.below(20)), o = groups * (1 + random.below(20));
+    check_batch(device, {1 + random.below(9), c, h, w}, {o, c / groups, kh, kw},
+                random.below(2) == 0, p);
+  }
 }
 
 // The same for the batch of x_shape and for one of 19: backends choose between algorithms by the
@@ -188,6 +271,94 @@ DEVICE_TEST("conv2d: the same input gives the same bits", "[conv2d]") {
     if (run == 0) first = now;
     for (size_t i = 0; i < now.size(); ++i) CHECK(same_bits(first[i], now[i]));
   }
+}
+
+DEVICE_TEST("conv2d: every algorithm against the oracle", "[conv2d]") {
+  for (ConvAlgo algo : algorithms(device)) {
+    const With with(algo);
+    check_geometries(device);
+  }
+}
+
+CUDA_TEST("conv2d: the direct algorithm against the oracle", "[conv2d]") {
+  const With with(ConvAlgo::kDirect);
+  check_batch(device, {3, 3, 32, 32}, {6, 3, 5, 5}, true, {});
+  check_batch(device, {19, 6, 14, 14}, {16, 6, 5, 5}, true, {});
+  check_batch(device, {2, 16, 17, 15}, {16, 16, 3, 3}, false, {.pad_h = 1, .pad_w = 1});
+  check_batch(device, {5, 4, 9, 11}, {7, 4, 7, 5}, true, {.pad_h = 3, .pad_w = 2});
+}
+
+CUDA_TEST("conv2d: TF32 keeps to its bound, and only where it is allowed", "[conv2d]") {
+  if (!has_tensor_cores(device)) return;
+  {
+    const With with(ConvAlgo::kTensorCore, true);
+    check_geometries(device);
+  }
+  const Tensor x = tensor(noise({4, 64, 8, 8}, 1), {kFloat32, device});
+  const Tensor w = tensor(noise({64, 64, 3, 3}, 2), {kFloat32, device});
+  const auto y = [&](ConvAlgo algo, bool tf32) {
+    const With with(algo, tf32);
+    return conv2d(x, w, {}, {.padding = 1});
+  };
+  CHECK(!same_bits(y(ConvAlgo::kTensorCore, true), y(ConvAlgo::kTensorCore, false)));
+  CHECK(same_bits(y(ConvAlgo::kImplicitGemm, true), y(ConvAlgo::kImplicitGemm, false)));
+  // A wide layer is the tensor cores' unless an algorithm is named.
+  CHECK(same_bits(y(ConvAlgo::kAuto, false), y(ConvAlgo::kTensorCore, false)));
+  CHECK(same_bits(y(ConvAlgo::kAuto, true), y(ConvAlgo::kTensorCore, true)));
+  // Matrix products follow the same setting.
+  const Tensor a = tensor(noise({256, 512}, 3), {kFloat32, device});
+  const Tensor b = tensor(noise({512, 256}, 4), {kFloat32, device});
+  const Tensor full = matmul(a, b);
+  const With with(ConvAlgo::kAuto, true);
+  CHECK(!same_bits(matmul(a, b), full));
+}
+
+DEVICE_TEST("conv2d: every algorithm gives the same bits again", "[conv2d]") {
+  for (ConvAlgo algo : algorithms(device)) {
+    INFO(name(algo));
+    const With with(algo);
+    std::vector<Tensor> first;
+    for (int run = 0; run < 3; ++run) {
+      const TensorOptions options{kFloat32, device};
+      const Tensor x = leaf(noise({24, 48, 12, 12}, 1), options);
+      const Tensor w = leaf(noise({40, 48, 3, 3}, 2), options), b = leaf(noise({40}, 3), options);
+      const Tensor y = conv2d(x, w, b, {.padding = 1});
+      y.backward(tensor(noise(array(y).shape, 4), options));
+      const std::vector<Tensor> now = {y.detach(), x.grad(), w.grad(), b.grad()};
+      if (run == 0) first = now;
+      for (size_t i = 0; i < now.size(); ++i) CHECK(same_bits(first[i], now[i]));
+    }
+  }
+}
+
+DEVICE_TEST("conv2d: an algorithm that cannot says why and which can", "[conv2d]") {
+  CHECK(conv_algo() == ConvAlgo::kAuto);
+  for (ConvAlgo algo : {ConvAlgo::kAuto, ConvAlgo::kNaive, ConvAlgo::kDirect, ConvAlgo::kIm2col,
+                        ConvAlgo::kImplicitGemm, ConvAlgo::kTensorCore})
+    CHECK(conv_algo_named(name(algo)) == algo);
+  check_throws<ValueError>([] { conv_algo_named("fft"); }, {"fft", "auto", "tensor-core"});
+
+  const auto forward = [&](DType dtype, const Conv2dOptions& options) {
+    return conv2d(zeros({2, 3, 8, 9}, {dtype, device}), zeros({4, 3, 3, 3}, {dtype, device}), {},
+                  options);
+  };
+  if (!device.is_cuda()) {
+    for (ConvAlgo algo : {ConvAlgo::kImplicitGemm, ConvAlgo::kTensorCore}) {
+      const With with(algo);
+      check_throws<ValueError>([&] { forward(kFloat32, {}); },
+                               {"conv2d", name(algo), "CPU", "naive", "--conv-algo"});
+    }
+    return;
+  }
+  {
+    const With with(ConvAlgo::kDirect);
+    check_throws<ValueError>(
+        [&] { forward(kFloat32, {.stride = 2}); },
+        {"conv2d_forward", "direct", "stride", "(2, 3, 8, 9)", "--conv-algo", "implicit-gemm"});
+  }
+  const With with(ConvAlgo::kTensorCore);
+  check_throws<ValueError>([&] { forward(kFloat64, {}); },
+                           {"conv2d_forward", "tensor-core", "float32", "--conv-algo"});
 }
 
 DEVICE_TEST("conv2d: errors name the operator and the shapes", "[conv2d]") {

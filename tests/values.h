@@ -80,10 +80,11 @@ inline bool same_bits(const Tensor& a, const Tensor& b) {
   return a.bytes() == 0 || std::memcmp(x.raw(), y.raw(), a.bytes()) == 0;
 }
 
-// Forward and backward in both dtypes against an oracle.
-inline void check_op(const OpCase& c, Device device) {
+// Forward and backward in every dtype against an oracle.
+inline void check_op(const OpCase& c, Device device,
+                     const std::vector<DType>& dtypes = {kFloat32, kFloat64}) {
   INFO(c.how);
-  for (DType dtype : {kFloat32, kFloat64})
+  for (DType dtype : dtypes)
     for (const Comparison& result : app::compare_with_oracle(c, {dtype, device}))
       check_comparison(c.what + ": " + result.what, result, {dtype, device});
 }

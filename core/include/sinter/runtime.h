@@ -34,6 +34,31 @@ BlasInfo blas_info();
 // The instruction set that the direct kernels chose at run time ("AVX3_ZEN4", "AVX2", …).
 std::string simd_target();
 
+// ---- both ---------------------------------------------------------------------------------------
+
+// How conv2d is computed, forward and backward, in the whole process. kAuto chooses by geometry,
+// dtype and device; any other algorithm is used for every convolution, and one that it cannot
+// compute throws ValueError saying why and which can.
+//   naive          the definition, one output after another: to read, and to check the others by
+//   direct         CPU: images in the lanes of a vector; CUDA: small windows, few input channels
+//   im2col         patches written out as a matrix, and a matrix product
+//   implicit-gemm  CUDA: the same with the patches gathered while they are multiplied
+//   tensor-core    CUDA, float32: the same on tensor cores
+// They differ in the order of additions; each gives the same bits from run to run.
+enum class ConvAlgo { kAuto, kNaive, kDirect, kIm2col, kImplicitGemm, kTensorCore };
+void set_conv_algo(ConvAlgo algo);
+ConvAlgo conv_algo();
+const char* name(ConvAlgo algo);  // "auto", "naive", …, as above
+// Throws ValueError listing the names.
+ConvAlgo conv_algo_named(const std::string& name);
+
+// Whether CUDA may round the operands of float32 convolutions and matrix products to TF32, which
+// has 10 bits of mantissa instead of 23, as torch.backends.cuda.matmul.allow_tf32 and
+// torch.backends.cudnn.allow_tf32. Default: false. Process-wide; GPUs before compute capability 8.0
+// and float64 ignore it.
+void set_allow_tf32(bool allow);
+bool allow_tf32();
+
 // ---- CUDA ---------------------------------------------------------------------------------------
 // Declared in every build. A build without CUDA has cuda_built() == false and cuda_device_count()
 // == 0, and none of the others is defined.

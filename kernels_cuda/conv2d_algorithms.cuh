@@ -1,0 +1,43 @@
+// The algorithms behind conv2d.cu's choice that live in files of their own. Arguments are those of
+// kernels.h; no output is empty, and dweight is not null.
+#pragma once
+
+#include <string>
+
+#include "sinter/kernels.h"
+
+namespace sinter::cuda {
+
+enum class ConvPass { kForward, kBackwardData, kBackwardWeights };
+
+// One thread an output element (conv2d_naive.cu).
+template <class T> void naive_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
+                                             const T* weight, const T* b, T* y);
+template <class T> void naive_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g,
+                                                   const T* dy, const T* weight, T* dx);
+template <class T> void naive_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g,
+                                                      const T* x, const T* dy, T* dweight);
+
+// The matrix of patches written out, and a matrix product (conv2d_im2col.cu).
+template <class T> void im2col_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
+                                              const T* weight, const T* b, T* y);
+template <class T> void im2col_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g,
+                                                    const T* dy, const T* weight, T* dx);
+template <class T> void im2col_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g,
+                                                       const T* x, const T* dy, T* dweight);
+
+// Implicit GEMM on tensor cores, float (conv2d_tensor.cu): in TF32 where allow_tf32() says so, else
+// in three TF32 products that together have float's precision.
+//
+// Why it cannot run this pass, to follow "needs"; empty if it can.
+std::string tensor_conv2d_lacks(const Cuda& ctx, const Conv2dShape& g);
+// Whether its tiles are filled well enough to beat the implicit GEMM outside the tensor cores.
+bool tensor_conv2d_pays(const Conv2dShape& g, ConvPass pass);
+void tensor_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const float* x,
+                           const float* weight, const float* b, float* y);
+void tensor_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g, const float* dy,
+                                 const float* weight, float* dx);
+void tensor_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g, const float* x,
+                                    const float* dy, float* dweight);
+
+}  // namespace sinter::cuda
