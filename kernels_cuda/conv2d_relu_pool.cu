@@ -243,6 +243,7 @@ template <class T, int K, int OC> __global__ void __launch_bounds__(kForwardThre
   const int row0 = static_cast<int>(blockIdx.z) * g.rows;
   const int o0 = static_cast<int>(blockIdx.y) * g.groups * OC;
 
+  wait_for_earlier();
   load_planes(g.copying, x + static_cast<int64_t>(image0) * g.c * g.h * g.w,
               min(g.images, g.n - image0) * g.c, g.h, g.w, 2 * row0 - g.pad_h, -g.pad_w, tile_h,
               g.width(K), pitch, plane, tile);
@@ -418,11 +419,12 @@ __global__ void __launch_bounds__(kDxThreads<T> + kDweightThreads<T>, 2)
     load_planes(g.copying, x + image * g.c * g.h * g.w, g.c, g.h, g.w, -g.pad_h, tile_x0,
                 g.tile_h(), g.columns() + K - 1, tile_pitch, tile_plane, tile);
   };
-  load_image(blockIdx.x);
-  if (g.dx) load_weights<T, K, OC, true>(weight, g.c, 0, g.o, g.kh, g.dx_groups, weights);
   for (int e = thread; e < g.grads_size(K) / 4; e += blockDim.x)
     reinterpret_cast<Quad<T>*>(grads)[e] = Quad<T>{};
   for (int e = thread; e < g.ones_size(K); e += blockDim.x) ones[e] = T(1);
+  wait_for_earlier();
+  load_image(blockIdx.x);
+  if (g.dx) load_weights<T, K, OC, true>(weight, g.c, 0, g.o, g.kh, g.dx_groups, weights);
 
   const int pair = task_thread % g.row_pairs, group = task_thread / g.row_pairs % g.groups;
   const int split = task_thread / g.tasks;  // surplus threads have one >= splits
@@ -695,8 +697,8 @@ template <class T> void conv2d_relu_pool_forward(const Cuda& ctx, const Conv2dSh
                   static_cast<unsigned>(p.group_blocks), static_cast<unsigned>(p.bands));
   with_constant<3, 5>(g.kw, [&](auto k) {
     with_constant<2, 3, 6, 8>(p.channels, [&](auto channels) {
-      launch(ctx, {"conv2d_relu_pool_forward", g.n, g.o, g.oh, g.ow}, grid, threads, shared,
-             forward_kernel<T, k(), channels()>, p, x, weight, b, y, choice);
+      launch_early(ctx, {"conv2d_relu_pool_forward", g.n, g.o, g.oh, g.ow}, grid, threads, shared,
+                   1, forward_kernel<T, k(), channels()>, p, x, weight, b, y, choice);
     });
   });
 }
@@ -721,8 +723,8 @@ template <class T> void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dS
         SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                static_cast<int>(shared)));
       }
-      launch(ctx, {"conv2d_relu_pool_backward", g.n, g.o, g.oh, g.ow}, grid, p.threads(), shared,
-             kernel, p, x, weight, y, choice, dy, dx, partial.data());
+      launch_early(ctx, {"conv2d_relu_pool_backward", g.n, g.o, g.oh, g.ow}, grid, p.threads(),
+                   shared, 1, kernel, p, x, weight, y, choice, dy, dx, partial.data());
     });
   });
   if (!weights) return;

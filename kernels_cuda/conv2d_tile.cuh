@@ -23,6 +23,7 @@ template <class T> struct alignas(16) Quad { T v[4]; };
 template <class T> __global__ void __launch_bounds__(kThreads)
     sum_slices(int slices, int64_t n, int64_t n_bias, const T* partial, T* dweight, T* db) {
   __shared__ T sums[8][32];
+  wait_for_earlier();
   const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * 32 + lane;
   T sum = 0;
@@ -45,9 +46,9 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 
 template <class T> void launch_sum_slices(const Cuda& ctx, int slices, int64_t n, int64_t n_bias,
                                           const T* partial, T* dweight, T* db) {
-  launch(ctx, {"conv2d_backward_weights", slices, n, n_bias},
-         static_cast<unsigned>(ceil_div(n + n_bias, 32)), kThreads, 0, sum_slices<T>, slices, n,
-         n_bias, partial, dweight, db);
+  launch_early(ctx, {"conv2d_backward_weights", slices, n, n_bias},
+               static_cast<unsigned>(ceil_div(n + n_bias, 32)), kThreads, 0, 1, sum_slices<T>,
+               slices, n, n_bias, partial, dweight, db);
 }
 
 }  // namespace sinter::cuda

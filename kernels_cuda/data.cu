@@ -26,6 +26,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     gather_batch_kernel(GatherShape g, Normalization<T> z, const uint8_t* images,
                         const uint8_t* labels, const int64_t* index, int64_t* position, T* x,
                         int64_t* y, unsigned* ticket) {
+  wait_for_earlier();
   const int64_t first = position ? *position : g.first;
   const int plane = g.h * g.w, size = plane * g.c;
   for (int64_t i = blockIdx.x; i < g.n; i += gridDim.x) {
@@ -60,10 +61,10 @@ template <class T> void gather_batch(const Cuda& ctx, const GatherShape& g, cons
     z.shift[c] = static_cast<T>(-static_cast<double>(g.mean[c]) / static_cast<double>(g.std[c]));
   }
   if (g.n == 0) return;
-  launch(ctx, {"gather_batch", g.n, g.c, g.h, g.w},
-         static_cast<unsigned>(std::min<int64_t>(g.n, 1 << 16)), kThreads, 0,
-         gather_batch_kernel<T>, g, z, images, labels, index, position, x, y,
-         stream_resources(ctx).ticket);
+  launch_early(ctx, {"gather_batch", g.n, g.c, g.h, g.w},
+               static_cast<unsigned>(std::min<int64_t>(g.n, 1 << 16)), kThreads, 0, 1,
+               gather_batch_kernel<T>, g, z, images, labels, index, position, x, y,
+               stream_resources(ctx).ticket);
 }
 
 template void gather_batch<float>(const Cuda&, const GatherShape&, const uint8_t*, const uint8_t*,

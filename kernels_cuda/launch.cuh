@@ -46,23 +46,44 @@ template <class... Params, class... Args> void launch(LaunchSite site, const Ope
     throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
 }
 
-// The same in clusters of `cluster` blocks, which divides the grid.
+// Programmatic dependent launch (compute capability 9.0): a kernel that is launched by launch_early
+// gets its blocks placed while the one before it on the stream still runs, and begins with
+// wait_for_earlier(), in every thread, before it touches memory. That hides a launch's latency,
+// some microsecond, which is most of what a small kernel costs.
+//   Once past the wait a kernel lets the next one be placed, so a kernel and all before it are over
+// when the second behind it begins: what is placed early never waits for more than one kernel.
+__device__ inline void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+// Whether the device does that, and the code that this build has for it (runtime.cu).
+bool launches_early(int device);
+
+// In clusters of `cluster` blocks, which divides the grid; 1: without clusters.
 template <class... Params, class... Args>
-void launch_cluster(LaunchSite site, const Operation& operation, dim3 grid, dim3 block,
-                    size_t shared_bytes, unsigned cluster, void (*kernel)(Params...),
-                    Args... args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+void launch_early(LaunchSite site, const Operation& operation, dim3 grid, dim3 block,
+                  size_t shared_bytes, unsigned cluster, void (*kernel)(Params...), Args... args) {
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = site.ctx.stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, args...);
+  config.attrs = attributes;
+  if (launches_early(site.ctx.device)) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& clusters = attributes[config.numAttrs++];
+    clusters.id = cudaLaunchAttributeClusterDimension;
+    clusters.val.clusterDim.x = cluster;
+    clusters.val.clusterDim.y = clusters.val.clusterDim.z = 1;
+  }
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
   if (error != cudaSuccess)
     throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
 }

@@ -243,6 +243,7 @@ __global__ void __launch_bounds__(kThreads, 8 / sizeof(T))
   if (threadIdx.x == 0)
     for (int s = 0; s + 1 < chain.steps; ++s) received[s].init();
   cluster_arrive();
+  wait_for_earlier();
 
   const auto load_input = [&](int64_t row0, T* to) {
     if (row0 < chain.n)
@@ -345,6 +346,7 @@ template <class T> __global__ void __launch_bounds__(32 * kGradientWarps<T>)
     Sums sums[kWarps];
   } shared;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  wait_for_earlier();
 
   int l = g.layers - 1;
   while (static_cast<int>(blockIdx.x) < g.layer[l].first_tile) --l;
@@ -473,8 +475,8 @@ void launch_chain(const Cuda& ctx, const char* name, Chain<T>& chain, int64_t ma
   // Clusters that come later would load the weights again; all work the same number of turns.
   const int64_t groups = ceil_div(chain.n, kRows);
   const int64_t clusters = ceil_div(groups, ceil_div(groups, max_clusters));
-  launch_cluster(ctx, {name, chain.n, chain.steps}, static_cast<unsigned>(clusters * kCluster),
-                 kThreads, bytes, kCluster, kernel, chain);
+  launch_early(ctx, {name, chain.n, chain.steps}, static_cast<unsigned>(clusters * kCluster),
+               kThreads, bytes, kCluster, kernel, chain);
 }
 
 template <class T, bool kBackward>
@@ -600,9 +602,9 @@ template <class T> void mlp_backward(const Cuda& ctx, const MlpShape& g, const T
   }
   if (gradients.tiles == 0) return;
   const Branch side(ctx);  // nothing below the layers needs these
-  launch(side.ctx(), {"mlp_backward_weights", g.n, gradients.layers, gradients.tiles},
-         static_cast<unsigned>(gradients.tiles), 32 * kGradientWarps<T>, 0,
-         weight_gradients_kernel<T>, gradients);
+  launch_early(side.ctx(), {"mlp_backward_weights", g.n, gradients.layers, gradients.tiles},
+               static_cast<unsigned>(gradients.tiles), 32 * kGradientWarps<T>, 0, 1,
+               weight_gradients_kernel<T>, gradients);
 }
 
 #define SINTER_INSTANTIATE(T)                                               \

@@ -69,6 +69,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     adam_kernel(const SlotTable<AdamSlot<T>> table, AdamConfig c, AdamConstants<T> k,
                 const double* lr, int64_t* step, unsigned* ticket) {
   __shared__ T of_step[3];
+  wait_for_earlier();
   if (threadIdx.x == 0) {
     const double rate = *lr;
     const int64_t t = count_step(table, ticket, step) + 1;
@@ -178,8 +179,8 @@ template <class T> void adam_step(const Cuda& ctx, const AdamConfig& c,
                            static_cast<T>(1 - c.beta1), static_cast<T>(1 - c.beta2),
                            static_cast<T>(c.eps)};
   for_tables(slots, [&](const SlotTable<AdamSlot<T>>& table, unsigned blocks) {
-    launch(ctx, {"adam_step", table.count, blocks}, blocks, kThreads, 0, adam_kernel<T>, table, c,
-           k, lr, step, stream_resources(ctx).ticket);
+    launch_early(ctx, {"adam_step", table.count, blocks}, blocks, kThreads, 0, 1, adam_kernel<T>,
+                 table, c, k, lr, step, stream_resources(ctx).ticket);
   });
 }
 

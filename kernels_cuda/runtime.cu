@@ -4,6 +4,7 @@
 // and are therefore never destroyed; at exit the driver frees what they hold.
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <deque>
 #include <exception>
@@ -94,6 +95,7 @@ thread_local Capture capture;
 struct Device {
   std::mutex mutex;
   bool verified = false;
+  std::atomic<int> launches_early{-1};  // -1: not known yet
   std::unordered_map<cudaStream_t, std::unique_ptr<Stream>> streams;
   std::vector<Stream*> idle;
   std::unordered_map<const void*, Block> blocks;  // live and free
@@ -361,6 +363,23 @@ void refuse_in_capture(const char* what) {
 }
 
 }  // namespace
+
+bool launches_early(int device) {
+  static const bool never = std::getenv("SINTER_NO_PDL") != nullptr;
+  if (never) return false;
+  std::atomic<int>& known = device_state(device).launches_early;
+  int answer = known.load(std::memory_order_relaxed);
+  if (answer < 0) {
+    // Code compiled by the driver from PTX of an older architecture does not wait.
+    cudaFuncAttributes attributes{};
+    int major = 0;
+    SINTER_CUDA_CHECK(cudaFuncGetAttributes(&attributes, probe_kernel));
+    SINTER_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    answer = major >= 9 && attributes.ptxVersion >= 90 ? 1 : 0;
+    known.store(answer, std::memory_order_relaxed);
+  }
+  return answer == 1;
+}
 
 StreamResources stream_resources(const Cuda& ctx) {
   Device& device = device_state(ctx.device);

@@ -165,6 +165,7 @@ constexpr int64_t kFewRows = 4 * kThreads;
 template <class T> __global__ void __launch_bounds__(kThreads)
     cross_entropy_few(CrossEntropyShape g, const T* logits, const int64_t* labels, T* loss,
                       T* dlogits, StreamResources stream) {
+  wait_for_earlier();
   const int classes = static_cast<int>(g.classes);
   const T at_label = static_cast<T>(1 - g.label_smoothing);
   const T anywhere = static_cast<T>(g.label_smoothing / static_cast<double>(g.classes));
@@ -295,9 +296,9 @@ void log_softmax_backward(const Cuda& ctx, const SoftmaxShape& g, const T* y, co
 template <class T> void cross_entropy(const Cuda& ctx, const CrossEntropyShape& g, const T* logits,
                                       const int64_t* labels, T* loss, T* dlogits) {
   if (g.classes <= cuda::kFewClasses && g.n <= cuda::kFewRows)
-    cuda::launch(ctx, {"cross_entropy", g.n, g.classes}, 1, cuda::kThreads, 0,
-                 cuda::cross_entropy_few<T>, g, logits, labels, loss, dlogits,
-                 cuda::stream_resources(ctx));
+    cuda::launch_early(ctx, {"cross_entropy", g.n, g.classes}, 1, cuda::kThreads, 0, 1,
+                       cuda::cross_entropy_few<T>, g, logits, labels, loss, dlogits,
+                       cuda::stream_resources(ctx));
   else if (g.classes > cuda::kLongRow)
     cuda::launch_cross_entropy<cuda::kThreads>(ctx, g, logits, labels, loss, dlogits);
   else
