@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <optional>
 #include <type_traits>
 
@@ -32,8 +33,7 @@ namespace {
 
 // Threads of a block, at most; double takes twice the registers.
 template <class T> constexpr int kForwardThreads = sizeof(T) == 4 ? 512 : 256;
-template <class T> constexpr int kDxThreads = sizeof(T) == 4 ? 128 : 64;
-template <class T> constexpr int kDweightThreads = sizeof(T) == 4 ? 320 : 160;
+template <class T> constexpr int kBackwardThreads = sizeof(T) == 4 ? 448 : 224;
 
 // An extent that a kernel divides by. The host works out the factor that makes a division one
 // multiplication: otherwise divisions are most of what a kernel does before its first load. Exact
@@ -300,12 +300,14 @@ template <class T, int K, int OC> __global__ void __launch_bounds__(kForwardThre
 
 // ---- backward -----------------------------------------------------------------------------------
 
-// Block (slice, part) takes every slices-th image. Its first `threads_dx` threads make the part's
-// cells of dx, 2 x 2 patches: a thread one cell at a time, for OC channels and every dx_splits-th
-// channel of the gradient. The other threads add up dweight and db of the part's 2 * groups output
-// channels: a thread has two rows of windows, rows r and r + row_pairs of the (channel, i), for two
-// output channels, and takes every splits-th row of the gradient. The row of windows after the last
-// stands for db: it reads ones instead of x.
+// Two kernels, which run side by side: dx, which the layers before wait for, and dweight with db.
+// Block (slice, part) of either takes every slices-th image.
+//
+// dx: a block makes the part's cells, 2 x 2 patches: a thread one cell at a time, for OC channels
+// and every dx_splits-th channel of the gradient. dweight: a block has 2 * groups output channels:
+// a thread has two rows of windows, rows r and r + row_pairs of the (channel, i), for two output
+// channels, and takes every splits-th row of the gradient. The row of windows after the last stands
+// for db: it reads ones instead of x.
 //
 // The gradient of the convolution lies in shared memory between the zeros that dx reads around it,
 // `left` columns and a row above and below; further rows are not visited.
@@ -313,7 +315,7 @@ struct BackwardPlan {
   int n = 0, c = 0, h = 0, w = 0, o = 0;
   Divisor ph = 1, pw = 1, kh = 1;
   int pad_h = 0, pad_w = 0;
-  bool dx = false, dweight = false;
+  bool dx = false;  // else dweight
   int slices = 0, parts = 0;
   int channels = 0;  // OC
   int cells = 0, threads_dx = 0;
@@ -322,7 +324,7 @@ struct BackwardPlan {
   Divisor groups = 1, row_pairs = 1, tasks = 1;  // tasks: groups * row_pairs
   Copying copying{};
 
-  int threads() const { return threads_dx + (dweight ? round_up(tasks * splits, 32) : 0); }
+  int threads() const { return dx ? threads_dx : round_up(tasks * splits, 32); }
   SINTER_HD int all_cells() const { return (h + 1) / 2 * cells_w; }
 
   SINTER_HD int left(int k) const { return k - 1 - pad_w; }
@@ -340,12 +342,12 @@ struct BackwardPlan {
     const int pitch = tile_pitch(k), size = tile_h() * pitch;
     return size + (((kh * pitch - size) % 32) + 32) % 32;
   }
-  SINTER_HD int tile_size(int k) const { return dweight ? (c * tile_plane(k) + 3) / 4 * 4 : 0; }
-  SINTER_HD int ones_size(int k) const { return dweight ? (tile_pitch(k) + 3) / 4 * 4 : 0; }
+  SINTER_HD int tile_size(int k) const { return dx ? 0 : (c * tile_plane(k) + 3) / 4 * 4; }
+  SINTER_HD int ones_size(int k) const { return dx ? 0 : (tile_pitch(k) + 3) / 4 * 4; }
   int shared_size(int k, int run) const {
     const int staged =
         grads_size(k) + tile_size(k) + ones_size(k) + (dx ? o * kh * dx_groups * run : 0);
-    return std::max(staged, dweight ? splits * tasks * 4 * k : 0);
+    return std::max(staged, dx ? 0 : splits * tasks * 4 * k);
   }
   SINTER_HD int outputs(int k) const { return o * c * kh * k + o; }  // dweight, then db
 };
@@ -396,138 +398,158 @@ template <class T, int K> __device__ void accumulate_row(int columns, const T* x
   }
 }
 
+template <class T> __device__ void clear(int size, T* to) {
+  for (int e = threadIdx.x; e < size / 4; e += blockDim.x)
+    reinterpret_cast<Quad<T>*>(to)[e] = Quad<T>{};
+}
+
+// The gradient of the convolution's planes [first_plane, first_plane + planes) of an image, from
+// that of the pooled ones.
+template <class T, int K>
+__device__ void spread_gradient(const BackwardPlan& g, int64_t image, int first_plane, int planes,
+                                const T* y, const uint8_t* choice, const T* dy, T* grads) {
+  const int pitch = g.grads_pitch(K), plane = g.grads_plane(K), cells = g.ph * g.pw;
+  const int64_t from = (image * g.o + first_plane) * cells;
+#pragma unroll 2
+  for (int e = threadIdx.x; e < planes * cells; e += blockDim.x) {
+    // All read before any is looked at, so that one trip to memory fetches them.
+    const T result = y[from + e], d = dy[from + e];
+    const int chosen = choice[from + e];
+    const T value = result > T(0) ? d : T(0);
+    const int row = e / g.pw, column = e - row * g.pw, o = row / g.ph, py = row - o * g.ph;
+    T* to = grads + o * plane + (1 + 2 * py) * pitch + g.left(K) + 2 * column;
+    to[0] = chosen == 0 ? value : T(0);
+    to[1] = chosen == 1 ? value : T(0);
+    to[pitch] = chosen == 2 ? value : T(0);
+    to[pitch + 1] = chosen == 3 ? value : T(0);
+  }
+}
+
+template <class T, int K, int OC> __global__ void __launch_bounds__(kBackwardThreads<T>, 2)
+    dx_kernel(BackwardPlan g, const T* weight, const T* y, const uint8_t* choice, const T* dy,
+              T* dx) {
+  const int pitch = g.grads_pitch(K), plane = g.grads_plane(K);
+  T* grads = dynamic_shared<T>();        // (planes, 1 + 2 ph + 1, pitch)
+  T* weights = grads + g.grads_size(K);  // (o, kh, dx_groups, kRun)
+  const int thread = threadIdx.x;
+
+  clear(g.grads_size(K), grads);
+  wait_for_earlier();
+  load_weights<T, K, OC, true>(weight, g.c, 0, g.o, g.kh, g.dx_groups, weights);
+  __pipeline_commit();
+  for (int64_t image = blockIdx.x; image < g.n; image += g.slices) {
+    __syncthreads();  // the zeros are there, or the previous image has been read
+    spread_gradient<T, K>(g, image, 0, g.o, y, choice, dy, grads);
+    __pipeline_wait_prior(0);
+    __syncthreads();
+
+    const int items = g.cells * g.dx_groups * g.dx_splits;
+    for (int base = 0; base < items; base += g.threads_dx) {
+      const int item = min(base + thread, items - 1);  // surplus lanes work along, for shuffles
+      const int dx_split = item % g.dx_splits, at = item / g.dx_splits;
+      const int dx_group = at % g.dx_groups;
+      const int cell = static_cast<int>(blockIdx.y) * g.cells + at / g.dx_groups;
+      const bool inside = base + thread < items && cell < g.all_cells();
+      const int cy = inside ? cell / g.cells_w : 0;
+      const int cx = inside ? cell - cy * g.cells_w : 0;
+      // Gradient row top + i meets row i of the rotated window; the lower row of results reads one
+      // further. Rows -1 and 2 ph are zeros, and others outside are left out.
+      const int top = 2 * cy - (g.kh - 1 - g.pad_h);
+      T d[OC][4] = {};
+      correlate<T, K, OC>(
+          g.o / g.dx_splits, max(0, -top - 1), min(int{g.kh}, 2 * g.ph - top),
+          grads + dx_split * plane + (1 + top) * pitch + 2 * cx, g.dx_splits * plane, pitch,
+          weights + (dx_split * g.kh * g.dx_groups + dx_group) * kRun<K, OC>,
+          g.dx_splits * g.kh * g.dx_groups * kRun<K, OC>, g.dx_groups * kRun<K, OC>, d);
+      add_splits(g.dx_splits, d);
+      if (!inside) continue;
+#pragma unroll
+      for (int q = 0; q < OC; ++q) {
+        const int channel = dx_group * OC + q;
+        T* to = dx + ((image * g.c + channel) * g.h + 2 * cy) * g.w + 2 * cx;
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          const bool mine = ((q * 4 + r) & (g.dx_splits - 1)) == dx_split;
+          if (mine && channel < g.c && 2 * cy + r / 2 < g.h && 2 * cx + r % 2 < g.w)
+            to[r / 2 * g.w + r % 2] = d[q][r];
+        }
+      }
+    }
+  }
+}
+
 // partial: (slices, outputs)
-template <class T, int K, int OC>
-__global__ void __launch_bounds__(kDxThreads<T> + kDweightThreads<T>, 2)
-    backward_kernel(BackwardPlan g, const T* x, const T* weight, const T* y, const uint8_t* choice,
-                    const T* dy, T* dx, T* partial) {
+template <class T, int K> __global__ void __launch_bounds__(kBackwardThreads<T>, 2)
+    dweight_kernel(BackwardPlan g, const T* x, const T* y, const uint8_t* choice, const T* dy,
+                   T* partial) {
   const int pitch = g.grads_pitch(K), plane = g.grads_plane(K);
   const int tile_pitch = g.tile_pitch(K), tile_plane = g.tile_plane(K);
   T* grads = dynamic_shared<T>();                              // (planes, 1 + 2 ph + 1, pitch)
   T* tile = grads + g.grads_size(K);                           // (c, tile_h, tile_pitch)
   T* ones = tile + g.tile_size(K);                             // (tile_pitch)
-  T* weights = ones + g.ones_size(K);                          // (o, kh, dx_groups, kRun)
   const int o0 = static_cast<int>(blockIdx.y) * 2 * g.groups;  // of dweight
-  const int first_plane = g.dx ? 0 : o0;                       // of the gradient
-  const int grad_planes = min(g.planes(), g.o - first_plane);
-  const int thread = threadIdx.x, task_thread = thread - g.threads_dx;
+  const int thread = threadIdx.x, tasks = g.tasks;
 
   // From the even column at or before -pad_w on.
   const int tile_x0 = -((g.pad_w + 1) / 2 * 2);
   const auto load_image = [&](int64_t image) {
-    if (!g.dweight) return;
     load_planes(g.copying, x + image * g.c * g.h * g.w, g.c, g.h, g.w, -g.pad_h, tile_x0,
                 g.tile_h(), g.columns() + K - 1, tile_pitch, tile_plane, tile);
   };
-  for (int e = thread; e < g.grads_size(K) / 4; e += blockDim.x)
-    reinterpret_cast<Quad<T>*>(grads)[e] = Quad<T>{};
+  clear(g.grads_size(K), grads);
   for (int e = thread; e < g.ones_size(K); e += blockDim.x) ones[e] = T(1);
   wait_for_earlier();
   load_image(blockIdx.x);
-  if (g.dx) load_weights<T, K, OC, true>(weight, g.c, 0, g.o, g.kh, g.dx_groups, weights);
 
-  const int pair = task_thread % g.row_pairs, group = task_thread / g.row_pairs % g.groups;
-  const int split = task_thread / g.tasks;  // surplus threads have one >= splits
-  T sum[2][2][K] = {};                      // row of windows, output channel, tap
+  const int pair = thread % g.row_pairs, group = thread / g.row_pairs % g.groups;
+  const int split = thread / g.tasks;  // surplus threads have one >= splits
+  T sum[2][2][K] = {};                 // row of windows, output channel, tap
 
   for (int64_t image = blockIdx.x; image < g.n; image += g.slices) {
     __syncthreads();  // the zeros are there, or the previous image has been read
-    const int cells = g.ph * g.pw;
-    const int64_t from = (image * g.o + first_plane) * cells;
-#pragma unroll 2
-    for (int e = thread; e < grad_planes * cells; e += blockDim.x) {
-      // All read before any is looked at, so that one trip to memory fetches them.
-      const T result = y[from + e], d = dy[from + e];
-      const int chosen = choice[from + e];
-      const T value = result > T(0) ? d : T(0);
-      const int row = e / g.pw, column = e - row * g.pw, o = row / g.ph, py = row - o * g.ph;
-      T* to = grads + o * plane + (1 + 2 * py) * pitch + g.left(K) + 2 * column;
-      to[0] = chosen == 0 ? value : T(0);
-      to[1] = chosen == 1 ? value : T(0);
-      to[pitch] = chosen == 2 ? value : T(0);
-      to[pitch + 1] = chosen == 3 ? value : T(0);
-    }
+    spread_gradient<T, K>(g, image, o0, min(g.planes(), g.o - o0), y, choice, dy, grads);
     __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();
 
-    if (thread < g.threads_dx) {
-      const int items = g.cells * g.dx_groups * g.dx_splits;
-      for (int base = 0; base < items; base += g.threads_dx) {
-        const int item = min(base + thread, items - 1);  // surplus lanes work along, for shuffles
-        const int dx_split = item % g.dx_splits, at = item / g.dx_splits;
-        const int dx_group = at % g.dx_groups;
-        const int cell = static_cast<int>(blockIdx.y) * g.cells + at / g.dx_groups;
-        const bool inside = base + thread < items && cell < g.all_cells();
-        const int cy = inside ? cell / g.cells_w : 0;
-        const int cx = inside ? cell - cy * g.cells_w : 0;
-        // Gradient row top + i meets row i of the rotated window; the lower row of results reads
-        // one further. Rows -1 and 2 ph are zeros, and others outside are left out.
-        const int top = 2 * cy - (g.kh - 1 - g.pad_h);
-        T d[OC][4] = {};
-        correlate<T, K, OC>(
-            g.o / g.dx_splits, max(0, -top - 1), min(int{g.kh}, 2 * g.ph - top),
-            grads + dx_split * plane + (1 + top) * pitch + 2 * cx, g.dx_splits * plane, pitch,
-            weights + (dx_split * g.kh * g.dx_groups + dx_group) * kRun<K, OC>,
-            g.dx_splits * g.kh * g.dx_groups * kRun<K, OC>, g.dx_groups * kRun<K, OC>, d);
-        add_splits(g.dx_splits, d);
-        if (!inside) continue;
+    const T* rows_of_x[2];
+    int x_step[2];
 #pragma unroll
-        for (int q = 0; q < OC; ++q) {
-          const int channel = dx_group * OC + q;
-          T* to = dx + ((image * g.c + channel) * g.h + 2 * cy) * g.w + 2 * cx;
-#pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            const bool mine = ((q * 4 + r) & (g.dx_splits - 1)) == dx_split;
-            if (mine && channel < g.c && 2 * cy + r / 2 < g.h && 2 * cx + r % 2 < g.w)
-              to[r / 2 * g.w + r % 2] = d[q][r];
-          }
-        }
-      }
-    } else {
-      const T* rows_of_x[2];
-      int x_step[2];
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int window_row = pair + r * g.row_pairs;
-        const int channel = window_row / g.kh, i = window_row - channel * g.kh;
-        const bool is_weight = channel < g.c;
-        rows_of_x[r] = is_weight ? tile + channel * tile_plane + i * tile_pitch : ones;
-        x_step[r] = is_weight ? tile_pitch : 0;
-      }
-      const T* rows_of_d =
-          grads + (o0 - first_plane + 2 * group) * plane + pitch + g.left(K) / 2 * 2;
-      for (int row = split; split < g.splits && row < 2 * g.ph; row += g.splits)
-        accumulate_row<T, K>(g.columns(), rows_of_x[0] + row * x_step[0],
-                             rows_of_x[1] + row * x_step[1], rows_of_d + row * pitch,
-                             rows_of_d + plane + row * pitch, sum);
+    for (int r = 0; r < 2; ++r) {
+      const int window_row = pair + r * g.row_pairs;
+      const int channel = window_row / g.kh, i = window_row - channel * g.kh;
+      const bool is_weight = channel < g.c;
+      rows_of_x[r] = is_weight ? tile + channel * tile_plane + i * tile_pitch : ones;
+      x_step[r] = is_weight ? tile_pitch : 0;
     }
+    const T* rows_of_d = grads + 2 * group * plane + pitch + g.left(K) / 2 * 2;
+    for (int row = split; split < g.splits && row < 2 * g.ph; row += g.splits)
+      accumulate_row<T, K>(g.columns(), rows_of_x[0] + row * x_step[0],
+                           rows_of_x[1] + row * x_step[1], rows_of_d + row * pitch,
+                           rows_of_d + plane + row * pitch, sum);
     if (image + g.slices < g.n) {
       __syncthreads();
       load_image(image + g.slices);
     }
   }
-  if (!g.dweight) return;
 
   // The splits of a task, added in order, over the tiles' memory.
   __syncthreads();
-  const int tasks = g.tasks;
   T* sums = grads;  // (splits, 2 rows, 2 channels, K, tasks)
-  if (task_thread >= 0 && split < g.splits) {
+  if (split < g.splits) {
 #pragma unroll
     for (int r = 0; r < 2; ++r)
 #pragma unroll
       for (int q = 0; q < 2; ++q)
 #pragma unroll
         for (int j = 0; j < K; ++j)
-          sums[((split * 2 + r) * 2 + q) * K * tasks + j * tasks + task_thread % tasks] =
-              sum[r][q][j];
+          sums[((split * 2 + r) * 2 + q) * K * tasks + j * tasks + thread % tasks] = sum[r][q][j];
   }
   __syncthreads();
   T* out = partial + static_cast<int64_t>(blockIdx.x) * g.outputs(K);
   const int taps = g.c * g.kh * K;
   for (int e = thread; e < 4 * K * tasks; e += blockDim.x) {
-    const int at = e / tasks, task = e - at * tasks;
+    const int at = e / g.tasks, task = e - at * tasks;
     const int j = at % K, q = at / K % 2, r = at / K / 2;
     const int window_row = task % g.row_pairs + r * g.row_pairs;
     const int o = o0 + task / g.row_pairs * 2 + q;
@@ -554,8 +576,16 @@ int largest_divisor(int n, int most) {
   return d;
 }
 
+int env(const char* name, int value) {
+  const char* text = std::getenv(name);
+  return text ? std::atoi(text) : value;
+}
+
 // Three output channels a thread, or two where that leaves fewer unused.
-int few_channels(int o) { return round_up(o, 3) <= round_up(o, 2) ? 3 : 2; }
+int few_channels(int o) {
+  if (env("FC", 0)) return env("FC", 0);
+  return round_up(o, 3) <= round_up(o, 2) ? 3 : 2;
+}
 
 template <class T> std::optional<ForwardPlan> forward_plan(const Conv2dShape& g) {
   ForwardPlan p{.n = g.n,
@@ -570,7 +600,7 @@ template <class T> std::optional<ForwardPlan> forward_plan(const Conv2dShape& g)
                 .pad_w = g.pad_w};
   const int64_t windows = int64_t{g.n} * p.ph * p.pw;
   // Many channels a thread read less of shared memory for a multiplication; few make more threads.
-  constexpr int64_t kFewThreads = 24 << 10, kManyThreads = 32 << 10;
+  const int64_t kFewThreads = env("FT", 24) << 10, kManyThreads = env("MT", 32) << 10;
   const bool many = g.o > 4 && windows * ceil_div(g.o, 8) >= kManyThreads;
   p.channels = !many ? few_channels(g.o) : round_up(g.o, 6) <= round_up(g.o, 8) ? 6 : 8;
   const int all_groups = static_cast<int>(ceil_div(g.o, p.channels));
@@ -581,7 +611,7 @@ template <class T> std::optional<ForwardPlan> forward_plan(const Conv2dShape& g)
   // either goes.
   p.rows = p.ph;
   p.groups = all_groups;
-  const int wanted = static_cast<int>(ceil_div(kEnoughBlocks, g.n));
+  const int wanted = static_cast<int>(ceil_div(env("FB", kEnoughBlocks), g.n));
   if (wanted > 1 && p.ph % wanted == 0) {
     p.rows = p.ph / wanted;
   } else if (wanted > 1) {
@@ -609,7 +639,7 @@ template <class T> std::optional<ForwardPlan> forward_plan(const Conv2dShape& g)
   return p;
 }
 
-template <class T> BackwardPlan backward_plan(const Conv2dShape& g, bool dx, bool dweight) {
+template <class T> BackwardPlan backward_plan(const Conv2dShape& g, bool dx) {
   BackwardPlan p{.n = g.n,
                  .c = g.c,
                  .h = g.h,
@@ -620,32 +650,34 @@ template <class T> BackwardPlan backward_plan(const Conv2dShape& g, bool dx, boo
                  .kh = g.kh,
                  .pad_h = g.pad_h,
                  .pad_w = g.pad_w,
-                 .dx = dx,
-                 .dweight = dweight};
+                 .dx = dx};
   p.cells_w = (g.w + 1) / 2;
   // At least two parts: smaller blocks, of which two fit a multiprocessor.
-  p.slices = std::min(g.n, kEnoughBlocks);
-  const int wanted = std::max<int>(2, static_cast<int>(ceil_div(kEnoughBlocks, g.n)));
-  const int all_groups = static_cast<int>(ceil_div(g.o, 2));
-  p.row_pairs = (g.c * g.kh + 2) / 2;
-  p.groups =
-      largest_divisor(all_groups, std::min(all_groups / wanted, kDweightThreads<T> / p.row_pairs));
-  p.parts = all_groups / p.groups;
-  p.tasks = p.groups * p.row_pairs;
-  // `splits` threads a task, such that none of them is idle in the last round.
-  const int rows = 2 * p.ph, most = std::clamp(kDweightThreads<T> / p.tasks, 1, rows);
-  p.splits = static_cast<int>(ceil_div(rows, ceil_div(rows, most)));
+  p.slices = std::min(g.n, dx ? env("DXSL", kEnoughBlocks) : env("DWSL", kEnoughBlocks));
+  const int wanted =
+      std::max<int>(env(dx ? "DXP" : "DWP", 2), static_cast<int>(ceil_div(kEnoughBlocks, g.n)));
   if (dx) {
     p.channels = few_channels(g.c);
     p.dx_groups = static_cast<int>(ceil_div(g.c, p.channels));
+    p.parts = std::min(wanted, p.all_cells());
     p.cells = static_cast<int>(ceil_div(p.all_cells(), p.parts));
+    // Splits until a block has some ten warps: fewer do not hide each other's waits.
     const auto items = [&] { return p.cells * p.dx_groups * p.dx_splits; };
-    while (items() < 96 && p.dx_splits < 8 && g.o % (2 * p.dx_splits) == 0)
+    while (items() < env("DXI", 288) && p.dx_splits < 8 && g.o % (2 * p.dx_splits) == 0)
       p.dx_splits = 2 * p.dx_splits;
-    p.threads_dx = std::min(round_up(items(), 32), kDxThreads<T>);
-  } else {
-    p.channels = 2;  // of a kernel whose part for dx does not run
+    p.threads_dx = std::min(round_up(items(), 32), kBackwardThreads<T>);
+    return p;
   }
+  p.channels = 2;
+  const int all_groups = static_cast<int>(ceil_div(g.o, 2));
+  p.row_pairs = (g.c * g.kh + 2) / 2;
+  const int threads = std::min(kBackwardThreads<T>, env("DWT", 320));
+  p.groups = largest_divisor(all_groups, std::min(all_groups / wanted, threads / p.row_pairs));
+  p.parts = all_groups / p.groups;
+  p.tasks = p.groups * p.row_pairs;
+  // `splits` threads a task, such that none of them is idle in the last round.
+  const int rows = 2 * p.ph, most = std::clamp(threads / p.tasks, 1, rows);
+  p.splits = static_cast<int>(ceil_div(rows, ceil_div(rows, most)));
   return p;
 }
 
@@ -681,7 +713,8 @@ template <class T> bool conv2d_relu_pool_fits(const Cuda& ctx, const Conv2dShape
   if (g.n == 0 || g.c == 0 || g.o == 0 || g.oh < 2 || g.ow < 2 || !unit_window(g)) return false;
   if (g.c > 16 || g.o > 256 || g.w > 256 || g.h > 256) return false;
   return forward_plan<T>(g).has_value() &&
-         backward_shared<T>(backward_plan<T>(g, true, true), g.kw) <= shared_limit(ctx.device);
+         backward_shared<T>(backward_plan<T>(g, true), g.kw) <= shared_limit(ctx.device) &&
+         backward_shared<T>(backward_plan<T>(g, false), g.kw) <= shared_limit(ctx.device);
 }
 
 template <class T> void conv2d_relu_pool_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
@@ -696,7 +729,7 @@ template <class T> void conv2d_relu_pool_forward(const Cuda& ctx, const Conv2dSh
   const dim3 grid(static_cast<unsigned>(ceil_div(g.n, p.images)),
                   static_cast<unsigned>(p.group_blocks), static_cast<unsigned>(p.bands));
   with_constant<3, 5>(g.kw, [&](auto k) {
-    with_constant<2, 3, 6, 8>(p.channels, [&](auto channels) {
+    with_constant<1, 2, 3, 6, 8>(p.channels, [&](auto channels) {
       launch_early(ctx, {"conv2d_relu_pool_forward", g.n, g.o, g.oh, g.ow}, grid, threads, shared,
                    1, forward_kernel<T, k(), channels()>, p, x, weight, b, y, choice);
     });
@@ -708,34 +741,42 @@ template <class T> void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dS
                                                   const uint8_t* choice, const T* dy, T* dx,
                                                   T* dweight, T* db) {
   using namespace cuda;
-  const bool weights = dweight || db;
-  if (!dx && !weights) return;
-  BackwardPlan p = backward_plan<T>(g, dx != nullptr, weights);
-  // Copied from the even column at or before -pad_w on.
-  p.copying = Copying(p.columns() + g.kw - 1, in_pairs(x, g.w, 0), p.threads());
-  const size_t shared = backward_shared<T>(p, g.kw);
-  const dim3 grid(static_cast<unsigned>(p.slices), static_cast<unsigned>(p.parts));
-  const Scratch<T> partial(ctx, weights ? int64_t{p.slices} * p.outputs(g.kw) : 0);
+  const Operation operation{"conv2d_relu_pool_backward", g.n, g.o, g.oh, g.ow};
+  const auto run = [&](const Cuda& line, const BackwardPlan& p, auto kernel, auto... arguments) {
+    const size_t shared = backward_shared<T>(p, g.kw);
+    if (shared > kSharedBytes) {
+      SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(shared)));
+    }
+    const dim3 grid(static_cast<unsigned>(p.slices), static_cast<unsigned>(p.parts));
+    launch_early(line, operation, grid, p.threads(), shared, 1, kernel, p, arguments...);
+  };
+  const auto weights_on = [&](const Cuda& line) {
+    BackwardPlan p = backward_plan<T>(g, false);
+    // Copied from the even column at or before -pad_w on.
+    p.copying = Copying(p.columns() + g.kw - 1, in_pairs(x, g.w, 0), p.threads());
+    const Scratch<T> partial(line, int64_t{p.slices} * p.outputs(g.kw));
+    with_constant<3, 5>(g.kw, [&](auto k) {
+      run(line, p, dweight_kernel<T, k()>, x, y, choice, dy, partial.data());
+    });
+    launch_sum_slices<T>(line, p.slices, int64_t{g.o} * g.c * g.kh * g.kw, g.o, partial.data(),
+                         dweight, db);
+  };
+  if (dweight || db) {
+    if (dx) {
+      const Branch side(ctx);  // what comes before this layer waits for dx alone
+      weights_on(side.ctx());
+    } else {
+      weights_on(ctx);
+    }
+  }
+  if (!dx) return;
+  const BackwardPlan p = backward_plan<T>(g, true);
   with_constant<3, 5>(g.kw, [&](auto k) {
-    with_constant<2, 3>(p.channels, [&](auto channels) {
-      const auto kernel = backward_kernel<T, k(), channels()>;
-      if (shared > kSharedBytes) {
-        SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(shared)));
-      }
-      launch_early(ctx, {"conv2d_relu_pool_backward", g.n, g.o, g.oh, g.ow}, grid, p.threads(),
-                   shared, 1, kernel, p, x, weight, y, choice, dy, dx, partial.data());
+    with_constant<1, 2, 3>(p.channels, [&](auto channels) {
+      run(ctx, p, dx_kernel<T, k(), channels()>, weight, y, choice, dy, dx);
     });
   });
-  if (!weights) return;
-  const int64_t taps = int64_t{g.c} * g.kh * g.kw;
-  if (dx) {
-    // What comes before this layer waits for dx alone.
-    const Branch side(ctx);
-    launch_sum_slices<T>(side.ctx(), p.slices, g.o * taps, g.o, partial.data(), dweight, db);
-  } else {
-    launch_sum_slices<T>(ctx, p.slices, g.o * taps, g.o, partial.data(), dweight, db);
-  }
 }
 
 #define SINTER_INSTANTIATE(T)                                                                     \
