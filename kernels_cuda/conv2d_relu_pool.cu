@@ -581,11 +581,9 @@ int env(const char* name, int value) {
   return text ? std::atoi(text) : value;
 }
 
-// Three output channels a thread, or two where that leaves fewer unused.
-int few_channels(int o) {
-  if (env("FC", 0)) return env("FC", 0);
-  return round_up(o, 3) <= round_up(o, 2) ? 3 : 2;
-}
+// Output channels a thread where threads are scarce: with three, fewer of them read less of shared
+// memory, and wait longer for it.
+constexpr int kFewChannels = 2;
 
 template <class T> std::optional<ForwardPlan> forward_plan(const Conv2dShape& g) {
   ForwardPlan p{.n = g.n,
@@ -602,7 +600,7 @@ template <class T> std::optional<ForwardPlan> forward_plan(const Conv2dShape& g)
   // Many channels a thread read less of shared memory for a multiplication; few make more threads.
   const int64_t kFewThreads = env("FT", 24) << 10, kManyThreads = env("MT", 32) << 10;
   const bool many = g.o > 4 && windows * ceil_div(g.o, 8) >= kManyThreads;
-  p.channels = !many ? few_channels(g.o) : round_up(g.o, 6) <= round_up(g.o, 8) ? 6 : 8;
+  p.channels = !many ? kFewChannels : round_up(g.o, 6) <= round_up(g.o, 8) ? 6 : 8;
   const int all_groups = static_cast<int>(ceil_div(g.o, p.channels));
   while (windows * all_groups * p.splits < kFewThreads && p.splits < 4 && g.c % (2 * p.splits) == 0)
     p.splits = 2 * p.splits;
@@ -657,7 +655,7 @@ template <class T> BackwardPlan backward_plan(const Conv2dShape& g, bool dx) {
   const int wanted =
       std::max<int>(env(dx ? "DXP" : "DWP", 2), static_cast<int>(ceil_div(kEnoughBlocks, g.n)));
   if (dx) {
-    p.channels = few_channels(g.c);
+    p.channels = kFewChannels;
     p.dx_groups = static_cast<int>(ceil_div(g.c, p.channels));
     p.parts = std::min(wanted, p.all_cells());
     p.cells = static_cast<int>(ceil_div(p.all_cells(), p.parts));

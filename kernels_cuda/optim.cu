@@ -16,7 +16,7 @@ namespace {
 // Kernel parameters hold 4 KB: the slots of a launch travel in them, so that nothing is uploaded. A
 // model with more tensors takes several launches.
 constexpr int kMaxSlots = 64;
-constexpr int kAhead = 4;  // elements of each array that a thread loads at a time
+constexpr int kAhead = 2;  // elements of each array that a thread loads at a time
 
 template <class Slot> struct SlotTable {
   int count = 0;
@@ -40,16 +40,17 @@ template <class Slot> struct SlotTable {
   }
 };
 
-// The step count, for one thread of each block. The last one to ask increments it, in the last
-// launch of a step: by then every block has read it, as its ticket depends on what it read.
-template <class Slot>
-__device__ int64_t count_step(const SlotTable<Slot>& table, unsigned* ticket, int64_t* step) {
-  const int64_t t = *static_cast<volatile int64_t*>(step);
-  if (table.finish && atomicAdd(ticket, t >= 0 ? 1u : 0u) == gridDim.x - 1) {
-    *ticket = 0;
-    *step = t + 1;
-  }
-  return t;
+// Called with the step count t, by one thread of each block. In the last launch of a step the last
+// one to call increments it: by then every block has read it, as its ticket depends on what it
+// read.
+template <class Slot> __device__ void count_step(const SlotTable<Slot>& table, unsigned* ticket,
+                                                 int64_t t, int64_t* step) {
+  if (!table.finish || atomicAdd(ticket, t >= 0 ? 1u : 0u) != gridDim.x - 1) return;
+  *ticket = 0;
+  *step = t + 1;
+}
+__device__ inline int64_t read_step(const int64_t* step) {
+  return *static_cast<const volatile int64_t*>(step);
 }
 
 // base^t by squaring: pow takes several times as long as the rest of the kernel.
@@ -70,14 +71,18 @@ template <class T> __global__ void __launch_bounds__(kThreads)
                 const double* lr, int64_t* step, unsigned* ticket) {
   __shared__ T of_step[3];
   wait_for_earlier();
+  // Three warps, so that the slow parts run side by side.
   if (threadIdx.x == 0) {
     const double rate = *lr;
-    const int64_t t = count_step(table, ticket, step) + 1;
-    of_step[0] = static_cast<T>(rate / (1.0 - power(c.beta1, t)));
-    of_step[1] = static_cast<T>(sqrt(1.0 - power(c.beta2, t)));
+    of_step[0] = static_cast<T>(rate / (1.0 - power(c.beta1, read_step(step) + 1)));
     of_step[2] = static_cast<T>(1.0 - rate * c.weight_decay);
+  } else if (threadIdx.x == 32) {
+    of_step[1] = static_cast<T>(sqrt(1.0 - power(c.beta2, read_step(step) + 1)));
   }
-  if (table.count == 0) return;
+  if (table.count == 0) {
+    if (threadIdx.x == 0) count_step(table, ticket, read_step(step), step);
+    return;
+  }
   const int s = table.find(blockIdx.x);
   const AdamSlot<T>& slot = table.slot[s];
   const int64_t begin = (blockIdx.x - table.first_block[s]) * table.chunk;
@@ -95,7 +100,11 @@ template <class T> __global__ void __launch_bounds__(kThreads)
       m[q] = slot.m[i];
       v[q] = slot.v[i];
     }
-    if (first - threadIdx.x == begin) __syncthreads();
+    if (first - threadIdx.x == begin) {
+      __syncthreads();
+      // Behind the barrier: now the other warp has read the step count too.
+      if (threadIdx.x == 64) count_step(table, ticket, read_step(step), step);
+    }
     const T step_size = of_step[0], root = of_step[1], shrink = of_step[2];
 #pragma unroll
     for (int q = 0; q < kAhead; ++q) {
@@ -120,7 +129,11 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     sgd_kernel(const SlotTable<SgdSlot<T>> table, SgdConfig c, SgdConstants<T> k, const double* lr,
                int64_t* step, unsigned* ticket) {
   __shared__ bool first;
-  if (threadIdx.x == 0) first = count_step(table, ticket, step) == 0;
+  if (threadIdx.x == 0) {
+    const int64_t t = read_step(step);
+    first = t == 0;
+    count_step(table, ticket, t, step);
+  }
   const T rate = static_cast<T>(*lr);
   if (table.count == 0) return;
   const int s = table.find(blockIdx.x);
@@ -147,7 +160,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 template <class Slot, class Run> void for_tables(std::span<const Slot> slots, const Run& run) {
   int64_t total = 0;
   for (const Slot& slot : slots) total += slot.n;
-  // Four elements a thread keep every SM busy in a small model; beyond some 4096 blocks larger
+  // Two elements a thread keep every SM busy in a small model; beyond some 4096 blocks larger
   // chunks spare the repeated powers.
   const int64_t chunk =
       std::max<int64_t>(kAhead, ceil_div(total, int64_t{4096} * kThreads)) * kThreads;
