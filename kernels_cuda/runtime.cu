@@ -196,13 +196,24 @@ Stream& add_stream(Device& device, cudaStream_t stream) {
   return result;
 }
 
+// Main lines come first, branches when there is room: nothing waits for them soon.
+struct Priorities {
+  int least = 0, greatest = 0;
+};
+Priorities priorities() {
+  Priorities p;
+  if (std::getenv("NOPRIO")) return p;
+  SINTER_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&p.least, &p.greatest));
+  return p;
+}
+
 // Makes the streams that carry the branches of graphs captured on `stream`; not while it captures,
 // when memory can neither be had nor cleared. device.mutex is held and the device current.
 void add_branches(Device& device, Stream& stream) {
   constexpr size_t kBranches = 4;
   while (stream.branches.size() < kBranches) {
     cudaStream_t made = nullptr;
-    SINTER_CUDA_CHECK(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
+    SINTER_CUDA_CHECK(cudaStreamCreateWithPriority(&made, cudaStreamNonBlocking, priorities().least));
     Stream& branch = add_stream(device, made);
     branch.main = &stream;
     branch.resources.fault = stream.resources.fault;
@@ -255,7 +266,8 @@ Stream& take_stream(int index) {
   }
   // Non-blocking: the legacy default stream would otherwise serialize all threads' streams.
   cudaStream_t stream = nullptr;
-  SINTER_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  SINTER_CUDA_CHECK(
+      cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priorities().greatest));
   return add_stream(device, stream);
 }
 
