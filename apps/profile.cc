@@ -187,19 +187,15 @@ Stage stage_of(std::string_view kernel, bool backward) {
       {"adam_", Stage::kUpdate},
       {"sgd_", Stage::kUpdate},
       {"mlp", linear},
-      {"chain_kernel", linear},             // layers of an mlp, one after another
-      {"weight_gradients_kernel", linear},  // of an mlp
       {"linear", linear},
       {"add_bias", linear},
       {"conv", conv},
       {"direct_", conv},
       {"implicit_gemm", conv},
       {"sum_slices", conv},  // the last part of the weights' gradient
-      {"pool", conv},
-      {"max_", conv},  // pooling
+      {"pool", conv},        // fused with a convolution too
+      {"max_", conv},        // pooling
       {"avg_", conv},
-      {"forward_kernel", conv},  // of a fused convolution
-      {"backward_kernel", conv},
       {"gemm", linear},  // cuBLAS's, under many names
       {"gemv", linear},
       {"cutlass", linear},

@@ -16,7 +16,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <optional>
 #include <type_traits>
 
@@ -34,6 +33,7 @@ namespace {
 // Threads of a block, at most; double takes twice the registers.
 template <class T> constexpr int kForwardThreads = sizeof(T) == 4 ? 512 : 256;
 template <class T> constexpr int kBackwardThreads = sizeof(T) == 4 ? 448 : 224;
+template <class T> constexpr int kDweightThreads = sizeof(T) == 4 ? 320 : 160;
 
 // An extent that a kernel divides by. The host works out the factor that makes a division one
 // multiplication: otherwise divisions are most of what a kernel does before its first load. Exact
@@ -235,7 +235,8 @@ struct ForwardPlan {
 };
 
 template <class T, int K, int OC> __global__ void __launch_bounds__(kForwardThreads<T>, 1)
-    forward_kernel(ForwardPlan g, const T* x, const T* weight, const T* b, T* y, uint8_t* choice) {
+    relu_pool_forward_kernel(ForwardPlan g, const T* x, const T* weight, const T* b, T* y,
+                             uint8_t* choice) {
   const int tile_h = g.tile_h(), pitch = row_pitch(g.width(K)), plane = tile_h * pitch;
   T* tile = dynamic_shared<T>();       // (images, c, tile_h, pitch)
   T* weights = tile + g.tile_size(K);  // (c, kh, groups, kRun)
@@ -426,8 +427,8 @@ __device__ void spread_gradient(const BackwardPlan& g, int64_t image, int first_
 }
 
 template <class T, int K, int OC> __global__ void __launch_bounds__(kBackwardThreads<T>, 2)
-    dx_kernel(BackwardPlan g, const T* weight, const T* y, const uint8_t* choice, const T* dy,
-              T* dx) {
+    relu_pool_dx_kernel(BackwardPlan g, const T* weight, const T* y, const uint8_t* choice,
+                        const T* dy, T* dx) {
   const int pitch = g.grads_pitch(K), plane = g.grads_plane(K);
   T* grads = dynamic_shared<T>();        // (planes, 1 + 2 ph + 1, pitch)
   T* weights = grads + g.grads_size(K);  // (o, kh, dx_groups, kRun)
@@ -479,9 +480,9 @@ template <class T, int K, int OC> __global__ void __launch_bounds__(kBackwardThr
 }
 
 // partial: (slices, outputs)
-template <class T, int K> __global__ void __launch_bounds__(kBackwardThreads<T>, 2)
-    dweight_kernel(BackwardPlan g, const T* x, const T* y, const uint8_t* choice, const T* dy,
-                   T* partial) {
+template <class T, int K> __global__ void __launch_bounds__(kDweightThreads<T>, 2)
+    relu_pool_dweight_kernel(BackwardPlan g, const T* x, const T* y, const uint8_t* choice,
+                             const T* dy, T* partial) {
   const int pitch = g.grads_pitch(K), plane = g.grads_plane(K);
   const int tile_pitch = g.tile_pitch(K), tile_plane = g.tile_plane(K);
   T* grads = dynamic_shared<T>();                              // (planes, 1 + 2 ph + 1, pitch)
@@ -576,11 +577,6 @@ int largest_divisor(int n, int most) {
   return d;
 }
 
-int env(const char* name, int value) {
-  const char* text = std::getenv(name);
-  return text ? std::atoi(text) : value;
-}
-
 // Output channels a thread where threads are scarce: with three, fewer of them read less of shared
 // memory, and wait longer for it.
 constexpr int kFewChannels = 2;
@@ -598,7 +594,7 @@ template <class T> std::optional<ForwardPlan> forward_plan(const Conv2dShape& g)
                 .pad_w = g.pad_w};
   const int64_t windows = int64_t{g.n} * p.ph * p.pw;
   // Many channels a thread read less of shared memory for a multiplication; few make more threads.
-  const int64_t kFewThreads = env("FT", 24) << 10, kManyThreads = env("MT", 32) << 10;
+  constexpr int64_t kFewThreads = 24 << 10, kManyThreads = 32 << 10;
   const bool many = g.o > 4 && windows * ceil_div(g.o, 8) >= kManyThreads;
   p.channels = !many ? kFewChannels : round_up(g.o, 6) <= round_up(g.o, 8) ? 6 : 8;
   const int all_groups = static_cast<int>(ceil_div(g.o, p.channels));
@@ -609,7 +605,7 @@ template <class T> std::optional<ForwardPlan> forward_plan(const Conv2dShape& g)
   // either goes.
   p.rows = p.ph;
   p.groups = all_groups;
-  const int wanted = static_cast<int>(ceil_div(env("FB", kEnoughBlocks), g.n));
+  const int wanted = static_cast<int>(ceil_div(kEnoughBlocks, g.n));
   if (wanted > 1 && p.ph % wanted == 0) {
     p.rows = p.ph / wanted;
   } else if (wanted > 1) {
@@ -650,10 +646,11 @@ template <class T> BackwardPlan backward_plan(const Conv2dShape& g, bool dx) {
                  .pad_w = g.pad_w,
                  .dx = dx};
   p.cells_w = (g.w + 1) / 2;
-  // At least two parts: smaller blocks, of which two fit a multiprocessor.
-  p.slices = std::min(g.n, dx ? env("DXSL", kEnoughBlocks) : env("DWSL", kEnoughBlocks));
-  const int wanted =
-      std::max<int>(env(dx ? "DXP" : "DWP", 2), static_cast<int>(ceil_div(kEnoughBlocks, g.n)));
+  // At least two parts: smaller blocks, of which two fit a multiprocessor. dx, which is waited for,
+  // gets half as many again.
+  p.slices = std::min(g.n, kEnoughBlocks);
+  const int blocks = dx ? kEnoughBlocks * 3 / 2 : kEnoughBlocks;
+  const int wanted = std::max(2, static_cast<int>(ceil_div(blocks, g.n)));
   if (dx) {
     p.channels = kFewChannels;
     p.dx_groups = static_cast<int>(ceil_div(g.c, p.channels));
@@ -661,7 +658,7 @@ template <class T> BackwardPlan backward_plan(const Conv2dShape& g, bool dx) {
     p.cells = static_cast<int>(ceil_div(p.all_cells(), p.parts));
     // Splits until a block has some ten warps: fewer do not hide each other's waits.
     const auto items = [&] { return p.cells * p.dx_groups * p.dx_splits; };
-    while (items() < env("DXI", 288) && p.dx_splits < 8 && g.o % (2 * p.dx_splits) == 0)
+    while (items() < 288 && p.dx_splits < 8 && g.o % (2 * p.dx_splits) == 0)
       p.dx_splits = 2 * p.dx_splits;
     p.threads_dx = std::min(round_up(items(), 32), kBackwardThreads<T>);
     return p;
@@ -669,7 +666,7 @@ template <class T> BackwardPlan backward_plan(const Conv2dShape& g, bool dx) {
   p.channels = 2;
   const int all_groups = static_cast<int>(ceil_div(g.o, 2));
   p.row_pairs = (g.c * g.kh + 2) / 2;
-  const int threads = std::min(kBackwardThreads<T>, env("DWT", 320));
+  constexpr int threads = kDweightThreads<T>;
   p.groups = largest_divisor(all_groups, std::min(all_groups / wanted, threads / p.row_pairs));
   p.parts = all_groups / p.groups;
   p.tasks = p.groups * p.row_pairs;
@@ -727,9 +724,9 @@ template <class T> void conv2d_relu_pool_forward(const Cuda& ctx, const Conv2dSh
   const dim3 grid(static_cast<unsigned>(ceil_div(g.n, p.images)),
                   static_cast<unsigned>(p.group_blocks), static_cast<unsigned>(p.bands));
   with_constant<3, 5>(g.kw, [&](auto k) {
-    with_constant<1, 2, 3, 6, 8>(p.channels, [&](auto channels) {
+    with_constant<kFewChannels, 6, 8>(p.channels, [&](auto channels) {
       launch_early(ctx, {"conv2d_relu_pool_forward", g.n, g.o, g.oh, g.ow}, grid, threads, shared,
-                   1, forward_kernel<T, k(), channels()>, p, x, weight, b, y, choice);
+                   {}, relu_pool_forward_kernel<T, k(), channels()>, p, x, weight, b, y, choice);
     });
   });
 }
@@ -747,7 +744,8 @@ template <class T> void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dS
                                              static_cast<int>(shared)));
     }
     const dim3 grid(static_cast<unsigned>(p.slices), static_cast<unsigned>(p.parts));
-    launch_early(line, operation, grid, p.threads(), shared, 1, kernel, p, arguments...);
+    launch_early(line, operation, grid, p.threads(), shared, {.early = g.n <= kBriefBatch}, kernel,
+                 p, arguments...);
   };
   const auto weights_on = [&](const Cuda& line) {
     BackwardPlan p = backward_plan<T>(g, false);
@@ -755,10 +753,10 @@ template <class T> void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dS
     p.copying = Copying(p.columns() + g.kw - 1, in_pairs(x, g.w, 0), p.threads());
     const Scratch<T> partial(line, int64_t{p.slices} * p.outputs(g.kw));
     with_constant<3, 5>(g.kw, [&](auto k) {
-      run(line, p, dweight_kernel<T, k()>, x, y, choice, dy, partial.data());
+      run(line, p, relu_pool_dweight_kernel<T, k()>, x, y, choice, dy, partial.data());
     });
     launch_sum_slices<T>(line, p.slices, int64_t{g.o} * g.c * g.kh * g.kw, g.o, partial.data(),
-                         dweight, db);
+                         dweight, db, g.n <= kBriefBatch);
   };
   if (dweight || db) {
     if (dx) {
@@ -772,7 +770,7 @@ template <class T> void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dS
   const BackwardPlan p = backward_plan<T>(g, true);
   with_constant<3, 5>(g.kw, [&](auto k) {
     with_constant<1, 2, 3>(p.channels, [&](auto channels) {
-      run(ctx, p, dx_kernel<T, k(), channels()>, weight, y, choice, dy, dx);
+      run(ctx, p, relu_pool_dx_kernel<T, k(), channels()>, weight, y, choice, dy, dx);
     });
   });
 }

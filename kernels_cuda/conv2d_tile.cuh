@@ -45,10 +45,10 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T> void launch_sum_slices(const Cuda& ctx, int slices, int64_t n, int64_t n_bias,
-                                          const T* partial, T* dweight, T* db) {
+                                          const T* partial, T* dweight, T* db, bool early = false) {
   launch_early(ctx, {"conv2d_backward_weights", slices, n, n_bias},
-               static_cast<unsigned>(ceil_div(n + n_bias, 32)), kThreads, 0, 1, sum_slices<T>,
-               slices, n, n_bias, partial, dweight, db);
+               static_cast<unsigned>(ceil_div(n + n_bias, 32)), kThreads, 0, {.early = early},
+               sum_slices<T>, slices, n, n_bias, partial, dweight, db);
 }
 
 }  // namespace sinter::cuda

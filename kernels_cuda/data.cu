@@ -62,7 +62,7 @@ template <class T> void gather_batch(const Cuda& ctx, const GatherShape& g, cons
   }
   if (g.n == 0) return;
   launch_early(ctx, {"gather_batch", g.n, g.c, g.h, g.w},
-               static_cast<unsigned>(std::min<int64_t>(g.n, 1 << 16)), kThreads, 0, 1,
+               static_cast<unsigned>(std::min<int64_t>(g.n, 1 << 16)), kThreads, 0, {},
                gather_batch_kernel<T>, g, z, images, labels, index, position, x, y,
                stream_resources(ctx).ticket);
 }

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <string>
 
 #include "check.cuh"
@@ -51,6 +50,8 @@ template <class... Params, class... Args> void launch(LaunchSite site, const Ope
 // gets its blocks placed while the one before it on the stream still runs, and begins with
 // wait_for_earlier(), in every thread, before it touches memory. That hides a launch's latency,
 // some microsecond, which is most of what a small kernel costs.
+//   Where kernels take long and others run beside them on branches, what is placed early is only in
+// their way: `early` says whether to.
 //   Once past the wait a kernel lets the next one be placed, so a kernel and all before it are over
 // when the second behind it begins: what is placed early never waits for more than one kernel.
 __device__ inline void wait_for_earlier() {
@@ -62,10 +63,14 @@ __device__ inline void wait_for_earlier() {
 // Whether the device does that, and the code that this build has for it (runtime.cu).
 bool launches_early(int device);
 
-// In clusters of `cluster` blocks, which divides the grid; 1: without clusters.
+struct Placement {
+  unsigned cluster = 1;  // blocks of a cluster, which divide the grid; 1: no clusters
+  bool early = true;
+};
 template <class... Params, class... Args>
 void launch_early(LaunchSite site, const Operation& operation, dim3 grid, dim3 block,
-                  size_t shared_bytes, unsigned cluster, void (*kernel)(Params...), Args... args) {
+                  size_t shared_bytes, Placement placement, void (*kernel)(Params...),
+                  Args... args) {
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
@@ -73,25 +78,24 @@ void launch_early(LaunchSite site, const Operation& operation, dim3 grid, dim3 b
   config.dynamicSmemBytes = shared_bytes;
   config.stream = site.ctx.stream;
   config.attrs = attributes;
-  static const int late = std::getenv("LATE") ? std::atoi(std::getenv("LATE")) : 0;
-  const std::string n = operation.name;
-  const bool bwd = n == "conv2d_relu_pool_backward", side = n == "conv2d_backward_weights" || n == "mlp_backward_weights" || n == "gather_batch";
-  const bool skip = (late & 1 && bwd) || (late & 2 && side) || (late & 4 && n == "adam_step") || (late & 8 && n == "mlp_backward");
-  if (!skip && launches_early(site.ctx.device)) {
-    cudaLaunchAttribute& early = attributes[config.numAttrs++];
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+  if (placement.early && launches_early(site.ctx.device)) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
   }
-  if (cluster > 1) {
+  if (placement.cluster > 1) {
     cudaLaunchAttribute& clusters = attributes[config.numAttrs++];
     clusters.id = cudaLaunchAttributeClusterDimension;
-    clusters.val.clusterDim.x = cluster;
+    clusters.val.clusterDim.x = placement.cluster;
     clusters.val.clusterDim.y = clusters.val.clusterDim.z = 1;
   }
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
   if (error != cudaSuccess)
     throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
 }
+
+// Up to so many images or rows the kernels of a layer are brief on any GPU that launches early.
+inline constexpr int64_t kBriefBatch = 256;
 
 inline constexpr int kThreads = 256;
 

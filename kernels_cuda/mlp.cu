@@ -234,7 +234,7 @@ __device__ void run_step(const Step<T>& step, bool last, int64_t row0, int64_t n
 
 template <class T, bool kBackward, int kRows>
 __global__ void __launch_bounds__(kThreads, 8 / sizeof(T))
-    chain_kernel(const __grid_constant__ Chain<T> chain) {
+    mlp_chain_kernel(const __grid_constant__ Chain<T> chain) {
 #if __CUDA_ARCH__ >= 900
   __shared__ ByteBarrier received[kMaxMlpLayers];
   T* shared = dynamic_shared<T>();
@@ -333,7 +333,7 @@ template <class T> struct Gradients {
 };
 
 template <class T> __global__ void __launch_bounds__(32 * kGradientWarps<T>)
-    weight_gradients_kernel(const __grid_constant__ Gradients<T> g) {
+    mlp_dweight_kernel(const __grid_constant__ Gradients<T> g) {
   constexpr int kWarps = kGradientWarps<T>;
   struct alignas(16) Stage {
     T dz[kRowsAhead][kTileOut], h[kRowsAhead][kTileIn];
@@ -450,7 +450,7 @@ Limits limits_of(int device) {
   };
   // Code for an older architecture, compiled by the driver for a newer device, is empty.
   cudaFuncAttributes kernel{};
-  SINTER_CUDA_CHECK(cudaFuncGetAttributes(&kernel, chain_kernel<float, false, kFewRows>));
+  SINTER_CUDA_CHECK(cudaFuncGetAttributes(&kernel, mlp_chain_kernel<float, false, kFewRows>));
   const Limits limits{kernel.ptxVersion >= 90 && attribute(cudaDevAttrClusterLaunch) != 0,
                       attribute(cudaDevAttrMultiProcessorCount),
                       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
@@ -463,7 +463,7 @@ constexpr int kReservedBytes = 1024;  // what the driver keeps of a block's shar
 
 template <class T, bool kBackward, int kRows>
 void launch_chain(const Cuda& ctx, const char* name, Chain<T>& chain, int64_t max_clusters) {
-  const auto kernel = chain_kernel<T, kBackward, kRows>;
+  const auto kernel = mlp_chain_kernel<T, kBackward, kRows>;
   const auto bytes = static_cast<size_t>(chain.place(kRows));
   static std::atomic<uint64_t> allowed{0};  // devices where the kernel may use all shared memory
   const uint64_t device = uint64_t{1} << (ctx.device % 64);
@@ -476,7 +476,7 @@ void launch_chain(const Cuda& ctx, const char* name, Chain<T>& chain, int64_t ma
   const int64_t groups = ceil_div(chain.n, kRows);
   const int64_t clusters = ceil_div(groups, ceil_div(groups, max_clusters));
   launch_early(ctx, {name, chain.n, chain.steps}, static_cast<unsigned>(clusters * kCluster),
-               kThreads, bytes, kCluster, kernel, chain);
+               kThreads, bytes, {.cluster = kCluster}, kernel, chain);
 }
 
 template <class T, bool kBackward>
@@ -603,8 +603,8 @@ template <class T> void mlp_backward(const Cuda& ctx, const MlpShape& g, const T
   if (gradients.tiles == 0) return;
   const Branch side(ctx);  // nothing below the layers needs these
   launch_early(side.ctx(), {"mlp_backward_weights", g.n, gradients.layers, gradients.tiles},
-               static_cast<unsigned>(gradients.tiles), 32 * kGradientWarps<T>, 0, 1,
-               weight_gradients_kernel<T>, gradients);
+               static_cast<unsigned>(gradients.tiles), 32 * kGradientWarps<T>, 0,
+               {.early = g.n <= kBriefBatch}, mlp_dweight_kernel<T>, gradients);
 }
 
 #define SINTER_INSTANTIATE(T)                                               \

@@ -192,7 +192,7 @@ template <class T> void adam_step(const Cuda& ctx, const AdamConfig& c,
                            static_cast<T>(1 - c.beta1), static_cast<T>(1 - c.beta2),
                            static_cast<T>(c.eps)};
   for_tables(slots, [&](const SlotTable<AdamSlot<T>>& table, unsigned blocks) {
-    launch_early(ctx, {"adam_step", table.count, blocks}, blocks, kThreads, 0, 1, adam_kernel<T>,
+    launch_early(ctx, {"adam_step", table.count, blocks}, blocks, kThreads, 0, {}, adam_kernel<T>,
                  table, c, k, lr, step, stream_resources(ctx).ticket);
   });
 }

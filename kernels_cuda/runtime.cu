@@ -196,24 +196,13 @@ Stream& add_stream(Device& device, cudaStream_t stream) {
   return result;
 }
 
-// Main lines come first, branches when there is room: nothing waits for them soon.
-struct Priorities {
-  int least = 0, greatest = 0;
-};
-Priorities priorities() {
-  Priorities p;
-  if (std::getenv("NOPRIO")) return p;
-  SINTER_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&p.least, &p.greatest));
-  return p;
-}
-
 // Makes the streams that carry the branches of graphs captured on `stream`; not while it captures,
 // when memory can neither be had nor cleared. device.mutex is held and the device current.
 void add_branches(Device& device, Stream& stream) {
   constexpr size_t kBranches = 4;
   while (stream.branches.size() < kBranches) {
     cudaStream_t made = nullptr;
-    SINTER_CUDA_CHECK(cudaStreamCreateWithPriority(&made, cudaStreamNonBlocking, priorities().least));
+    SINTER_CUDA_CHECK(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
     Stream& branch = add_stream(device, made);
     branch.main = &stream;
     branch.resources.fault = stream.resources.fault;
@@ -266,8 +255,7 @@ Stream& take_stream(int index) {
   }
   // Non-blocking: the legacy default stream would otherwise serialize all threads' streams.
   cudaStream_t stream = nullptr;
-  SINTER_CUDA_CHECK(
-      cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, priorities().greatest));
+  SINTER_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   return add_stream(device, stream);
 }
 
@@ -377,8 +365,6 @@ void refuse_in_capture(const char* what) {
 }  // namespace
 
 bool launches_early(int device) {
-  static const bool never = std::getenv("SINTER_NO_PDL") != nullptr;
-  if (never) return false;
   std::atomic<int>& known = device_state(device).launches_early;
   int answer = known.load(std::memory_order_relaxed);
   if (answer < 0) {

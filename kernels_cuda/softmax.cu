@@ -296,7 +296,7 @@ void log_softmax_backward(const Cuda& ctx, const SoftmaxShape& g, const T* y, co
 template <class T> void cross_entropy(const Cuda& ctx, const CrossEntropyShape& g, const T* logits,
                                       const int64_t* labels, T* loss, T* dlogits) {
   if (g.classes <= cuda::kFewClasses && g.n <= cuda::kFewRows)
-    cuda::launch_early(ctx, {"cross_entropy", g.n, g.classes}, 1, cuda::kThreads, 0, 1,
+    cuda::launch_early(ctx, {"cross_entropy", g.n, g.classes}, 1, cuda::kThreads, 0, {},
                        cuda::cross_entropy_few<T>, g, logits, labels, loss, dlogits,
                        cuda::stream_resources(ctx));
   else if (g.classes > cuda::kLongRow)

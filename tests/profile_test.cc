@@ -86,7 +86,7 @@ TEST_CASE("profile: kernels' names and stages", "[profile]") {
   CHECK(stage_of("max_backward_kernel", true) == Stage::kConvBackward);
   CHECK(stage_of("cutlass_80_simt_sgemm_64x64_8x5_nn_align1", false) == Stage::kLinearForward);
   CHECK(stage_of("add_bias_kernel", false) == Stage::kLinearForward);
-  CHECK(stage_of("chain_kernel", true) == Stage::kLinearBackward);
+  CHECK(stage_of("mlp_chain_kernel", true) == Stage::kLinearBackward);
   CHECK(stage_of("cross_entropy_rows", false) == Stage::kLoss);
   CHECK(stage_of("adam_kernel", true) == Stage::kUpdate);
   CHECK(stage_of("map_kernel", true) == Stage::kOther);
