@@ -233,8 +233,12 @@ Tensor run_sequence(const Tensor& x, std::span<Module* const> modules) {
     Fused front;
     try {
       if (fusion_enabled()) front = fuse_front(y, modules);
+    } catch (const CudaError&) {
+      throw;
+    } catch (const OutOfMemoryError&) {
+      throw;
     } catch (const Error&) {
-      // The layer at fault is named when they run one by one.
+      // Arguments that do not fit: the layer at fault is named when they run one by one.
     }
     if (front.layers == 0) front = {1, (*modules[0])(y)};
     y = front.y;

@@ -312,6 +312,25 @@ DEVICE_TEST("app: every usable device trains and agrees with the CPU", "[app]") 
   CHECK(agreement.at("devices").size() == (device.is_cuda() ? 1 : 0));
 }
 
+CUDA_TEST("app: replayed graphs and single launches train to the same weights", "[app][graph]") {
+  const Folder folder;
+  // 64 steps an epoch: three replays of 20, and the last ones, of which one is a smaller batch.
+  const std::vector<std::string> train = {
+      "train", "--device",     device.str(), "--dataset", "synthetic", "--synthetic-size",
+      "2030",  "--batch-size", "32",         "--epochs",  "2",         "--quiet"};
+  std::vector<std::string> one_by_one = train;
+  one_by_one.emplace_back("--no-graph");
+  const auto hash = [](const Result& result) {
+    INFO(result.err);
+    REQUIRE(result.code == 0);
+    CHECK(result.err.empty());
+    const size_t at = result.out.find("weights' hash ");
+    REQUIRE(at != std::string::npos);
+    return result.out.substr(at, 30);
+  };
+  CHECK(hash(run(folder, train)) == hash(run(folder, one_by_one)));
+}
+
 TEST_CASE("app: bench's check finds a device that computes something else", "[app]") {
   app::Job job;
   job.batch_size = 8;
