@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "sinter/fused.h"
 #include "sinter/models.h"
 #include "sinter/nn.h"
 #include "sinter/ops.h"
@@ -90,6 +91,7 @@ class Table {
   void views();
   void losses();
   void modules();
+  void fused();
 
  private:
   Tensor noise(const Shape& shape) { return drawn(shape, generator_); }
@@ -310,6 +312,64 @@ void Table::modules() {
   }
 }
 
+void Table::fused() {
+  struct Layer {
+    Shape x, w;
+    bool bias;
+    Conv2dOptions options;
+    std::string what;
+  };
+  const Layer layers[] = {
+      {{2, 2, 8, 8}, {3, 2, 3, 3}, true, {}, ""},
+      {{2, 2, 8, 7}, {3, 2, 3, 3}, false, {}, "no bias, a column left over"},
+      {{3, 1, 7, 8}, {4, 1, 5, 5}, true, {1, 2}, "padding 2, a row left over"},
+      {{2, 3, 6, 9}, {2, 3, 5, 3}, true, {1, {1, 0}}, "padding (1, 0), a column left over"},
+      {{17, 1, 3, 4}, {2, 1, 2, 3}, true, {}, "one window"},
+      {{2, 4, 9, 7}, {6, 2, 3, 2}, true, {{2, 1}, 1, 1, 2}, "stride (2, 1), padding 1, groups 2"},
+      {{0, 2, 6, 6}, {3, 2, 3, 3}, true, {}, "batch of none"}};
+  for (const Layer& l : layers) {
+    Inputs inputs = {noise(l.x), noise(l.w)};
+    if (l.bias) inputs.push_back(noise({l.w[0]}));
+    add_case("conv2d_relu_pool", l.what, inputs, [options = l.options](const Inputs& in) {
+      return conv2d_relu_pool(in[0], in[1], in.size() > 2 ? in[2] : Tensor(), options);
+    });
+  }
+  struct Stack {
+    Shape x;
+    std::vector<int64_t> widths;  // of the layers' results
+    std::vector<bool> bias;
+    bool relu_last;
+    std::string what;
+  };
+  const Stack stacks[] = {
+      {{3, 4}, {2}, {true}, false, "one layer"},
+      {{3, 4}, {2}, {true}, true, "one layer, ReLU last"},
+      {{3, 4}, {6, 5, 2}, {true, true, true}, false, ""},
+      {{3, 4}, {6, 5, 2}, {true, false, true}, true, "a bias missing, ReLU last"},
+      {{2, 3, 5}, {7, 4}, {true, true}, false, "leading dimensions"},
+      {{17, 9}, {33, 1, 7}, {false, true, false}, false, "biases missing"},
+      {{6}, {5, 3}, {true, true}, false, "a vector"},
+      {{0, 5}, {4, 3}, {true, true}, false, "batch of none"}};
+  for (const Stack& s : stacks) {
+    Inputs inputs = {noise(s.x)};
+    int64_t in_width = s.x[-1];
+    for (size_t l = 0; l < s.widths.size(); ++l) {
+      inputs.push_back(noise({s.widths[l], in_width}));
+      if (s.bias[l]) inputs.push_back(noise({s.widths[l]}));
+      in_width = s.widths[l];
+    }
+    add_case("mlp", s.what, inputs, [bias = s.bias, relu_last = s.relu_last](const Inputs& in) {
+      Inputs weights, biases;
+      size_t next = 1;
+      for (const bool has_bias : bias) {
+        weights.push_back(in[next++]);
+        biases.push_back(has_bias ? in[next++] : Tensor());
+      }
+      return mlp(in[0], weights, biases, relu_last);
+    });
+  }
+}
+
 }  // namespace
 
 std::vector<GradcheckCase> gradcheck_cases() {
@@ -322,6 +382,7 @@ std::vector<GradcheckCase> gradcheck_cases() {
   table.views();
   table.losses();
   table.modules();
+  table.fused();
   return table.take();
 }
 

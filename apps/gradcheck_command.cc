@@ -32,7 +32,7 @@ bool check_gradients(const std::vector<GradcheckCase>& cases, const std::vector<
   int64_t checked = 0;
   int failures = 0;
   double worst = 0;
-  out << std::left << std::setw(14) << "operator" << std::setw(8) << "device" << std::right
+  out << std::left << std::setw(18) << "operator" << std::setw(8) << "device" << std::right
       << std::setw(8) << "compared" << std::setw(7) << "kinks" << std::setw(12) << "tolerance"
       << "  at\n";
   for (const GradcheckCase& c : cases) {
@@ -41,7 +41,7 @@ bool check_gradients(const std::vector<GradcheckCase>& cases, const std::vector<
       std::vector<Tensor> inputs;
       for (const Tensor& x : c.inputs) inputs.push_back(x.to(device));
       const GradcheckResult r = gradcheck(c.f, inputs, {.full = full && !c.directions_only});
-      out << std::left << std::setw(14) << c.op << std::setw(8) << device.str() << std::right
+      out << std::left << std::setw(18) << c.op << std::setw(8) << device.str() << std::right
           << std::setw(8) << r.checked << std::setw(7) << r.kinks << std::setw(12)
           << percent(r.share) << "  " << (r.ok ? "" : "WRONG ") << place(r) << " of " << c.what
           << "\n";

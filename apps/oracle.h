@@ -56,6 +56,15 @@ inline Array noise(const Sizes& shape, uint64_t seed) {
   return a;
 }
 
+// Integers from -largest to largest. Sums of products of small ones are exact in float32, in any
+// order: whoever adds them up sees the same signs, the same ties and the same result to the bit.
+inline Array integers(const Sizes& shape, uint64_t seed, int64_t largest) {
+  Array a = filled(shape);
+  Random random(seed);
+  for (double& x : a.v) x = static_cast<double>(random.below(2 * largest + 1) - largest);
+  return a;
+}
+
 // Distinct values in [-1, 1], evenly spaced, none of them 0, shuffled: every element keeps its
 // distance from the kinks of ReLU and of max-pooling, so that a small change crosses none.
 inline Array ramp(const Sizes& shape, uint64_t seed) {
@@ -236,6 +245,20 @@ inline Array transposed(const Array& a) {
   return t;
 }
 
+// x: (rows, in), w: (out, in).
+inline Array linear(const Array& x, const Array& w, const Array* b) {
+  Array y = product(x, transposed(w));
+  for (size_t i = 0; b != nullptr && i < y.v.size(); ++i) y.v[i] += b->v[i % b->v.size()];
+  return y;
+}
+
+// Gradients of x, w and b.
+inline std::vector<Array> linear_gradients(const Array& x, const Array& w, const Array& dy) {
+  Array db = filled({w.shape[0]});
+  for (size_t i = 0; i < dy.v.size(); ++i) db.v[i % db.v.size()] += dy.v[i];
+  return {product(dy, w), product(transposed(dy), x), db};
+}
+
 // The shape both broadcast to; extents are known to agree.
 inline Sizes broadcast(const Sizes& a, const Sizes& b) {
   Sizes y(std::max(a.size(), b.size()), 1);
@@ -262,6 +285,18 @@ template <class Visit> Sizes matmul_products(const Sizes& a, const Sizes& b, con
   y.push_back(static_cast<int64_t>(M));
   y.push_back(static_cast<int64_t>(N));
   return y;
+}
+
+// ---- element by element -------------------------------------------------------------------------
+
+inline Array relu(const Array& x) {
+  return map(x, [](double v) { return v > 0 ? v : 0; });
+}
+
+inline Array relu_gradient(const Array& x, const Array& dy) {
+  Array dx = dy;
+  for (size_t i = 0; i < dx.v.size(); ++i) dx.v[i] = x.v[i] > 0 ? dy.v[i] : 0;
+  return dx;
 }
 
 // ---- reductions and softmax ---------------------------------------------------------------------

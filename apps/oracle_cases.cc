@@ -3,12 +3,14 @@
 #include <algorithm>
 
 #include "sinter/data.h"
+#include "sinter/fused.h"
 
 namespace sinter::app {
 
 using oracle::Array;
 using oracle::count;
 using oracle::filled;
+using oracle::integers;
 using oracle::noise;
 using oracle::ramp;
 using oracle::Sizes;
@@ -21,9 +23,9 @@ Pair pair(int64_t h, int64_t w) { return {static_cast<int>(h), static_cast<int>(
 
 std::string pair_text(int64_t h, int64_t w) { return str("(", h, ", ", w, ")"); }
 
-std::string dims_text(const std::vector<int>& dims) {
+template <class T> std::string list_text(const std::vector<T>& numbers) {
   std::string text;
-  for (const int d : dims) text += str(text.empty() ? "" : ", ", d);
+  for (const T number : numbers) text += str(text.empty() ? "" : ", ", number);
   return str("[", text, "]");
 }
 
@@ -43,10 +45,23 @@ std::vector<Comparison> compare_with_oracle(const OpCase& c, TensorOptions optio
 
 // ---- convolution and pooling --------------------------------------------------------------------
 
+namespace {
+
+Conv2dOptions conv2d_options(const oracle::Conv& p) {
+  return {pair(p.stride_h, p.stride_w), pair(p.pad_h, p.pad_w), pair(p.dil_h, p.dil_w),
+          static_cast<int>(p.groups)};
+}
+
+std::string conv2d_text(const Sizes& x, const Sizes& w, bool bias, const oracle::Conv& p) {
+  return str("x ", Shape(x), ", weight ", Shape(w), bias ? "" : ", no bias", ", stride ",
+             pair_text(p.stride_h, p.stride_w), ", padding ", pair_text(p.pad_h, p.pad_w),
+             ", dilation ", pair_text(p.dil_h, p.dil_w), ", groups ", p.groups);
+}
+
+}  // namespace
+
 Op conv2d_op(const oracle::Conv& p) {
-  return [options =
-              Conv2dOptions{pair(p.stride_h, p.stride_w), pair(p.pad_h, p.pad_w),
-                            pair(p.dil_h, p.dil_w), static_cast<int>(p.groups)}](const Inputs& in) {
+  return [options = conv2d_options(p)](const Inputs& in) {
     return conv2d(in[0], in[1], in.size() > 2 ? in[2] : Tensor(), options);
   };
 }
@@ -61,10 +76,7 @@ OpCase conv2d_case(const Sizes& x_shape, const Sizes& w_shape, bool bias, const 
   c.y_terms = taps * static_cast<double>(w_shape[1]) + 1;
   c.terms = {taps * static_cast<double>(w_shape[0] / p.groups), places, places};
   if (bias) c.inputs.push_back(b);
-  c.how =
-      str("x ", Shape(x_shape), ", weight ", Shape(w_shape), bias ? "" : ", no bias", ", stride ",
-          pair_text(p.stride_h, p.stride_w), ", padding ", pair_text(p.pad_h, p.pad_w),
-          ", dilation ", pair_text(p.dil_h, p.dil_w), ", groups ", p.groups);
+  c.how = conv2d_text(x_shape, w_shape, bias, p);
   return c;
 }
 
@@ -117,21 +129,16 @@ OpCase linear_case(const Sizes& leading, int64_t in, int64_t out, bool bias) {
   const int64_t rows = count(leading);
   Array x = noise({rows, in}, 1), dy = noise({rows, out}, 4);
   const Array w = noise({out, in}, 2), b = noise({out}, 3);
-  Array y = oracle::product(x, oracle::transposed(w));
-  if (bias)
-    for (size_t i = 0; i < y.v.size(); ++i) y.v[i] += b.v[i % static_cast<size_t>(out)];
-  Array dx = oracle::product(dy, w);
-  const Array dw = oracle::product(oracle::transposed(dy), x);
-  Array db = oracle::sum(dy, {0});
-  db.shape = {out};
-  x.shape = dx.shape = x_shape;
+  Array y = oracle::linear(x, w, bias ? &b : nullptr);
+  std::vector<Array> grads = oracle::linear_gradients(x, w, dy);
+  x.shape = grads[0].shape = x_shape;
   y.shape = dy.shape = y_shape;
   OpCase c{"linear",
            {x, w},
            [](const Inputs& t) { return linear(t[0], t[1], t.size() > 2 ? t[2] : Tensor()); },
            y,
            dy,
-           {dx, dw, db}};
+           grads};
   c.y_terms = static_cast<double>(in) + 1;
   c.terms = {static_cast<double>(out), static_cast<double>(rows), static_cast<double>(rows)};
   if (bias) c.inputs.push_back(b);
@@ -168,14 +175,12 @@ OpCase matmul_case(const Sizes& a_shape, const Sizes& b_shape) {
 
 OpCase relu_case(const Sizes& shape) {
   const Array x = ramp(shape, 1), dy = noise(shape, 2);
-  Array dx = dy;
-  for (size_t i = 0; i < dx.v.size(); ++i) dx.v[i] = x.v[i] > 0 ? dy.v[i] : 0;
   return {"relu",
           {x},
           [](const Inputs& in) { return relu(in[0]); },
-          oracle::map(x, [](double v) { return v > 0 ? v : 0; }),
+          oracle::relu(x),
           dy,
-          {dx},
+          {oracle::relu_gradient(x, dy)},
           0,
           {0},
           str("x ", Shape(shape))};
@@ -266,7 +271,7 @@ OpCase reduce_case(const char* name, Tensor (*op)(const Tensor&, const std::vect
           {dx},
           is_mean ? 1 : n,
           {2},
-          str("x ", Shape(shape), ", dims ", dims_text(dims), keepdim ? ", kept" : "")};
+          str("x ", Shape(shape), ", dims ", list_text(dims), keepdim ? ", kept" : "")};
 }
 
 }  // namespace
@@ -293,7 +298,7 @@ OpCase permute_case(const Sizes& shape, const std::vector<int>& dims) {
     dx.v[i] = dy.v[k];
   });
   return {"permute", {x}, [=](const Inputs& in) { return permute(in[0], dims); }, y, dy, {dx},
-          0,         {0}, str("x ", Shape(shape), ", dims ", dims_text(dims))};
+          0,         {0}, str("x ", Shape(shape), ", dims ", list_text(dims))};
 }
 
 OpCase narrow_case(const Sizes& shape, int64_t first, int64_t rows) {
@@ -368,6 +373,145 @@ OpCase cross_entropy_case(int64_t n, int64_t classes, double smoothing, Reductio
           {c + 8},
           str("logits (", n, ", ", classes, "), smoothing ", smoothing, ", ",
               reduction == Reduction::kMean ? "mean" : "sum")};
+}
+
+// ---- fused layers -------------------------------------------------------------------------------
+
+namespace {
+
+Array drawn(Values values, const Sizes& shape, uint64_t seed, int64_t largest) {
+  return values == Values::kIntegers ? integers(shape, seed, largest) : noise(shape, seed);
+}
+
+std::string text(Values values) { return values == Values::kIntegers ? ", integers" : ", noise"; }
+
+// Whether float32 takes a for the larger one whenever a > b, both being sums of so many terms, and
+// off by no more than `compare` lets pass.
+bool far_apart(double a, double b, double terms) {
+  const double off = (terms + 4) * epsilon(kFloat32) * std::max({1.0, std::abs(a), std::abs(b)});
+  return std::abs(a - b) > 2 * off;
+}
+
+// A case of more choices than noise keeps apart would be looked for without end.
+void expect_found_by(uint64_t seed) {
+  require<ValueError>(seed < 1000, "oracle: no noise found that leaves all choices clear");
+}
+
+}  // namespace
+
+OpCase conv2d_relu_pool_case(const Sizes& x_shape, const Sizes& w_shape, bool bias,
+                             const oracle::Conv& p, Values values) {
+  constexpr oracle::Pool kPool{2, 2, 2, 2};
+  const auto taps = static_cast<double>(w_shape[2] * w_shape[3]);
+  const double z_terms = taps * static_cast<double>(w_shape[1]) + 1;
+  // The winner of a window, or 0, leaves all others behind.
+  const auto choices_are_clear = [&](const Array& z) {
+    for (const std::vector<size_t>& window : oracle::windows(z.shape, kPool).second) {
+      double first = 0, second = -std::numeric_limits<double>::infinity();
+      for (const size_t i : window) {
+        second = std::max(second, std::min(first, z.v[i]));
+        first = std::max(first, z.v[i]);
+      }
+      if (!far_apart(first, second, z_terms)) return false;
+    }
+    return true;
+  };
+  Array x, w, b, z;
+  uint64_t seed = 0;
+  do {
+    x = drawn(values, x_shape, ++seed, 3);
+    w = drawn(values, w_shape, ++seed, 3);
+    b = drawn(values, {w_shape[0]}, ++seed, 20);
+    z = oracle::conv2d(x, w, bias ? &b : nullptr, p);
+    expect_found_by(seed);
+  } while (values == Values::kNoise && !choices_are_clear(z));
+
+  const Array dy = drawn(values, oracle::windows(z.shape, kPool).first, ++seed, 3);
+  const auto [y, dh] = oracle::max_pool2d(oracle::relu(z), kPool, dy);
+  OpCase c{"conv2d_relu_pool",
+           {x, w},
+           [options = conv2d_options(p)](const Inputs& in) {
+             return conv2d_relu_pool(in[0], in[1], in.size() > 2 ? in[2] : Tensor(), options);
+           },
+           y,
+           dy,
+           oracle::conv2d_gradients(x, w, oracle::relu_gradient(z, dh), p)};
+  if (bias) c.inputs.push_back(b);
+  const auto places = static_cast<double>(count(y.shape)) / static_cast<double>(w_shape[0]);
+  c.y_terms = z_terms;
+  c.terms = {taps * static_cast<double>(w_shape[0] / p.groups), places, places};
+  if (values == Values::kIntegers) {
+    c.y_terms = 0;
+    c.terms = {0, 0, 0};
+  }
+  c.how = conv2d_text(x_shape, w_shape, bias, p) + text(values);
+  return c;
+}
+
+OpCase mlp_case(int64_t rows, const Sizes& widths, bool bias, bool relu_last, Values values) {
+  const size_t layers = widths.size() - 1;
+  const auto has_relu = [&](size_t l) { return l + 1 < layers || relu_last; };
+  const bool exact = values == Values::kIntegers;
+  std::vector<Array> w(layers), b(layers), z(layers), h(layers + 1);  // h: in front of each layer
+  double terms = 0;  // of a layer's result and of all before it
+  uint64_t seed = 0;
+  for (bool clear = false; !clear;) {
+    clear = true;
+    terms = 0;
+    expect_found_by(seed);
+    h[0] = drawn(values, {rows, widths[0]}, ++seed, 1);
+    for (size_t l = 0; l < layers; ++l) {
+      const int64_t in = widths[l], out = widths[l + 1];
+      w[l] = drawn(values, {out, in}, ++seed, 1);
+      b[l] = drawn(values, {out}, ++seed, 1);
+      if (!exact)  // values, and errors, keep their size from layer to layer
+        w[l] = oracle::map(w[l], [&](double v) {
+          return static_cast<double>(
+              static_cast<float>(v * std::sqrt(3.0 / static_cast<double>(in))));
+        });
+      z[l] = oracle::linear(h[l], w[l], bias ? &b[l] : nullptr);
+      terms += static_cast<double>(in) + 1;
+      h[l + 1] = has_relu(l) ? oracle::relu(z[l]) : z[l];
+      // Exactly 0 is what any arithmetic makes of a row of closed ReLUs without a bias.
+      for (const double v : z[l].v)
+        clear &= exact || !has_relu(l) || v == 0 || far_apart(v, 0, terms);
+    }
+  }
+
+  const Array dy = drawn(values, {rows, widths.back()}, ++seed, 1);
+  OpCase c{"mlp",
+           {h[0]},
+           [=](const Inputs& in) {
+             std::vector<Tensor> weights, biases;
+             for (size_t l = 0; l < layers; ++l) {
+               weights.push_back(in[1 + l * (bias ? 2 : 1)]);
+               biases.push_back(bias ? in[2 + 2 * l] : Tensor());
+             }
+             return mlp(in[0], weights, biases, relu_last);
+           },
+           h[layers],
+           dy,
+           {}};
+  c.y_terms = exact ? 0 : terms;
+  // From the last layer to the first: {dw, db} of each in front of those behind it, then dx.
+  Array dh = dy;
+  for (size_t l = layers; l-- > 0;) {
+    const Array dz = has_relu(l) ? oracle::relu_gradient(z[l], dh) : dh;
+    const std::vector<Array> grads = oracle::linear_gradients(h[l], w[l], dz);
+    if (bias) c.grads.insert(c.grads.begin(), grads[2]);
+    c.grads.insert(c.grads.begin(), grads[1]);
+    dh = grads[0];
+    terms += static_cast<double>(widths[l + 1]);
+  }
+  c.grads.insert(c.grads.begin(), dh);
+  for (size_t l = 0; l < layers; ++l) {
+    c.inputs.push_back(w[l]);
+    if (bias) c.inputs.push_back(b[l]);
+  }
+  c.terms.assign(c.inputs.size(), exact ? 0 : terms + static_cast<double>(rows));
+  c.how = str("rows ", rows, ", widths ", list_text(widths), bias ? "" : ", no bias",
+              relu_last ? ", ReLU last" : "", text(values));
+  return c;
 }
 
 // ---- optimizers ---------------------------------------------------------------------------------
@@ -472,6 +616,7 @@ class Table {
   void reductions();
   void views();
   void losses();
+  void fused();
   void data();
   void optimizers();
 
@@ -762,6 +907,69 @@ void Table::losses() {
     }
 }
 
+void Table::fused() {
+  struct Layer {
+    Sizes x, w;
+    bool bias = true;
+    oracle::Conv p = {};
+  };
+  std::vector<Layer> layers = {
+      {{2, 3, 12, 10}, {4, 3, 3, 3}, true, {.pad_h = 1, .pad_w = 1}},
+      {{3, 4, 9, 16}, {8, 4, 5, 5}, false, {.pad_h = 2, .pad_w = 2}},
+      {{2, 16, 10, 12}, {33, 16, 3, 3}, true, {.pad_h = 1, .pad_w = 1}},
+      {{5, 1, 8, 9}, {1, 1, 3, 3}},     // an odd column is left out
+      {{5, 2, 11, 13}, {17, 2, 3, 3}},  // an odd row and column
+      {{4, 5, 7, 20}, {3, 5, 5, 3}, false},
+      {{4, 2, 20, 7}, {5, 2, 3, 5}, true, {.pad_w = 3}},
+      {{2, 3, 9, 8}, {6, 3, 7, 3}, true, {.pad_h = 3, .pad_w = 1}},
+      {{2, 3, 9, 8}, {6, 3, 1, 5}, false, {.pad_w = 4}},
+      {{2, 3, 70, 66}, {7, 3, 3, 3}, true, {.pad_h = 1, .pad_w = 1}},  // bands of an image
+      {{700, 5, 6, 7}, {11, 5, 3, 3}},                                 // several images a block
+      {{1025, 1, 5, 4}, {3, 1, 2, 3}},
+      {{2, 1, 3, 3}, {1, 1, 2, 2}},  // one window
+      {{3, 4, 2, 2}, {5, 4, 1, 1}},
+      {{2, 20, 9, 9}, {4, 20, 4, 4}},
+      // For the parts one by one.
+      {{3, 6, 17, 15},
+       {6, 2, 3, 3},
+       true,
+       {.stride_h = 2, .stride_w = 1, .dil_h = 1, .dil_w = 2, .groups = 3}},
+      {{0, 3, 32, 32}, {6, 3, 5, 5}}};  // a batch of none
+  for (const int64_t n : {1, 3, 16, 64}) {
+    layers.push_back({{n, 3, 32, 32}, {6, 3, 5, 5}});  // LeNet's
+    layers.push_back({{n, 6, 14, 14}, {16, 6, 5, 5}});
+  }
+  struct Stack {
+    int64_t rows;
+    Sizes widths;
+  };
+  std::vector<Stack> stacks = {{130, {1500, 64, 10}},  // a long row
+                               {9, {600, 700, 3}},     // too wide for one kernel
+                               {1031, {17, 19, 5}},
+                               {0, {6, 5, 3}}};
+  for (const int64_t rows : {1, 3, 16, 64, 300}) stacks.push_back({rows, {400, 120, 84, 10}});
+  for (const int64_t rows : {1, 5, 70})
+    for (const Sizes& widths : {Sizes{1, 1},
+                                {400, 10},  // one layer
+                                {7, 1, 33},
+                                {257, 33, 1, 7, 1},
+                                {33, 257, 7},
+                                {5, 6, 7, 8, 9, 10, 11, 12, 13},       // eight layers
+                                {5, 6, 7, 8, 9, 10, 11, 12, 13, 14}})  // more than a kernel takes
+      stacks.push_back({rows, widths});
+  for (const Values values : {Values::kIntegers, Values::kNoise}) {
+    for (const Layer& l : layers)
+      if (values == Values::kIntegers || l.x[0] < 64)  // of many windows, some are always close
+        add("conv2d_relu_pool",
+            [=] { return conv2d_relu_pool_case(l.x, l.w, l.bias, l.p, values); });
+    for (const Stack& s : stacks)
+      if (values == Values::kIntegers || s.rows <= 70)
+        for (const bool relu_last : {false, true})
+          for (const bool bias : {true, false})
+            add("mlp", [=] { return mlp_case(s.rows, s.widths, bias, relu_last, values); });
+  }
+}
+
 // What surrounds the differentiable operators: counting right answers, and making batches of bytes.
 void Table::data() {
   for (const int64_t n : {1, 255, 257, 1025, 9001})
@@ -835,6 +1043,7 @@ std::vector<VerifyCase> oracle_cases() {
   table.reductions();
   table.views();
   table.losses();
+  table.fused();
   table.data();
   table.optimizers();
   return table.take();

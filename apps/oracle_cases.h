@@ -48,6 +48,18 @@ OpCase same_elements_case(const std::string& name, const oracle::Sizes& from,
 OpCase log_softmax_case(const oracle::Sizes& shape, int dim);  // inputs in [-4, 4]
 OpCase cross_entropy_case(int64_t n, int64_t classes, double smoothing, Reduction reduction);
 
+// The fused operators choose by values that they computed: the largest of a window, what is above
+// 0. Rounding must not make another choice than the oracle's, or gradients go elsewhere.
+enum class Values {
+  kIntegers,  // small ones, with many ties and zeros; results have to be equal
+  kNoise      // drawn anew until no choice is closer than rounding in float32
+};
+OpCase conv2d_relu_pool_case(const oracle::Sizes& x, const oracle::Sizes& w, bool bias,
+                             const oracle::Conv& p, Values values);
+// widths: of x and of each layer's result.
+OpCase mlp_case(int64_t rows, const oracle::Sizes& widths, bool bias, bool relu_last,
+                Values values);
+
 // a op b with broadcasting. Divisors keep away from 0.
 struct Binary {
   const char* name;

@@ -106,6 +106,9 @@ them are exact in float64.
 - Error: |result - oracle| / max(1, |oracle|), element by element.
 - Tolerance: (terms + 4) ε, with ε = 2^-23 in float32 and 2^-52 in float64. Terms are the roundings that meet in an element,
   for a sum of K products K; an element that is copied must be equal.
+- The fused operators `conv2d_relu_pool` and `mlp` beside the composition of their parts' oracles: on small integers, whose
+  sums are exact and full of ties, where they must be equal; and on random numbers no two of which are so close that
+  rounding could make another element of a window the largest or switch a ReLU.
 
 **(b) PyTorch** )",
       torch,
@@ -126,8 +129,9 @@ in float64 only, where a difference still has digits. Each derivative by itself;
   largest share of its tolerance.
 - Tolerance: 1e-10 + 1e-7 of the larger one, and what float64 rounding leaves in a difference (`sinter/gradcheck.h`).
 
-Where there is no reference: modules only call operators, which have all three. `clone`, `to`, `add_correct` and `Batches`
-(bytes to normalized batches) are not recorded from PyTorch. `to`, `add_correct`, `Batches` and the optimizers have no
+Where there is no reference: modules only call operators, which have all three. PyTorch has no `conv2d_relu_pool` and `mlp`:
+their parts are recorded, and the fifty training steps of the row cifar_cnn run through both. `clone`, `to`, `add_correct`
+and `Batches` (bytes to normalized batches) are not recorded from PyTorch. `to`, `add_correct`, `Batches` and the optimizers have no
 derivative to compare with differences: the oracle has that of `to`.
 )");
 }

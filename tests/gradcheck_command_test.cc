@@ -103,7 +103,7 @@ TEST_CASE("gradcheck command: what it prints, refuses and returns", "[gradcheck]
   INFO(linear.out << linear.err);
   CHECK(linear.code == 0);
   CHECK(linear.out.rfind("operator", 0) == 0);
-  CHECK(contains(linear.out, "\nlinear        cpu"));
+  CHECK(contains(linear.out, "\nlinear            cpu"));
   CHECK_FALSE(contains(linear.out, "conv2d"));
   const Result all = run(dir, {"gradcheck", "--all", "--device", "cpu", "--threads", "1"});
   INFO(all.out << all.err);
