@@ -133,6 +133,10 @@ Where there is no reference: modules only call operators, which have all three. 
 their parts are recorded, and the fifty training steps of the row cifar_cnn run through both. `clone`, `to`, `add_correct`
 and `Batches` (bytes to normalized batches) are not recorded from PyTorch. `to`, `add_correct`, `Batches` and the optimizers have no
 derivative to compare with differences: the oracle has that of `to`.
+
+What is not a matter of digits is shown by tests: equal bits from run to run and for any number of threads, trainings killed and
+resumed, replayed graphs, exchange with PyTorch, memory checkers. [Checks on the GPU](benchmarks.md#checks-on-the-gpu) records
+their runs there.
 )");
 }
 
