@@ -5,10 +5,13 @@
 //           a waste for a handful of images.
 //   im2col  patches of one image laid out as a matrix a block at a time, and a one-thread matrix
 //           product on each.
+//   implicit-gemm  the same product without the matrix (conv2d_implicit_gemm.cc): a pixel or an
+//           output channel in each lane, for layers of many channels.
 #include <algorithm>
 #include <type_traits>
 
 #include "conv2d_direct.h"
+#include "conv2d_implicit_gemm.h"
 #include "conv2d_naive.h"
 #include "gemm.h"
 #include "parallel.h"
@@ -24,12 +27,12 @@ template <class T> ConvAlgo choose(const Conv2dShape& g) {
     case ConvAlgo::kNaive:
     case ConvAlgo::kDirect:
     case ConvAlgo::kIm2col:
-      return algo;
     case ConvAlgo::kImplicitGemm:
+      return algo;
     case ConvAlgo::kTensorCore:
       throw ValueError(str("conv2d: the CPU has no algorithm ", name(algo),
-                           "; choose auto, naive, direct or im2col, with --conv-algo or "
-                           "set_conv_algo, or a CUDA device"));
+                           "; choose auto, naive, direct, im2col or implicit-gemm, with "
+                           "--conv-algo or set_conv_algo, or a CUDA device"));
     case ConvAlgo::kAuto:
       break;
   }
@@ -235,6 +238,8 @@ template <class T> void conv2d_forward(const Cpu&, const Conv2dShape& g, const T
     direct_conv2d_forward(g, x, weight, b, y);
   } else if (algo == ConvAlgo::kNaive) {
     naive_conv2d_forward(g, x, weight, b, y);
+  } else if (algo == ConvAlgo::kImplicitGemm) {
+    implicit_gemm_conv2d_forward(g, x, weight, b, y);
   } else {
     gemm_forward(g, x, weight, b, y);
   }
@@ -247,6 +252,8 @@ void conv2d_backward_data(const Cpu&, const Conv2dShape& g, const T* dy, const T
     direct_conv2d_backward_data(g, dy, weight, dx);
   } else if (algo == ConvAlgo::kNaive) {
     naive_conv2d_backward_data(g, dy, weight, dx);
+  } else if (algo == ConvAlgo::kImplicitGemm) {
+    implicit_gemm_conv2d_backward_data(g, dy, weight, dx);
   } else {
     gemm_backward_data(g, dy, weight, dx);
   }
@@ -261,6 +268,8 @@ template <class T> void conv2d_backward_weights(const Cpu&, const Conv2dShape& g
     direct_conv2d_backward_weights(g, x, dy, dweight);
   } else if (algo == ConvAlgo::kNaive) {
     naive_conv2d_backward_weights(g, x, dy, dweight);
+  } else if (algo == ConvAlgo::kImplicitGemm) {
+    implicit_gemm_conv2d_backward_weights(g, x, dy, dweight);
   } else {
     gemm_backward_weights(g, x, dy, dweight);
   }
