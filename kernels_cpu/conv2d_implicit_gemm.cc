@@ -22,10 +22,12 @@
 #define HWY_TARGET_INCLUDE "conv2d_implicit_gemm.cc"
 #include <hwy/foreach_target.h>
 // foreach_target.h must come first.
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
@@ -117,15 +119,18 @@ struct Layout {
   }
 };
 
-// Packed bytes that stay in the second-level cache beside weights and sums.
-constexpr int64_t kPackedBytes = 192 << 10;
+// Packed bytes, and weights, that stay in the second-level cache together.
+constexpr int64_t kPackedBytes = 256 << 10;
+constexpr int64_t kWeightBytes = 384 << 10;
 // Bytes of packed pixels that a tile of output pixels reads, and that stay in the first-level cache
 // while all output channels are computed from them.
-constexpr int64_t kTileBytes = 28 << 10;
+constexpr int64_t kTileBytes = 32 << 10;
 // The same of transposed dy.
-constexpr int64_t kGradientBytes = 32 << 10;
-// Chunks that feed the threads: enough of them, also when one is late.
-constexpr int kChunks = 32;
+constexpr int64_t kGradientBytes = 64 << 10;
+// Items that feed the threads, also when one is late; and output channels that make up for packing
+// a band once more.
+constexpr int kItems = 32;
+constexpr int kShareChannels = 128;
 
 }  // namespace
 }  // namespace sinter
@@ -166,127 +171,210 @@ template <int kMost, class F> void with_constant(int i, const F& f) {
   f(std::integral_constant<int, kMost>());
 }
 
-template <class T> HWY_ATTR void copy(int64_t n, const T* HWY_RESTRICT from, T* HWY_RESTRICT to) {
-  const Vec<T> d;
-  constexpr int L = kLanes<T>;
-  if (n < L) {
-    for (int64_t i = 0; i < n; ++i) to[i] = from[i];
-    return;
-  }
-  // The last vector overlaps the one before it instead of leaving a remainder.
-  for (int64_t i = 0; i < n; i += L) {
-    const int64_t at = std::min(i, n - L);
-    hn::StoreU(hn::LoadU(d, from + at), d, to + at);
-  }
+// Calls f(std::integral_constant<int, i>()) for i < kCount. A loop would do, but for g++, which
+// keeps an array of vectors in memory before and after the loop that works on it unless every index
+// is a constant from the beginning.
+template <class F, int... kI>
+HWY_INLINE HWY_ATTR void each(const F& f, std::integer_sequence<int, kI...>) {
+  (f(std::integral_constant<int, kI>()), ...);
+}
+template <int kCount, class F> HWY_INLINE HWY_ATTR void each(const F& f) {
+  each(f, std::make_integer_sequence<int, kCount>());
 }
 
-// dst[c * dst_stride + r] = src[r * src_stride + c] for r < rows, c < cols. Both sides are walked
-// in 128-bit blocks; the last block overlaps the one before it instead of leaving a remainder.
-template <class T> HWY_ATTR void transpose(int rows, int cols, const T* HWY_RESTRICT src,
-                                           ptrdiff_t src_stride, T* HWY_RESTRICT dst,
-                                           ptrdiff_t dst_stride) {
+// to[c * to_stride + r] = from[r * from_stride + c] for as many r and c as a vector has lanes:
+// first within 128-bit blocks, then the blocks.
+template <class T> HWY_ATTR void transpose_vectors(const T* HWY_RESTRICT from,
+                                                   ptrdiff_t from_stride, T* HWY_RESTRICT to,
+                                                   ptrdiff_t to_stride) {
 #if HWY_TARGET != HWY_SCALAR
-  constexpr int kBlock = 16 / sizeof(T);
-  const hn::FixedTag<T, kBlock> d;
-  if (rows >= kBlock && cols >= kBlock) {
-    for (int c0 = 0; c0 < cols; c0 += kBlock) {
-      const int c = std::min(c0, cols - kBlock);
-      for (int r0 = 0; r0 < rows; r0 += kBlock) {
-        const int r = std::min(r0, rows - kBlock);
-        const T* s = src + r * src_stride + c;
-        T* t = dst + c * dst_stride + r;
-        const auto a = hn::LoadU(d, s), b = hn::LoadU(d, s + src_stride);
-        const auto ab0 = hn::InterleaveLower(d, a, b), ab1 = hn::InterleaveUpper(d, a, b);
-        if constexpr (kBlock == 2) {
-          hn::StoreU(ab0, d, t);
-          hn::StoreU(ab1, d, t + dst_stride);
-        } else {
-          const auto e = hn::LoadU(d, s + 2 * src_stride), f = hn::LoadU(d, s + 3 * src_stride);
-          const auto ef0 = hn::InterleaveLower(d, e, f), ef1 = hn::InterleaveUpper(d, e, f);
-          hn::StoreU(hn::ConcatLowerLower(d, ef0, ab0), d, t);
-          hn::StoreU(hn::ConcatUpperUpper(d, ef0, ab0), d, t + dst_stride);
-          hn::StoreU(hn::ConcatLowerLower(d, ef1, ab1), d, t + 2 * dst_stride);
-          hn::StoreU(hn::ConcatUpperUpper(d, ef1, ab1), d, t + 3 * dst_stride);
-        }
-      }
+  const Vec<T> d;
+  const hn::Repartition<double, Vec<T>> d64;
+  using V = hn::Vec<Vec<T>>;
+  constexpr int L = kLanes<T>, kBlock = 16 / sizeof(T), kBlocks = L / kBlock;
+  V v[kBlocks][kBlock];  // [g][j]: in block k, column k * kBlock + j of rows [g * kBlock, …)
+  each<kBlocks>([&](auto g) HWY_ATTR {
+    const T* at = from + g * kBlock * from_stride;
+    if constexpr (kBlock == 2) {
+      const V a = hn::LoadU(d, at), b = hn::LoadU(d, at + from_stride);
+      v[g][0] = hn::InterleaveLower(d, a, b);
+      v[g][1] = hn::InterleaveUpper(d, a, b);
+    } else {
+      const V a = hn::LoadU(d, at), b = hn::LoadU(d, at + from_stride);
+      const V e = hn::LoadU(d, at + 2 * from_stride), f = hn::LoadU(d, at + 3 * from_stride);
+      const auto ab0 = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
+      const auto ab1 = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
+      const auto ef0 = hn::BitCast(d64, hn::InterleaveLower(d, e, f));
+      const auto ef1 = hn::BitCast(d64, hn::InterleaveUpper(d, e, f));
+      v[g][0] = hn::BitCast(d, hn::InterleaveLower(d64, ab0, ef0));
+      v[g][1] = hn::BitCast(d, hn::InterleaveUpper(d64, ab0, ef0));
+      v[g][2] = hn::BitCast(d, hn::InterleaveLower(d64, ab1, ef1));
+      v[g][3] = hn::BitCast(d, hn::InterleaveUpper(d64, ab1, ef1));
+    }
+  });
+  each<kBlock>([&](auto j) HWY_ATTR {
+    const auto store = [&](int k, V column)
+                           HWY_ATTR { hn::StoreU(column, d, to + (k * kBlock + j) * to_stride); };
+    if constexpr (kBlocks == 1) {
+      store(0, v[0][j]);
+    } else if constexpr (kBlocks == 2) {
+      store(0, hn::ConcatLowerLower(d, v[1][j], v[0][j]));
+      store(1, hn::ConcatUpperUpper(d, v[1][j], v[0][j]));
+    } else {
+      static_assert(kBlocks == 4);
+      // Blocks (0, 2) and (1, 3) of two vectors, alternating.
+      const V even01 = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(v[1][j]), v[0][j]);
+      const V odd01 = hn::OddEvenBlocks(v[1][j], hn::SwapAdjacentBlocks(v[0][j]));
+      const V even23 = hn::OddEvenBlocks(hn::SwapAdjacentBlocks(v[3][j]), v[2][j]);
+      const V odd23 = hn::OddEvenBlocks(v[3][j], hn::SwapAdjacentBlocks(v[2][j]));
+      store(0, hn::ConcatLowerLower(d, even23, even01));
+      store(1, hn::ConcatLowerLower(d, odd23, odd01));
+      store(2, hn::ConcatUpperUpper(d, even23, even01));
+      store(3, hn::ConcatUpperUpper(d, odd23, odd01));
+    }
+  });
+#else
+  *to = *from;
+  (void)from_stride;
+  (void)to_stride;
+#endif
+}
+
+// to[c * to_stride + r] = from[r * from_stride + c] for r < rows, c < cols. The last vectors
+// overlap those before them instead of leaving a remainder.
+template <class T> void transpose(int rows, int cols, const T* HWY_RESTRICT from,
+                                  ptrdiff_t from_stride, T* HWY_RESTRICT to, ptrdiff_t to_stride) {
+  constexpr int L = kLanes<T>;
+  if (rows < L || cols < L) {
+    for (int c = 0; c < cols; ++c) {
+      for (int r = 0; r < rows; ++r) to[c * to_stride + r] = from[r * from_stride + c];
     }
     return;
   }
-#endif
-  for (int r = 0; r < rows; ++r) {
-    for (int c = 0; c < cols; ++c) dst[c * dst_stride + r] = src[r * src_stride + c];
+  for (int c0 = 0; c0 < cols; c0 += L) {
+    const int c = std::min(c0, cols - L);
+    for (int r0 = 0; r0 < rows; r0 += L) {
+      const int r = std::min(r0, rows - L);
+      const T* at = from + r * from_stride + c;
+      // The next columns of these rows: too many rows for the processor to see the streams.
+      if (c + 2 * L <= cols) {
+        for (int i = 0; i < L; ++i) hwy::Prefetch(at + i * from_stride + L);
+      }
+      transpose_vectors(at, from_stride, to + c * to_stride + r, to_stride);
+    }
   }
 }
 
 // ---- packing ------------------------------------------------------------------------------------
 
-// Copies bands of rows into the layout, a channel at a time. Each goes through a plane that holds
-// what the band reads with zeros around and between, so that shifted copies need no edges.
+// Copies a band of rows of one channel after another into the layout.
 template <class T> class Packer {
  public:
-  // For outputs of rows [row, row + rows).
-  Packer(const Correlation& k, const Layout& layout, int row, int rows)
+  // For outputs from row `row` on. `source` has `elements`.
+  Packer(const Correlation& k, const Layout& layout, int row, const T* source, int64_t elements)
       : k_(k),
         layout_(layout),
-        rows_(rows),
-        height_((rows - 1) * k.stride_h + (k.kh - 1) * k.dil_h + 1),
-        width_((k.ow - 1) * k.stride_w + (k.kw - 1) * k.dil_w + 1),
-        pitch_(width_ + kLanes<T>),
         top_(row * k.stride_h - k.pad_h),
-        begin_(std::clamp(ceil_div_signed(-k.pad_w, k.up_w), 0, k.w)),
-        end_(std::clamp(ceil_div_signed(width_ - k.pad_w, k.up_w), begin_, k.w)),
-        plane_(ptrdiff_t{height_} * pitch_ + kLanes<T>) {
-    std::fill_n(plane_.get(), ptrdiff_t{height_} * pitch_ + kLanes<T>, T(0));
-  }
+        begin_(source),
+        end_(source + elements) {}
 
   // Writes layout.channel elements, and up to a vector beyond them.
-  HWY_ATTR void pack(const T* source, T* to) const {
-    read(source);
-    // Of the last band, which may have fewer rows, only those that its outputs read.
-    const int missing = layout_.rows - rows_;
+  void pack(const T* plane, T* to) const {
     for (int a = 0; a < layout_.copies_of_row; ++a) {
-      for (int b = 0; b < k_.kw; ++b, to += layout_.copy) {
-        const T* from = plane_.get() + ptrdiff_t{a} * k_.dil_h * pitch_ + ptrdiff_t{b} * k_.dil_w;
-        for (int i = 0; i < layout_.copy_rows - missing; ++i) {
-          row(from + ptrdiff_t{i} * layout_.step * pitch_, to + ptrdiff_t{i} * k_.ow);
+      for (int b = 0; b < k_.kw; ++b) {
+        const int shift = b * k_.dil_w - k_.pad_w;
+        // Outputs [left, right) read the image.
+        const int left = std::clamp(shift >= 0 ? 0 : ceil_div(-shift, k_.stride_w), 0, k_.ow);
+        const int64_t width = int64_t{k_.w - 1} * k_.up_w + 1 - shift;
+        const int right =
+            width <= 0
+                ? left
+                : static_cast<int>(std::clamp<int64_t>(ceil_div(width, k_.stride_w), left, k_.ow));
+        const int top = top_ + a * k_.dil_h;
+        if (k_.up_h == 1 && k_.up_w == 1 && k_.stride_w == 1 && k_.ow == k_.w &&
+            layout_.step == 1 && whole_copy(plane, top, shift, left, right, to)) {
+          to += layout_.copy;
+          continue;
+        }
+        for (int i = 0; i < layout_.copy_rows; ++i, to += k_.ow) {
+          const int v = top + i * layout_.step;
+          if (v < 0 || v % k_.up_h != 0 || v / k_.up_h >= k_.h) {
+            std::fill_n(to, k_.ow, T(0));
+          } else {
+            row(plane + int64_t{v / k_.up_h} * k_.w, shift, left, right, to);
+          }
         }
       }
     }
   }
 
  private:
-  static int ceil_div_signed(int a, int b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
-
-  HWY_ATTR void read(const T* source) const {
-    for (int i = 0; i < height_; ++i) {
-      const int v = top_ + i;
-      if (v < 0 || v % k_.up_h != 0 || v / k_.up_h >= k_.h) continue;
-      const T* from = source + int64_t{v / k_.up_h} * k_.w;
-      T* to = plane_.get() + ptrdiff_t{i} * pitch_ + k_.pad_w;
-      if (k_.up_w == 1) {
-        copy(end_ - begin_, from + begin_, to + begin_);
-      } else {
-        for (int j = begin_; j < end_; ++j) to[ptrdiff_t{j} * k_.up_w] = from[j];
-      }
-    }
+  // Planes are pages of their own or few lines each: too short for the processor to see a stream.
+  static constexpr int64_t kAhead = 4;
+  void fetch(const T* from, int64_t n) const {
+    if (end_ - from < n) return;
+    for (int64_t j = 0; j < n; j += 64 / static_cast<int>(sizeof(T))) hwy::Prefetch(from + j);
   }
 
-  // Whole vectors: what is beyond the row is overwritten by the next one.
-  HWY_ATTR void row(const T* HWY_RESTRICT from, T* HWY_RESTRICT to) const {
+  // The rows of a copy that are as wide as those of the image: all at once, shifted, and then the
+  // zeros. Does nothing and returns false if that reads outside the array.
+  HWY_ATTR bool whole_copy(const T* HWY_RESTRICT plane, int top, ptrdiff_t shift, int left,
+                           int right, T* HWY_RESTRICT to) const {
     const Vec<T> d;
-    if (k_.stride_w == 1) {
-      for (int j = 0; j < k_.ow; j += kLanes<T>) hn::StoreU(hn::LoadU(d, from + j), d, to + j);
-    } else {
-      for (int j = 0; j < k_.ow; ++j) to[j] = from[ptrdiff_t{j} * k_.stride_w];
+    constexpr int L = kLanes<T>;
+    const int begin = std::clamp(-top, 0, layout_.copy_rows);
+    const int end = std::clamp(k_.h - top, begin, layout_.copy_rows);
+    const int64_t first = int64_t{begin} * k_.w, count = int64_t{end - begin} * k_.w;
+    const T* from = plane + (int64_t{begin} + top) * k_.w;
+    if (shift < begin_ - from || shift + count + L > end_ - from) return false;
+    if (shift == -k_.pad_w) fetch(from + kAhead * k_.source_plane(), count);
+    std::fill_n(to, first, T(0));
+    for (int64_t i = 0; i < count; i += L) {
+      hn::StoreU(hn::LoadU(d, from + shift + i), d, to + first + i);
     }
+    std::fill_n(to + first + count, layout_.copy - first - count, T(0));
+    for (int i = begin; i < end; ++i) {
+      for (int j = 0; j < left; ++j) to[i * k_.ow + j] = 0;
+      for (int j = right; j < k_.ow; ++j) to[i * k_.ow + j] = 0;
+    }
+    return true;
+  }
+
+  // to[j] = from[(j stride + shift) / up] in [left, right), 0 outside. By whole vectors where they
+  // read inside the array: what they write beyond the row is overwritten by the next one, what they
+  // write outside [left, right) by zeros.
+  HWY_ATTR void row(const T* HWY_RESTRICT from, ptrdiff_t shift, int left, int right,
+                    T* HWY_RESTRICT to) const {
+    const Vec<T> d;
+    constexpr int L = kLanes<T>;
+    const ptrdiff_t vectors = ptrdiff_t{k_.ow + L - 1} / L * L * k_.stride_w;
+    const bool inside = shift >= begin_ - from && shift + vectors <= end_ - from;
+    if (k_.up_w == 1 && k_.stride_w == 1 && inside) {
+      for (int j = 0; j < k_.ow; j += L) hn::StoreU(hn::LoadU(d, from + shift + j), d, to + j);
+#if HWY_TARGET != HWY_SCALAR
+    } else if (k_.up_w == 1 && k_.stride_w == 2 && inside) {
+      for (int j = 0; j < k_.ow; j += L) {
+        auto even = hn::Zero(d), odd = even;
+        hn::LoadInterleaved2(d, from + shift + 2 * j, even, odd);
+        hn::StoreU(even, d, to + j);
+      }
+#endif
+    } else if (k_.up_w == 1) {
+      for (int j = left; j < right; ++j) to[j] = from[j * ptrdiff_t{k_.stride_w} + shift];
+    } else {
+      for (int j = left; j < right; ++j) {
+        const ptrdiff_t at = j + shift;
+        to[j] = at % k_.up_w == 0 ? from[at / k_.up_w] : T(0);
+      }
+    }
+    for (int j = 0; j < left; ++j) to[j] = 0;
+    for (int j = right; j < k_.ow; ++j) to[j] = 0;
   }
 
   const Correlation& k_;
   const Layout& layout_;
-  int rows_, height_, width_;
-  ptrdiff_t pitch_;
-  int top_, begin_, end_;  // first row; columns of the source that are read
-  Scratch<T> plane_;
+  int top_;  // first row
+  const T *begin_, *end_;
 };
 
 // ---- y and dx -----------------------------------------------------------------------------------
@@ -299,26 +387,30 @@ HWY_NOINLINE HWY_ATTR void output_tile(int terms, const ptrdiff_t* HWY_RESTRICT 
   const Vec<T> d;
   using V = hn::Vec<Vec<T>>;
   constexpr int L = kLanes<T>;
+  // They are read only after the sums: time enough to fetch them.
+  each<kO>([&](auto o) HWY_ATTR {
+    each<kV>([&](auto v) HWY_ATTR { hwy::Prefetch(y + o * y_stride + v * L); });
+  });
   V sum[kO][kV];
-  for (int o = 0; o < kO; ++o) {
-    for (int v = 0; v < kV; ++v) {
-      sum[o][v] = !first            ? hn::LoadU(d, y + o * y_stride + v * L)
-                  : bias != nullptr ? hn::Set(d, bias[o])
-                                    : hn::Zero(d);
-    }
-  }
+  each<kO>([&](auto o) HWY_ATTR { each<kV>([&](auto v) HWY_ATTR { sum[o][v] = hn::Zero(d); }); });
   for (int i = 0; i < terms; ++i, w += kO) {
     const T* at = x + offset[i];
     V pixels[kV];
-    for (int v = 0; v < kV; ++v) pixels[v] = hn::LoadU(d, at + v * L);
-    for (int o = 0; o < kO; ++o) {
+    each<kV>([&](auto v) HWY_ATTR { pixels[v] = hn::LoadU(d, at + v * L); });
+    each<kO>([&](auto o) HWY_ATTR {
       const V wo = hn::Set(d, w[o]);
-      for (int v = 0; v < kV; ++v) sum[o][v] = hn::MulAdd(wo, pixels[v], sum[o][v]);
-    }
+      each<kV>([&](auto v) HWY_ATTR { sum[o][v] = hn::MulAdd(wo, pixels[v], sum[o][v]); });
+    });
   }
-  for (int o = 0; o < kO; ++o) {
-    for (int v = 0; v < kV; ++v) hn::StoreU(sum[o][v], d, y + o * y_stride + v * L);
-  }
+  each<kO>([&](auto o) HWY_ATTR {
+    each<kV>([&](auto v) HWY_ATTR {
+      T* to = y + o * y_stride + v * L;
+      const V before = !first            ? hn::LoadU(d, to)
+                       : bias != nullptr ? hn::Set(d, bias[o])
+                                         : hn::Zero(d);
+      hn::StoreU(hn::Add(before, sum[o][v]), d, to);
+    });
+  });
 }
 
 // The same for any tile of outputs at the end of a band: `pixels` of them exist.
@@ -377,7 +469,6 @@ template <class T> void correlate(const Correlation& k, bool mirrored, const T* 
 
   // Channels that a tile of pixels reads from the first-level cache; rows and images, from the
   // second.
-  const Layout one_row(k, 1);
   const int64_t tile_rows = ceil_div(kPixels, k.ow);
   const int64_t tile_elements =
       Layout(k, static_cast<int>(std::min<int64_t>(tile_rows, k.oh))).channel;
@@ -392,22 +483,34 @@ template <class T> void correlate(const Correlation& k, bool mirrored, const T* 
   const int64_t image_elements = layout.channel * blocks.largest();
   const int most_images = static_cast<int>(std::min(
       kPackedBytes / static_cast<int64_t>(image_elements * sizeof(T)), 256 / k.out_plane()));
-  const Parts chunks(k.n, std::min(most_images, k.n / kChunks));
+  const Parts chunks(
+      k.n, std::min<int64_t>(most_images, std::max<int64_t>(k.n / kItems, 128 / k.out_plane())));
+  // Where these are few, items share a band and compute some of its output channels each.
+  const int64_t items = int64_t{chunks.count} * k.groups * bands.count;
+  const Parts shares(tiles.count,
+                     ceil_div(tiles.count, std::clamp<int64_t>(ceil_div(kItems, items), 1,
+                                                               ceil_div(k.o, kShareChannels))));
+  // Tiles of output channels whose weights stay in the second-level cache too.
+  const int hot_tiles = static_cast<int>(
+      std::max<int64_t>(1, kWeightBytes / (int64_t{tiles.largest()} * blocks.largest() * taps *
+                                           static_cast<int64_t>(sizeof(T)))));
   std::vector<ptrdiff_t> offset;
   for (int c = 0; c < blocks.largest(); ++c) {
     for (ptrdiff_t t : layout.tap) offset.push_back(c * layout.channel + t);
   }
 
-  parallel_for(int64_t{chunks.count} * k.groups * bands.count, [&](int64_t item) {
-    const int band = static_cast<int>(item % bands.count);
-    const int64_t group = item / bands.count % k.groups;
-    const int chunk = static_cast<int>(item / bands.count / k.groups);
+  parallel_for(items * shares.count, [&](int64_t item) {
+    const int share = static_cast<int>(item % shares.count);
+    const int band = static_cast<int>(item / shares.count % bands.count);
+    const int64_t group = item / shares.count / bands.count % k.groups;
+    const int chunk = static_cast<int>(item / shares.count / bands.count / k.groups);
     const int64_t image = int64_t{chunks.begin(chunk)}, images = chunks.size(chunk);
     const int row = bands.begin(band), pixels = bands.size(band) * k.ow;
-    const Packer<T> packer(k, layout, row, bands.size(band));
+    const Packer<T> packer(k, layout, row, source,
+                           int64_t{k.n} * k.groups * k.c * k.source_plane());
     // The last vectors of a tile read beyond what was packed.
     const Scratch<T> packed(images * image_elements + kPixels);
-    std::fill_n(packed.get(), images * image_elements + kPixels, T(0));
+    std::fill_n(packed.get() + images * image_elements, kPixels, T(0));
     for (int block = 0; block < blocks.count; ++block) {
       const int c0 = blocks.begin(block), channels = blocks.size(block);
       for (int64_t n = 0; n < images; ++n) {
@@ -417,17 +520,21 @@ template <class T> void correlate(const Correlation& k, bool mirrored, const T* 
                       packed.get() + n * image_elements + c * layout.channel);
         }
       }
-      for (int64_t n = 0; n < images; ++n) {
-        T* to = out + ((image + n) * k.groups + group) * k.o * k.out_plane() + int64_t{row} * k.ow;
-        for (int p = 0; p < pixels; p += kPixels) {
-          const T* x = packed.get() + n * image_elements + p;
-          for (int tile = 0; tile < tiles.count; ++tile) {
-            const int o = tiles.begin(tile), size = tiles.size(tile);
-            const T* w =
-                packed_weights.get() + ((group * k.o + o) * k.c + int64_t{size} * c0) * taps;
-            any_output_tile(size, std::min(kPixels, pixels - p), channels * taps, offset.data(), x,
-                            w, bias == nullptr ? nullptr : bias + group * k.o + o, block == 0,
-                            to + o * k.out_plane() + p, k.out_plane());
+      for (int first = shares.begin(share); first < shares.begin(share + 1); first += hot_tiles) {
+        const int last = std::min(first + hot_tiles, shares.begin(share + 1));
+        for (int64_t n = 0; n < images; ++n) {
+          T* to =
+              out + ((image + n) * k.groups + group) * k.o * k.out_plane() + int64_t{row} * k.ow;
+          for (int p = 0; p < pixels; p += kPixels) {
+            const T* x = packed.get() + n * image_elements + p;
+            for (int tile = first; tile < last; ++tile) {
+              const int o = tiles.begin(tile), size = tiles.size(tile);
+              const T* w =
+                  packed_weights.get() + ((group * k.o + o) * k.c + int64_t{size} * c0) * taps;
+              any_output_tile(size, std::min(kPixels, pixels - p), channels * taps, offset.data(),
+                              x, w, bias == nullptr ? nullptr : bias + group * k.o + o, block == 0,
+                              to + o * k.out_plane() + p, k.out_plane());
+            }
           }
         }
       }
@@ -449,25 +556,25 @@ HWY_NOINLINE HWY_ATTR void gradient_tile(int segments, int pixels, ptrdiff_t seg
   using V = hn::Vec<Vec<T>>;
   constexpr int L = kLanes<T>;
   V sum[kR][kV];
-  for (int r = 0; r < kR; ++r) {
-    for (int v = 0; v < kV; ++v)
-      sum[r][v] = first ? hn::Zero(d) : hn::Load(d, sums + (r * kV + v) * L);
-  }
+  each<kR>([&](auto r) HWY_ATTR { each<kV>([&](auto v) HWY_ATTR { sum[r][v] = hn::Zero(d); }); });
   for (int s = 0; s < segments; ++s, x += segment) {
     const T* row[kR];
-    for (int r = 0; r < kR; ++r) row[r] = x + offset[r];
+    each<kR>([&](auto r) HWY_ATTR { row[r] = x + offset[r]; });
     for (ptrdiff_t p = 0; p < pixels; ++p, dy += kV * L) {
       V g[kV];
-      for (int v = 0; v < kV; ++v) g[v] = hn::Load(d, dy + v * L);
-      for (int r = 0; r < kR; ++r) {
+      each<kV>([&](auto v) HWY_ATTR { g[v] = hn::Load(d, dy + v * L); });
+      each<kR>([&](auto r) HWY_ATTR {
         const V xr = hn::Set(d, row[r][p]);
-        for (int v = 0; v < kV; ++v) sum[r][v] = hn::MulAdd(xr, g[v], sum[r][v]);
-      }
+        each<kV>([&](auto v) HWY_ATTR { sum[r][v] = hn::MulAdd(xr, g[v], sum[r][v]); });
+      });
     }
   }
-  for (int r = 0; r < kR; ++r) {
-    for (int v = 0; v < kV; ++v) hn::Store(sum[r][v], d, sums + (r * kV + v) * L);
-  }
+  each<kR>([&](auto r) HWY_ATTR {
+    each<kV>([&](auto v) HWY_ATTR {
+      T* to = sums + (r * kV + v) * L;
+      hn::Store(first ? sum[r][v] : hn::Add(hn::Load(d, to), sum[r][v]), d, to);
+    });
+  });
 }
 
 template <class T> void weight_gradient(const Correlation& k, const T* x, const T* dy, T* dweight) {
@@ -525,7 +632,7 @@ template <class T> void weight_gradient(const Correlation& k, const T* x, const 
       const int images = std::min(group_images, chunks.begin(chunk + 1) - n0);
       for (int band = 0; band < bands.count; ++band) {
         const int row = bands.begin(band), pixels = bands.size(band) * k.ow;
-        const Packer<T> packer(k, layout, row, bands.size(band));
+        const Packer<T> packer(k, layout, row, x, int64_t{k.n} * k.groups * k.c * k.source_plane());
         for (int i = 0; i < images; ++i) {
           const T* from = x + ((int64_t{n0 + i} * k.groups + group) * k.c + c0) * k.source_plane();
           for (int c = 0; c < channels; ++c) {
