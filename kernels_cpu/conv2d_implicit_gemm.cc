@@ -625,8 +625,9 @@ template <class T> void weight_gradient(const Correlation& k, const T* x, const 
     const Scratch<T> packed(group_images * image_elements + L);
     const Scratch<T> gradient(group_images * band_pixels * panels.total * L);
     const Scratch<T> sums(sum_stride * panels.total * L);
-    // The lanes beyond the last channel.
-    std::fill_n(gradient.get(), group_images * band_pixels * panels.total * L, T(0));
+    if (k.o % L != 0) {  // the lanes beyond the last channel
+      std::fill_n(gradient.get(), group_images * band_pixels * panels.total * L, T(0));
+    }
     bool first = true;
     for (int n0 = chunks.begin(chunk); n0 < chunks.begin(chunk + 1); n0 += group_images) {
       const int images = std::min(group_images, chunks.begin(chunk + 1) - n0);
