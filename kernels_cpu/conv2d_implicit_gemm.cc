@@ -158,9 +158,10 @@ constexpr int kMaxVectors = 2;
 #endif
 constexpr int kPixelVectors = 2;
 constexpr int kMaxChannels = kAccumulators / kPixelVectors;  // of a tile of outputs
-// Rows of patches in a tile of weight gradients: more would spill their addresses.
+// Rows of patches in a tile of weight gradients: each needs a register for its address, too.
+constexpr int kMaxRows = 12;
 constexpr int tile_rows(int vectors) {
-  return std::min(vectors > 2 ? 24 / vectors : 12, kAccumulators / vectors);
+  return std::min(kMaxRows, std::min(24, kAccumulators) / vectors);
 }
 
 // Calls f with std::integral_constant<int, i>, 1 <= i <= kMost.
@@ -301,7 +302,9 @@ template <class T> class Packer {
           if (v < 0 || v % k_.up_h != 0 || v / k_.up_h >= k_.h) {
             std::fill_n(to, k_.ow, T(0));
           } else {
-            row(plane + int64_t{v / k_.up_h} * k_.w, shift, left, right, to);
+            const T* from = plane + int64_t{v / k_.up_h} * k_.w;
+            if (b == 0) fetch(from, k_.w);
+            row(from, shift, left, right, to);
           }
         }
       }
@@ -312,8 +315,11 @@ template <class T> class Packer {
   // Planes are pages of their own or few lines each: too short for the processor to see a stream.
   static constexpr int64_t kAhead = 4;
   void fetch(const T* from, int64_t n) const {
-    if (end_ - from < n) return;
-    for (int64_t j = 0; j < n; j += 64 / static_cast<int>(sizeof(T))) hwy::Prefetch(from + j);
+    const int64_t ahead = kAhead * k_.source_plane();
+    if (end_ - from < ahead + n) return;
+    for (int64_t j = 0; j < n; j += 64 / static_cast<int>(sizeof(T))) {
+      hwy::Prefetch(from + ahead + j);
+    }
   }
 
   // The rows of a copy that are as wide as those of the image: all at once, shifted, and then the
@@ -327,7 +333,7 @@ template <class T> class Packer {
     const int64_t first = int64_t{begin} * k_.w, count = int64_t{end - begin} * k_.w;
     const T* from = plane + (int64_t{begin} + top) * k_.w;
     if (shift < begin_ - from || shift + count + L > end_ - from) return false;
-    if (shift == -k_.pad_w) fetch(from + kAhead * k_.source_plane(), count);
+    if (shift == -k_.pad_w) fetch(from, count);
     std::fill_n(to, first, T(0));
     for (int64_t i = 0; i < count; i += L) {
       hn::StoreU(hn::LoadU(d, from + shift + i), d, to + first + i);
@@ -413,7 +419,7 @@ HWY_NOINLINE HWY_ATTR void output_tile(int terms, const ptrdiff_t* HWY_RESTRICT 
   });
 }
 
-// The same for any tile of outputs at the end of a band: `pixels` of them exist.
+// The same for any tile, of which only the first `pixels` are outputs.
 template <class T> void any_output_tile(int channels, int pixels, int terms,
                                         const ptrdiff_t* offset, const T* x, const T* w,
                                         const T* bias, bool first, T* y, ptrdiff_t y_stride) {
@@ -620,12 +626,13 @@ template <class T> void weight_gradient(const Correlation& k, const T* x, const 
     for (int c = 0; c < channels; ++c) {
       for (ptrdiff_t t : layout.tap) offset.push_back(c * layout.channel + t);
     }
-    offset.resize(static_cast<size_t>(terms) + 12, offset.back());  // past the end: not used
-    const ptrdiff_t sum_stride = ptrdiff_t{terms} + 12;
+    // The last tile computes rows past the end, which nobody reads.
+    offset.resize(static_cast<size_t>(terms) + kMaxRows, offset.back());
+    const ptrdiff_t sum_stride = ptrdiff_t{terms} + kMaxRows;
     const Scratch<T> packed(group_images * image_elements + L);
     const Scratch<T> gradient(group_images * band_pixels * panels.total * L);
     const Scratch<T> sums(sum_stride * panels.total * L);
-    if (k.o % L != 0) {  // the lanes beyond the last channel
+    if (k.o % L != 0) {  // lanes beyond the last channel: computed, not used
       std::fill_n(gradient.get(), group_images * band_pixels * panels.total * L, T(0));
     }
     bool first = true;
