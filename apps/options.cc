@@ -92,8 +92,8 @@ void add_data_options(CLI::App& app, Options& o) {
 
 void add_conv_options(CLI::App& app, Options& o) {
   app.add_option("--conv-algo", o.job.conv_algo,
-                 "how convolutions are computed: auto, naive, direct, im2col or, on a GPU, "
-                 "implicit-gemm, tensor-core")
+                 "how convolutions are computed: auto, naive, direct, im2col, implicit-gemm or, on "
+                 "a GPU, tensor-core")
       ->check(one_of({"auto", "naive", "direct", "im2col", "implicit-gemm", "tensor-core"}))
       ->capture_default_str()
       ->type_name("NAME");

@@ -1,14 +1,17 @@
 // Convolution: chooses between the algorithms (ConvAlgo, runtime.h) and holds one of them.
 //
 //   naive   the definition (conv2d_naive.cc), only where it is asked for.
-//   direct  images in the lanes of a vector (conv2d_direct.cc): the faster, but idle lanes make it
-//           a waste for a handful of images.
+//   direct  images in the lanes of a vector (conv2d_direct.cc): the fastest with few channels or
+//           pixels, but idle lanes make it a waste for a handful of images.
 //   im2col  patches of one image laid out as a matrix a block at a time, and a one-thread matrix
 //           product on each.
+//   implicit-gemm  the same product without the matrix (conv2d_implicit_gemm.cc): a pixel or an
+//           output channel in each lane, for layers of many channels.
 #include <algorithm>
 #include <type_traits>
 
 #include "conv2d_direct.h"
+#include "conv2d_implicit_gemm.h"
 #include "conv2d_naive.h"
 #include "gemm.h"
 #include "parallel.h"
@@ -18,22 +21,47 @@
 namespace sinter {
 namespace {
 
-// The one place that chooses: direct when at least half of the lanes have an image.
-template <class T> ConvAlgo choose(const Conv2dShape& g) {
+enum class Pass { kForward, kBackwardData, kBackwardWeights };
+
+// Whether implicit-gemm was measured to be the fastest (float32; AVX-512 and AVX2).
+bool suits_implicit_gemm(const Conv2dShape& g, Pass pass, bool lanes_of_images) {
+  const int64_t c = g.c / g.groups, o = g.o / g.groups;
+  if (pass == Pass::kBackwardWeights) {
+    // Output channels fill the lanes, and make up for packing and transposing.
+    return lanes_of_images ? o >= 16 && c * o >= 128 : o >= 8;
+  }
+  // With a stride most of what dx is computed from would be zeros between the elements of dy.
+  const bool data = pass == Pass::kBackwardData;
+  if (data && (g.stride_h > 1 || g.stride_w > 1)) return false;
+  const int64_t channels = data ? c : o, columns = data ? g.w : g.ow;
+  if (!lanes_of_images) return channels >= 8;
+  // Work on a packed row, which short rows and few channels do not repay; and small images leave
+  // lanes of pixels idle.
+  const int64_t pixels = columns * (data ? g.h : g.oh), computed = (pixels + 31) / 32 * 32;
+  return channels * std::min<int64_t>(columns, 32) >= 256 && 5 * pixels >= 4 * computed;
+}
+
+// The one place that chooses. Of the algorithms for any layer, direct when at least half of the
+// lanes have an image.
+template <class T> ConvAlgo choose(const Conv2dShape& g, Pass pass) {
   switch (const ConvAlgo algo = conv_algo()) {
     case ConvAlgo::kNaive:
     case ConvAlgo::kDirect:
     case ConvAlgo::kIm2col:
-      return algo;
     case ConvAlgo::kImplicitGemm:
+      return algo;
     case ConvAlgo::kTensorCore:
       throw ValueError(str("conv2d: the CPU has no algorithm ", name(algo),
-                           "; choose auto, naive, direct or im2col, with --conv-algo or "
-                           "set_conv_algo, or a CUDA device"));
+                           "; choose auto, naive, direct, im2col or implicit-gemm, with "
+                           "--conv-algo or set_conv_algo, or a CUDA device"));
     case ConvAlgo::kAuto:
       break;
   }
-  return 2 * g.n >= direct_conv2d_lanes<T>() ? ConvAlgo::kDirect : ConvAlgo::kIm2col;
+  const bool lanes_of_images = 2 * g.n >= direct_conv2d_lanes<T>();
+  if (std::is_same_v<T, float> && suits_implicit_gemm(g, pass, lanes_of_images)) {
+    return ConvAlgo::kImplicitGemm;
+  }
+  return lanes_of_images ? ConvAlgo::kDirect : ConvAlgo::kIm2col;
 }
 
 // One group of one image as matrices: patches (c kh kw, oh ow), weights (o, c kh kw), y (o, oh ow).
@@ -230,11 +258,13 @@ template <class T> void bias_gradient(const Conv2dShape& g, const T* dy, T* db) 
 
 template <class T> void conv2d_forward(const Cpu&, const Conv2dShape& g, const T* x,
                                        const T* weight, const T* b, T* y) {
-  const ConvAlgo algo = choose<T>(g);
+  const ConvAlgo algo = choose<T>(g, Pass::kForward);
   if (algo == ConvAlgo::kDirect) {
     direct_conv2d_forward(g, x, weight, b, y);
   } else if (algo == ConvAlgo::kNaive) {
     naive_conv2d_forward(g, x, weight, b, y);
+  } else if (algo == ConvAlgo::kImplicitGemm) {
+    implicit_gemm_conv2d_forward(g, x, weight, b, y);
   } else {
     gemm_forward(g, x, weight, b, y);
   }
@@ -242,11 +272,13 @@ template <class T> void conv2d_forward(const Cpu&, const Conv2dShape& g, const T
 
 template <class T>
 void conv2d_backward_data(const Cpu&, const Conv2dShape& g, const T* dy, const T* weight, T* dx) {
-  const ConvAlgo algo = choose<T>(g);
+  const ConvAlgo algo = choose<T>(g, Pass::kBackwardData);
   if (algo == ConvAlgo::kDirect) {
     direct_conv2d_backward_data(g, dy, weight, dx);
   } else if (algo == ConvAlgo::kNaive) {
     naive_conv2d_backward_data(g, dy, weight, dx);
+  } else if (algo == ConvAlgo::kImplicitGemm) {
+    implicit_gemm_conv2d_backward_data(g, dy, weight, dx);
   } else {
     gemm_backward_data(g, dy, weight, dx);
   }
@@ -256,11 +288,13 @@ template <class T> void conv2d_backward_weights(const Cpu&, const Conv2dShape& g
                                                 const T* dy, T* dweight, T* db) {
   if (db != nullptr) bias_gradient(g, dy, db);
   if (dweight == nullptr) return;
-  const ConvAlgo algo = choose<T>(g);
+  const ConvAlgo algo = choose<T>(g, Pass::kBackwardWeights);
   if (algo == ConvAlgo::kDirect) {
     direct_conv2d_backward_weights(g, x, dy, dweight);
   } else if (algo == ConvAlgo::kNaive) {
     naive_conv2d_backward_weights(g, x, dy, dweight);
+  } else if (algo == ConvAlgo::kImplicitGemm) {
+    implicit_gemm_conv2d_backward_weights(g, x, dy, dweight);
   } else {
     gemm_backward_weights(g, x, dy, dweight);
   }

@@ -1,3 +1,5 @@
+#include <hwy/targets.h>
+
 #include "gradient_check.h"
 #include "oracle.h"
 
@@ -31,7 +33,8 @@ bool has_tensor_cores([[maybe_unused]] Device device) {
 
 // The algorithms that `device` has for any geometry.
 std::vector<ConvAlgo> algorithms(Device device) {
-  if (!device.is_cuda()) return {ConvAlgo::kNaive, ConvAlgo::kDirect, ConvAlgo::kIm2col};
+  if (!device.is_cuda())
+    return {ConvAlgo::kNaive, ConvAlgo::kDirect, ConvAlgo::kIm2col, ConvAlgo::kImplicitGemm};
   std::vector<ConvAlgo> all = {ConvAlgo::kNaive, ConvAlgo::kIm2col, ConvAlgo::kImplicitGemm};
   if (has_tensor_cores(device)) all.push_back(ConvAlgo::kTensorCore);
   return all;
@@ -331,6 +334,89 @@ DEVICE_TEST("conv2d: every algorithm gives the same bits again", "[conv2d]") {
   }
 }
 
+// Geometries that the CPU's implicit matrix product cuts differently from check_geometries: several
+// blocks of channels, bands of rows, groups of images, panels and shares of output channels, each
+// with an uneven rest; every padding of a window; and images whose rows are narrower, as wide and
+// wider than the output's.
+void check_cuts(Device device) {
+  check_batch(device, {2, 43, 33, 18}, {29, 43, 3, 3}, true, {.pad_h = 1, .pad_w = 1});
+  check_batch(device, {1, 8, 91, 70}, {9, 8, 3, 3}, true, {.pad_h = 1, .pad_w = 1});
+  check_batch(device, {1, 3, 131, 41}, {17, 3, 5, 5}, false, {.stride_h = 2, .stride_w = 2});
+  check_batch(device, {67, 5, 5, 7}, {20, 5, 3, 3}, true, {.pad_h = 1, .pad_w = 1});
+  check_batch(device, {35, 9, 4, 4}, {35, 9, 3, 3}, false, {.pad_h = 1, .pad_w = 1});
+  check_batch(device, {1, 6, 3, 301}, {270, 6, 2, 3}, true, {.pad_w = 1});
+  check_batch(device, {3, 130, 6, 5}, {140, 130, 1, 1}, true, {});
+  for (int64_t pad = 0; pad <= 4; ++pad)
+    check_batch(device, {3, 5, 9, 8}, {17, 5, 5, 3}, true, {.pad_h = pad, .pad_w = 4 - pad});
+  check_batch(device, {2, 6, 20, 33}, {15, 6, 3, 3}, true,
+              {.pad_h = 2, .pad_w = 2, .dil_h = 2, .dil_w = 2});
+  check_batch(device, {2, 6, 20, 18}, {34, 3, 3, 3}, true,
+              {.pad_h = 9, .pad_w = 1, .dil_h = 9, .groups = 2});
+  check_batch(device, {2, 4, 19, 40}, {18, 4, 3, 3}, true, {.stride_w = 2, .pad_w = 1});
+}
+
+TEST_CASE("conv2d: the implicit matrix product with every instruction set", "[conv2d][cpu]") {
+  const With with(ConvAlgo::kImplicitGemm);
+  struct Restore {
+    ~Restore() { hwy::SetSupportedTargetsForTest(0); }
+  } const restore;
+  // From the best to the simplest: targets are bits, the lower the better.
+  std::vector<std::string> done;
+  for (int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
+    hwy::SetSupportedTargetsForTest(targets);
+    if (std::find(done.begin(), done.end(), simd_target()) != done.end()) continue;
+    done.push_back(simd_target());
+    INFO(simd_target());
+    check_geometries(kCpu);
+    check_cuts(kCpu);
+  }
+  CHECK(!done.empty());
+}
+
+TEST_CASE("conv2d: the same bits for any number of threads", "[conv2d][cpu]") {
+  const int before = num_threads();
+  for (ConvAlgo algo :
+       {ConvAlgo::kAuto, ConvAlgo::kDirect, ConvAlgo::kIm2col, ConvAlgo::kImplicitGemm}) {
+    INFO(name(algo));
+    const With with(algo);
+    for (const auto& [x_shape, w_shape] : {std::pair<Sizes, Sizes>{{40, 20, 8, 8}, {150, 20, 3, 3}},
+                                           {{3, 33, 35, 32}, {40, 33, 3, 3}},
+                                           {{1, 3, 40, 40}, {64, 3, 5, 5}}}) {
+      std::vector<Tensor> first;
+      for (int threads : {1, 2, 3, 7}) {
+        set_num_threads(threads);
+        const TensorOptions options{kFloat32, kCpu};
+        const Tensor x = leaf(noise(x_shape, 1), options), w = leaf(noise(w_shape, 2), options);
+        const Tensor b = leaf(noise({w_shape[0]}, 3), options);
+        const Tensor y = conv2d(x, w, b, {.padding = 1});
+        y.backward(tensor(noise(array(y).shape, 4), options));
+        const std::vector<Tensor> now = {y.detach(), x.grad(), w.grad(), b.grad()};
+        if (threads == 1) first = now;
+        for (size_t i = 0; i < now.size(); ++i) CHECK(same_bits(first[i], now[i]));
+      }
+      set_num_threads(before);
+    }
+  }
+}
+
+TEST_CASE("conv2d: wide layers are the implicit matrix product's", "[conv2d][cpu]") {
+  const auto results = [](ConvAlgo algo, const Sizes& x_shape, const Sizes& w_shape) {
+    const With with(algo);
+    const TensorOptions options{kFloat32, kCpu};
+    const Tensor x = leaf(noise(x_shape, 1), options), w = leaf(noise(w_shape, 2), options);
+    const Tensor y = conv2d(x, w, {}, {.padding = 1});
+    y.backward(tensor(noise(array(y).shape, 4), options));
+    return std::vector<Tensor>{y.detach(), x.grad(), w.grad()};
+  };
+  for (const auto& [x_shape, w_shape] : {std::pair<Sizes, Sizes>{{16, 64, 32, 32}, {64, 64, 3, 3}},
+                                         {{16, 128, 8, 8}, {128, 128, 3, 3}},
+                                         {{2, 32, 16, 16}, {32, 32, 3, 3}}}) {
+    const auto chosen = results(ConvAlgo::kAuto, x_shape, w_shape);
+    const auto named = results(ConvAlgo::kImplicitGemm, x_shape, w_shape);
+    for (size_t i = 0; i < chosen.size(); ++i) CHECK(same_bits(chosen[i], named[i]));
+  }
+}
+
 DEVICE_TEST("conv2d: an algorithm that cannot says why and which can", "[conv2d]") {
   CHECK(conv_algo() == ConvAlgo::kAuto);
   for (ConvAlgo algo : {ConvAlgo::kAuto, ConvAlgo::kNaive, ConvAlgo::kDirect, ConvAlgo::kIm2col,
@@ -343,11 +429,9 @@ DEVICE_TEST("conv2d: an algorithm that cannot says why and which can", "[conv2d]
                   options);
   };
   if (!device.is_cuda()) {
-    for (ConvAlgo algo : {ConvAlgo::kImplicitGemm, ConvAlgo::kTensorCore}) {
-      const With with(algo);
-      check_throws<ValueError>([&] { forward(kFloat32, {}); },
-                               {"conv2d", name(algo), "CPU", "naive", "--conv-algo"});
-    }
+    const With with(ConvAlgo::kTensorCore);
+    check_throws<ValueError>([&] { forward(kFloat32, {}); },
+                             {"conv2d", "tensor-core", "CPU", "implicit-gemm", "--conv-algo"});
     return;
   }
   {

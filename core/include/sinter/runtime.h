@@ -42,7 +42,7 @@ std::string simd_target();
 //   naive          the definition, one output after another: to read, and to check the others by
 //   direct         CPU: images in the lanes of a vector; CUDA: small windows, few input channels
 //   im2col         patches written out as a matrix, and a matrix product
-//   implicit-gemm  CUDA: the same with the patches gathered while they are multiplied
+//   implicit-gemm  the same with the patches gathered while they are multiplied
 //   tensor-core    CUDA, float32: the same on tensor cores
 // They differ in the order of additions; each gives the same bits from run to run.
 enum class ConvAlgo { kAuto, kNaive, kDirect, kIm2col, kImplicitGemm, kTensorCore };

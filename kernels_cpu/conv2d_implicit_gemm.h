@@ -1,0 +1,15 @@
+// Convolution as a matrix product whose patches are never written out; see conv2d_implicit_gemm.cc.
+#pragma once
+
+#include "sinter/kernels.h"
+
+namespace sinter {
+
+template <class T> void implicit_gemm_conv2d_forward(const Conv2dShape& g, const T* x,
+                                                     const T* weight, const T* b, T* y);
+template <class T>
+void implicit_gemm_conv2d_backward_data(const Conv2dShape& g, const T* dy, const T* weight, T* dx);
+template <class T> void implicit_gemm_conv2d_backward_weights(const Conv2dShape& g, const T* x,
+                                                              const T* dy, T* dweight);
+
+}  // namespace sinter
