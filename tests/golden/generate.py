@@ -184,10 +184,11 @@ class Net(torch.nn.Module):
         return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
 
 
-# Adam moves a weight whose gradient is all rounding by lr either way, so some runs are decided by the last bit. From
-# this seed PyTorch's own float32 runs, with and without oneDNN, stay within 4e-7 of the float64 losses; from others
-# they part by 3e-2, and would say nothing of another implementation.
-torch.manual_seed(2)
+# A pre-activation within rounding of a ReLU's kink opens it in one implementation and not in the next, and Adam moves a
+# weight whose gradient is all rounding by lr either way: from some seeds float32 runs part by 3e-2 and say nothing of
+# each other. From this one no hidden value of the linear layers comes closer to 0 than 1.5e-5, and Sinter's float32
+# runs, whatever the algorithm and the instruction set, stay within 4e-7 of the float64 losses.
+torch.manual_seed(32)
 net = Net()
 t = Recorder()
 for name, value in net.state_dict().items():
