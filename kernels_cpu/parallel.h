@@ -16,7 +16,7 @@ namespace sinter {
 // Elements below which a chunk of light element-wise work is not worth waking a thread for.
 inline constexpr int64_t kGrain = 16384;
 
-// parallel_for without the template, in parallel.cc: the only place that opens an OpenMP region.
+// parallel_for without the template, in parallel.cc: the only place that wakes threads.
 void run_chunks(int64_t count, void (*f)(const void* context, int64_t chunk), const void* context);
 
 // Calls f(i) once for every i < count, on up to num_threads() threads, and returns when all are
