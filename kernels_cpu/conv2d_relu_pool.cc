@@ -442,9 +442,10 @@ template <class T> struct Entries {
 // Fills `list`, which has room for a vector more, with the windows of one plane that have a
 // gradient, adds their gradients to *total and returns how many there are. pixel: where the first
 // element of each window is.
-template <class T> HWY_ATTR int list_entries(int windows, int wp, const int32_t* pixel, const T* y,
-                                             const uint8_t* choice, const T* dy,
-                                             const Entries<T>& list, T* total) {
+template <class T> HWY_NOINLINE HWY_ATTR int list_entries(int windows, int wp, const int32_t* pixel,
+                                                          const T* y, const uint8_t* choice,
+                                                          const T* dy, const Entries<T>& list,
+                                                          T* total) {
   int count = 0, i = 0;
 #if HWY_TARGET != HWY_SCALAR
   constexpr int L = kLanes<T>;
@@ -488,7 +489,7 @@ template <class T> HWY_ATTR int list_entries(int windows, int wp, const int32_t*
 
 // Pixels with their channels side by side, (row, column, channel), from planes of a padded image,
 // and back.
-template <class T> HWY_ATTR void join_channels(const SmallConv& s, const T* x, T* to) {
+template <class T> HWY_NOINLINE HWY_ATTR void join_channels(const SmallConv& s, const T* x, T* to) {
   const ptrdiff_t plane = ptrdiff_t{s.h} * s.w;
   for (int i = 0; i < s.h; ++i) {
     const T* from = x + ptrdiff_t{i} * s.w;
@@ -508,7 +509,8 @@ template <class T> HWY_ATTR void join_channels(const SmallConv& s, const T* x, T
     }
   }
 }
-template <class T> HWY_ATTR void split_channels(const SmallConv& s, const T* from, T* x) {
+template <class T>
+HWY_NOINLINE HWY_ATTR void split_channels(const SmallConv& s, const T* from, T* x) {
   const ptrdiff_t plane = ptrdiff_t{s.h} * s.w;
   for (int i = 0; i < s.h; ++i) {
     const T* row = from + (ptrdiff_t{i + s.pad_h} * s.wp + s.pad_w) * s.c;
@@ -546,8 +548,12 @@ HWY_NOINLINE HWY_ATTR void add_patches(int count, const Entries<T>& list, const 
   }
 }
 
-// dx += weights * values of the channels in `mask`, for every pixel of the conv's result: `masks`
-// and `values` (pixel, channel) hold rows x cols of them. A patch's last vector has `tail` lanes.
+// dx += weights * values of the channels in a pixel's mask, for every pixel of the convolution's
+// result: `masks` and `values` (pixel, channel) hold rows x cols of them. A patch's last vector has
+// `tail` lanes.
+//
+// Goes down the columns: the patches of neighbours have all rows but one in common, which stay in
+// registers, and only the row that no later patch has is added to memory.
 template <int kR, int kV, class T>
 HWY_NOINLINE HWY_ATTR void scatter_patches(int rows, int cols, int wp, int channels, int outputs,
                                            const uint64_t* masks, const T* values,
@@ -555,36 +561,34 @@ HWY_NOINLINE HWY_ATTR void scatter_patches(int rows, int cols, int wp, int chann
                                            ptrdiff_t w_row, int tail, T* HWY_RESTRICT dx) {
   constexpr int L = kLanes<T>;
   const Vec<T> d;
+  using V = hn::Vec<Vec<T>>;
   const auto inside = hn::FirstN(d, static_cast<size_t>(tail));
-  const ptrdiff_t row = ptrdiff_t{wp} * channels;
-  for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < cols; ++j) {
+  for (int j = 0; j < cols; ++j) {
+    V sum[kR][kV];
+    for (int r = 0; r < kR; ++r) {
+      for (int v = 0; v < kV; ++v) sum[r][v] = hn::Zero(d);
+    }
+    T* to = dx + ptrdiff_t{j} * channels;
+    for (int i = 0; i < rows + kR - 1; ++i, to += ptrdiff_t{wp} * channels) {
       const ptrdiff_t at = ptrdiff_t{i} * wp + j;
-      uint64_t mask = masks[at];
-      if (mask == 0) continue;
-      hn::Vec<Vec<T>> sum[kR][kV];
-      for (int r = 0; r < kR; ++r) {
-        for (int v = 0; v < kV; ++v) sum[r][v] = hn::Zero(d);
-      }
-      do {
+      for (uint64_t mask = i < rows ? masks[at] : 0; mask != 0; mask &= mask - 1) {
         const int o = std::countr_zero(mask);
-        mask &= mask - 1;
         const auto value = hn::Set(d, values[at * outputs + o]);
         const T* w = weights + o * w_channel;
         for (int r = 0; r < kR; ++r) {
           for (int v = 0; v < kV; ++v)
             sum[r][v] = hn::MulAdd(value, hn::LoadU(d, w + r * w_row + v * L), sum[r][v]);
         }
-      } while (mask != 0);
-      T* to = dx + at * channels;
-      for (int r = 0; r < kR; ++r) {
-        for (int v = 0; v < kV; ++v) {
-          // Beside the patch the weights are 0, but a gradient of infinity times 0 is a NaN.
-          if (v == kV - 1) sum[r][v] = hn::IfThenElseZero(inside, sum[r][v]);
-          T* p = to + r * row + v * L;
-          hn::StoreU(hn::Add(hn::LoadU(d, p), sum[r][v]), d, p);
-        }
       }
+      for (int v = 0; v < kV; ++v) {
+        // Beside the patch the weights are 0, but a gradient of infinity times 0 is a NaN.
+        const V done = v == kV - 1 ? hn::IfThenElseZero(inside, sum[0][v]) : sum[0][v];
+        hn::StoreU(hn::Add(hn::LoadU(d, to + v * L), done), d, to + v * L);
+      }
+      for (int r = 0; r + 1 < kR; ++r) {
+        for (int v = 0; v < kV; ++v) sum[r][v] = sum[r + 1][v];
+      }
+      for (int v = 0; v < kV; ++v) sum[kR - 1][v] = hn::Zero(d);
     }
   }
 }
@@ -635,7 +639,7 @@ template <class T> void backward(const SmallConv& s, const T* x, const T* weight
   const int images = ceil_div(std::max(1, s.n), kParts), parts = ceil_div(s.n, images);
   const ptrdiff_t part_size = (weights + s.o + 15) / 16 * 16;
   const Scratch<T> partial(parts * part_size);
-  parallel_for(parts, [&](int64_t part) {
+  const auto add_part = [&](int64_t part) {
     T* sums = partial.get() + part * part_size;
     std::fill_n(sums, part_size, T(0));
     const Scratch<T> joined(dweight != nullptr ? image : 0), dx_joined(dx != nullptr ? image : 0);
@@ -676,11 +680,11 @@ template <class T> void backward(const SmallConv& s, const T* x, const T* weight
       });
       split_channels(s, dx_joined.get(), dx + n * s.x_image());
     }
-  });
-  if (dweight == nullptr && db == nullptr) return;
-
-  // The parts' sums are added in their order, channel by channel.
-  parallel_ranges(s.o, items_per_grain(parts * w_channel * 4), [&](int64_t begin, int64_t end) {
+  };
+  // The parts' sums, added in their order, of a few channels.
+  const int64_t grain = items_per_grain(parts * w_channel * 4);
+  const auto add_up = [&](int64_t chunk) {
+    const int64_t begin = chunk * grain, end = std::min<int64_t>(s.o, begin + grain);
     const Scratch<T> total(w_channel);
     for (int64_t o = begin; o < end; ++o) {
       std::fill_n(total.get(), w_channel, T(0));
@@ -700,7 +704,9 @@ template <class T> void backward(const SmallConv& s, const T* x, const T* weight
         }
       }
     }
-  });
+  };
+  const bool summed = dweight != nullptr || db != nullptr;
+  parallel_phases(parts, add_part, summed ? (s.o + grain - 1) / grain : 0, add_up);
 }
 
 void ForwardFloat(const SmallConv& s, const float* x, const float* weight, const float* b, float* y,

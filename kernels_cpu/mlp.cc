@@ -233,6 +233,13 @@ template <class T, class F> void outer_product(int64_t rows, int64_t cols, int64
   }
 }
 
+// dz = dy where y > 0, else 0, for a vector.
+template <class T> HWY_ATTR void mask_vector(const T* y, const T* dy, T* dz) {
+  const Vec<T> d;
+  const auto open = hn::Gt(hn::LoadU(d, y), hn::Zero(d));
+  hn::StoreU(hn::IfThenElseZero(open, hn::LoadU(d, dy)), d, dz);
+}
+
 // The gradients of rows [begin, end), from the last layer down.
 template <class T> void chain_rows(const MlpShape& g, std::span<const MlpLayer<T>> layers,
                                    const T* dy, T* dx, const ChainArrays<T>& chain, int64_t begin,
@@ -258,8 +265,14 @@ template <class T> void chain_rows(const MlpShape& g, std::span<const MlpLayer<T
                     layers[static_cast<size_t>(l)].w, in,
                     [&](int64_t r, int64_t column, const T* sums, int64_t lanes) {
                       const int64_t at = (row + r) * in + column;
-                      for (int64_t i = 0; i < lanes; ++i)
-                        to[at + i] = y == nullptr || y[at + i] > 0 ? sums[i] : T(0);
+                      if (y == nullptr) {
+                        std::copy_n(sums, lanes, to + at);
+                      } else if (lanes == kLanes<T>) {
+                        mask_vector(y + at, sums, to + at);
+                      } else {
+                        for (int64_t i = 0; i < lanes; ++i)
+                          to[at + i] = y[at + i] > 0 ? sums[i] : T(0);
+                      }
                     });
     }
   }
@@ -307,23 +320,27 @@ template <class T> void weight_block(int64_t n, int64_t in, int64_t out, int64_t
 template <class T> void backward(const MlpShape& g, const T* x, std::span<const MlpLayer<T>> layers,
                                  const T* dy, T* dx, std::span<const MlpGrads<T>> grads,
                                  const ChainArrays<T>& chain) {
-  parallel_ranges(g.n, chunk_rows(g.n), [&](int64_t begin, int64_t end) {
-    chain_rows(g, layers, dy, dx, chain, begin, end);
-  });
   constexpr int64_t kBlock = 8;  // outputs of a chunk
   std::array<int64_t, kMaxMlpLayers + 1> first = {};
   for (int l = 0; l < g.layers; ++l) {
-    const bool wanted = grads[static_cast<size_t>(l)].dw || grads[static_cast<size_t>(l)].db;
-    first[static_cast<size_t>(l + 1)] =
-        first[static_cast<size_t>(l)] + (wanted ? (g.width[l + 1] + kBlock - 1) / kBlock : 0);
+    const auto i = static_cast<size_t>(l);
+    const bool wanted = grads[i].dw != nullptr || grads[i].db != nullptr;
+    first[i + 1] = first[i] + (wanted ? (g.width[l + 1] + kBlock - 1) / kBlock : 0);
   }
-  parallel_for(first[static_cast<size_t>(g.layers)], [&](int64_t item) {
-    size_t l = 0;
-    while (item >= first[l + 1]) ++l;
-    const int64_t out = g.width[l + 1], begin = (item - first[l]) * kBlock;
-    weight_block(g.n, g.width[l], out, begin, std::min(out, begin + kBlock), chain.dz[l],
-                 l > 0 ? static_cast<const T*>(layers[l - 1].y) : x, grads[l]);
-  });
+  const int64_t rows = chunk_rows(g.n);
+  parallel_phases(
+      (g.n + rows - 1) / rows,
+      [&](int64_t chunk) {
+        chain_rows(g, layers, dy, dx, chain, chunk * rows, std::min(g.n, (chunk + 1) * rows));
+      },
+      first[static_cast<size_t>(g.layers)],
+      [&](int64_t item) {
+        size_t l = 0;
+        while (item >= first[l + 1]) ++l;
+        const int64_t out = g.width[l + 1], begin = (item - first[l]) * kBlock;
+        weight_block(g.n, g.width[l], out, begin, std::min(out, begin + kBlock), chain.dz[l],
+                     l > 0 ? static_cast<const T*>(layers[l - 1].y) : x, grads[l]);
+      });
 }
 
 void ForwardFloat(const MlpShape& g, const float* x, std::span<const MlpLayer<float>> layers) {

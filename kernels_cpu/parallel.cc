@@ -197,6 +197,10 @@ class OwnTeam {
 
 }  // namespace
 
+void wait_until(bool (*ready)(const void*), const void* context) {
+  wait_awake([&] { return ready(context); }, true);
+}
+
 void run_chunks(int64_t count, Chunk f, const void* context) {
   const int threads = num_threads();
   if (threads > 1 && count > 1 && count <= UINT32_MAX && !in_region) {

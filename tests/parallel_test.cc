@@ -70,6 +70,49 @@ TEST_CASE("parallel: what chunks wrote is seen afterwards", "[parallel]") {
   CHECK(right);
 }
 
+TEST_CASE("parallel: the second phase sees all of the first", "[parallel]") {
+  for (int threads : {1, 2, 5}) {
+    const Threads set(threads);
+    std::atomic<int> wrong{0};
+    for (int64_t job = 0; job < 500; ++job) {
+      const int64_t first = job % 7, second = job % 5;
+      std::vector<int64_t> values(static_cast<size_t>(first));
+      std::atomic<int64_t> ran{0};
+      parallel_phases(
+          first, [&](int64_t i) { values[static_cast<size_t>(i)] = job + i; }, second,
+          [&](int64_t) {
+            ++ran;
+            for (int64_t i = 0; i < first; ++i) wrong += values[static_cast<size_t>(i)] != job + i;
+          });
+      wrong += ran != second;
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("parallel: after an exception in the first phase there is no second", "[parallel]") {
+  for (int threads : {1, 3}) {
+    const Threads set(threads);
+    for (int64_t job = 0; job < 50; ++job) {
+      std::atomic<int> second{0};
+      CHECK_THROWS_AS(parallel_phases(
+                          10,
+                          [&](int64_t i) {
+                            if (i == job % 10) throw std::runtime_error("first");
+                          },
+                          10, [&](int64_t) { ++second; }),
+                      std::runtime_error);
+      CHECK(second == 0);
+      CHECK_THROWS_AS(parallel_phases(
+                          5, [](int64_t) {}, 10,
+                          [&](int64_t i) {
+                            if (i == job % 10) throw std::runtime_error("second");
+                          }),
+                      std::runtime_error);
+    }
+  }
+}
+
 TEST_CASE("parallel: inside a chunk it runs serially", "[parallel]") {
   const Threads set(4);
   std::atomic<int> elsewhere{0}, runs{0};
