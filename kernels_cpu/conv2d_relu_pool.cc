@@ -410,8 +410,8 @@ void forward(const SmallConv& s, const T* x, const T* weight, const T* b, T* y, 
     const ptrdiff_t z_half = ptrdiff_t{end - begin} * cols + L;
     const int64_t image = int64_t{s.c} * s.hp * s.wp + L;
     const int64_t room = by_channels ? int64_t{end - begin} * s.pw * L : 2 * kTileChannels * z_half;
-    const Scratch<T> z(room), padded(copied ? image : 0);
-    const Scratch<uint8_t> taken(by_channels ? room : 0);
+    const LocalScratch<T> z(room), padded(copied ? image : 0);
+    const LocalScratch<uint8_t> taken(by_channels ? room : 0);
     for (int n = first; n < std::min(s.n, first + images); ++n) {
       const T* from = x + n * s.x_image();
       if (copied) {
@@ -642,11 +642,12 @@ template <class T> void backward(const SmallConv& s, const T* x, const T* weight
   const auto add_part = [&](int64_t part) {
     T* sums = partial.get() + part * part_size;
     std::fill_n(sums, part_size, T(0));
-    const Scratch<T> joined(dweight != nullptr ? image : 0), dx_joined(dx != nullptr ? image : 0);
-    const Scratch<T> values(dx != nullptr ? int64_t{rows} * s.wp * s.o : 0);
-    const Scratch<uint64_t> masks(dx != nullptr ? int64_t{rows} * s.wp : 0);
-    const Scratch<int32_t> at(windows + L);
-    const Scratch<T> value(windows + L);
+    const LocalScratch<T> joined(dweight != nullptr ? image : 0),
+        dx_joined(dx != nullptr ? image : 0);
+    const LocalScratch<T> values(dx != nullptr ? int64_t{rows} * s.wp * s.o : 0);
+    const LocalScratch<uint64_t> masks(dx != nullptr ? int64_t{rows} * s.wp : 0);
+    const LocalScratch<int32_t> at(windows + L);
+    const LocalScratch<T> value(windows + L);
     const Entries<T> list{at.get(), value.get()};
     if (dweight != nullptr) std::fill_n(joined.get(), image, T(0));
     const int first = static_cast<int>(part) * images;
@@ -685,7 +686,7 @@ template <class T> void backward(const SmallConv& s, const T* x, const T* weight
   const int64_t grain = items_per_grain(parts * w_channel * 4);
   const auto add_up = [&](int64_t chunk) {
     const int64_t begin = chunk * grain, end = std::min<int64_t>(s.o, begin + grain);
-    const Scratch<T> total(w_channel);
+    const LocalScratch<T> total(w_channel);
     for (int64_t o = begin; o < end; ++o) {
       std::fill_n(total.get(), w_channel, T(0));
       T bias = 0;

@@ -306,7 +306,7 @@ template <class T> void weight_block(int64_t n, int64_t in, int64_t out, int64_t
         outer_product(outputs, in, rows, a, out, h, in, store);
       } else {
         // Columns may come twice, and are to be added once.
-        const Scratch<T> block(outputs * in);
+        const LocalScratch<T> block(outputs * in);
         outer_product(outputs, in, rows, a, out, h + first * in, in,
                       [&](int64_t r, int64_t column, const T* sums, int64_t lanes) {
                         std::copy_n(sums, lanes, block.get() + r * in + column);

@@ -60,6 +60,8 @@ thread_local bool in_region = false;
 
 class Team {
  public:
+  static constexpr int64_t kMostChunks = int64_t{1} << 30;
+
   ~Team() { resize(0); }
 
   // Calls f(context, i) for i < count, on this thread and `helpers` others.
@@ -72,13 +74,13 @@ class Team {
     done_.store(0, std::memory_order_relaxed);
     error_ = nullptr;
     failed_.store(false, std::memory_order_relaxed);
-    const uint64_t open = (++job_ << 32) | count;
-    open_.store(open);  // in one order with sleepers_: a helper sees the job, or is seen asleep
+    open_.store((++job_ << 32) + kNone + count);  // in one order with sleepers_: a helper sees the
+                                                  // job, or is seen asleep
     if (sleepers_.load() > 0) {
       { const std::lock_guard lock(mutex_); }
       wake_.notify_all();
     }
-    const uint32_t own = take_chunks(open);
+    const uint32_t own = take_chunks();
     if (own < count) {
       wait_awake([&] { return done_.load(std::memory_order_acquire) + own == count; }, true);
     }
@@ -86,23 +88,26 @@ class Team {
   }
 
  private:
-  // Runs chunks of the job that `open` is of until none is left; returns how many.
-  uint32_t take_chunks(uint64_t open) {
-    const uint64_t job = open >> 32;
-    uint32_t taken = 0;
-    while (open >> 32 == job && static_cast<uint32_t>(open) != 0) {
-      // These are the job's if the exchange succeeds: while it has a chunk left, they stay.
-      const Chunk f = f_.load(std::memory_order_relaxed);
-      const void* context = context_.load(std::memory_order_relaxed);
-      const uint32_t count = count_.load(std::memory_order_relaxed);
-      if (!open_.compare_exchange_weak(open, open - 1, std::memory_order_acq_rel,
-                                       std::memory_order_acquire))
-        continue;
-      run_chunk(f, context, count - static_cast<uint32_t>(open));
+  // The low half of open_ when no chunk is left. It goes below that by one for every thread that
+  // looks for another chunk in vain, and stays far from 0.
+  static constexpr uint64_t kNone = uint64_t{1} << 31;
+
+  // Runs chunks until none is left; returns how many.
+  uint32_t take_chunks() {
+    for (uint32_t taken = 0;;) {
+      // An addition, not an exchange that could fail: with many threads at it, each of them has the
+      // cache line once for a chunk.
+      const uint64_t left = open_.fetch_sub(1, std::memory_order_acq_rel) & 0xffffffff;
+      if (left <= kNone) return taken;
+      // Of the chunk's job, which may be a later one than the caller saw, and stay so until the
+      // chunk is done.
+      const int64_t chunk =
+          count_.load(std::memory_order_relaxed) - static_cast<int64_t>(left - kNone);
+      run_chunk(f_.load(std::memory_order_relaxed), context_.load(std::memory_order_relaxed),
+                chunk);
       ++taken;
-      open = open_.load(std::memory_order_acquire);
+      if (left == kNone + 1) return taken;
     }
-    return taken;
   }
 
   void run_chunk(Chunk f, const void* context, int64_t chunk) {
@@ -129,9 +134,9 @@ class Team {
         sleepers_.fetch_sub(1);
       }
       if (stop_.load(std::memory_order_relaxed)) return;
-      const uint64_t open = open_.load(std::memory_order_acquire);
-      seen = open >> 32;
-      const uint32_t taken = take_chunks(open);
+      // Before the chunks: if a next job comes meanwhile, it is looked at in its turn.
+      seen = open_.load(std::memory_order_acquire) >> 32;
+      const uint32_t taken = take_chunks();
       // What the chunks wrote is the caller's with this.
       if (taken > 0) done_.fetch_add(taken, std::memory_order_release);
     }
@@ -156,8 +161,8 @@ class Team {
     }
   }
 
-  // The number of the job, and below it how many of its chunks nobody has taken.
-  alignas(64) std::atomic<uint64_t> open_{0};
+  // The number of the job, and below it kNone and how many of its chunks nobody has taken.
+  alignas(64) std::atomic<uint64_t> open_{kNone};
   std::atomic<Chunk> f_{nullptr};
   std::atomic<const void*> context_{nullptr};
   std::atomic<uint32_t> count_{0};
@@ -197,13 +202,60 @@ class OwnTeam {
 
 }  // namespace
 
+// ---- memory of a chunk --------------------------------------------------------------------------
+
+namespace {
+
+// What this thread keeps for its chunks: a block as large as they needed at once so far.
+struct Arena {
+  static constexpr size_t kMost = size_t{4} << 20;
+
+  std::byte* block = nullptr;
+  size_t size = 0, used = 0, live = 0, wanted = 0;
+
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() { deallocate(Cpu{}, block, size); }
+};
+thread_local Arena arena;
+
+}  // namespace
+
+void* take_local(size_t bytes) {
+  Arena& a = arena;
+  if (a.live == 0 && a.wanted > a.size) {
+    deallocate(Cpu{}, std::exchange(a.block, nullptr), std::exchange(a.size, 0));
+    a.block = static_cast<std::byte*>(allocate(Cpu{}, a.wanted));
+    a.size = a.wanted;
+  }
+  const bool fits = a.size - a.used >= bytes;
+  void* p = fits ? a.block + a.used : allocate(Cpu{}, bytes);
+  if (fits) a.used += bytes;
+  a.live += bytes;
+  if (a.live <= Arena::kMost) a.wanted = std::max(a.wanted, a.live);
+  return p;
+}
+
+void give_local(void* p, size_t bytes) noexcept {
+  Arena& a = arena;
+  a.live -= bytes;
+  if (bytes == 0 || (a.block != nullptr && p >= a.block && p < a.block + a.size)) {
+    a.used -= bytes;
+  } else {
+    deallocate(Cpu{}, p, bytes);
+  }
+}
+
+// ---- regions ------------------------------------------------------------------------------------
+
 void wait_until(bool (*ready)(const void*), const void* context) {
   wait_awake([&] { return ready(context); }, true);
 }
 
 void run_chunks(int64_t count, Chunk f, const void* context) {
   const int threads = num_threads();
-  if (threads > 1 && count > 1 && count <= UINT32_MAX && !in_region) {
+  if (threads > 1 && count > 1 && count <= Team::kMostChunks && !in_region) {
     thread_local OwnTeam own;
     if (Team* team = own.get(); team != nullptr) {
       struct Region {

@@ -89,4 +89,24 @@ template <class T> class Scratch {
   T* data_;
 };
 
+// The same for the time of a chunk, from a block that the thread keeps: threads that allocate at
+// once would wait for each other. Given back in the opposite order.
+void* take_local(size_t bytes);
+void give_local(void* p, size_t bytes) noexcept;
+template <class T> class LocalScratch {
+ public:
+  explicit LocalScratch(int64_t n)
+      : bytes_((static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64),
+        data_(static_cast<T*>(take_local(bytes_))) {}
+  LocalScratch(const LocalScratch&) = delete;
+  LocalScratch& operator=(const LocalScratch&) = delete;
+  ~LocalScratch() { give_local(data_, bytes_); }
+
+  T* get() const { return data_; }
+
+ private:
+  size_t bytes_;
+  T* data_;
+};
+
 }  // namespace sinter
