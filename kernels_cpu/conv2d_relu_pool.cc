@@ -29,6 +29,7 @@
 
 #include "parallel.h"
 #include "sinter/kernels.h"
+#include "transpose-inl.h"
 
 // ---- geometry, the same for every instruction set -----------------------------------------------
 #ifndef SINTER_KERNELS_CPU_CONV2D_RELU_POOL_GEOMETRY
@@ -504,9 +505,7 @@ template <class T> HWY_NOINLINE HWY_ATTR void join_channels(const SmallConv& s, 
       }
     }
 #endif
-    for (int c = 0; c < s.c; ++c) {
-      for (int k = j; k < s.w; ++k) row[k * s.c + c] = from[c * plane + k];
-    }
+    transpose(s.c, s.w - j, from + j, plane, row + ptrdiff_t{j} * s.c, s.c);
   }
 }
 template <class T>
@@ -515,9 +514,7 @@ HWY_NOINLINE HWY_ATTR void split_channels(const SmallConv& s, const T* from, T* 
   for (int i = 0; i < s.h; ++i) {
     const T* row = from + (ptrdiff_t{i + s.pad_h} * s.wp + s.pad_w) * s.c;
     T* to = x + ptrdiff_t{i} * s.w;
-    for (int c = 0; c < s.c; ++c) {
-      for (int j = 0; j < s.w; ++j) to[c * plane + j] = row[j * s.c + c];
-    }
+    transpose(s.w, s.c, row, s.c, to, plane);
   }
 }
 
