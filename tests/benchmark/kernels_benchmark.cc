@@ -741,13 +741,19 @@ void add_fused_conv_cases(Device device) {
 }
 
 // The three linear layers of the reference network.
-Work mlp_work(int64_t n, bool forward, Device device) {
-  constexpr int kLayers = 3;
+constexpr int kLayers = 3;
+MlpShape mlp_shape(int64_t n) {
   MlpShape g;
   g.n = n;
   g.layers = kLayers;
   const std::array<int64_t, kLayers + 1> width = {400, 120, 84, 10};
   std::copy(width.begin(), width.end(), g.width);
+  return g;
+}
+
+Work mlp_work(int64_t n, bool forward, Device device) {
+  const MlpShape g = mlp_shape(n);
+  const std::vector<int64_t> width(g.width, g.width + kLayers + 1);
   const std::vector<float> hx = noise(n * width[0], 1), hdy = noise(n * width[kLayers], 2);
   const Tensor x = on(device, hx), dy = on(device, hdy), dx = poisoned(device, n * width[0]);
   std::vector<std::vector<float>> hw, hb;
@@ -845,6 +851,9 @@ Work mlp_work(int64_t n, bool forward, Device device) {
 
 void add_mlp_cases(Device device) {
   for (const int64_t n : {64, 1024}) {
+    bool fits = false;
+    dispatch_device(device, [&](const auto& ctx) { fits = mlp_fits<float>(ctx, mlp_shape(n)); });
+    if (!fits) continue;
     const std::string name = str("mlp/", n, "x400_120_84_10/");
     add(name + "forward", device, [=] { return mlp_work(n, true, device); });
     add(name + "backward", device, [=] { return mlp_work(n, false, device); });
