@@ -13,23 +13,14 @@ namespace sinter::app {
 
 namespace {
 
-// Settings that libraries read while they are loaded, before main can speak to them: where one is
-// missing, it is set and the command starts itself anew. What the user has set stays.
-//   GOMP_SPINCOUNT: GCC's OpenMP threads wait for each other by spinning, by default for so long
-//   that a busy
-// machine slows training down by a factor of sixty; 10,000 turns (a fraction of a millisecond) cost
-// an idle one nothing.
-//   OPENBLAS_CORETYPE: where OpenBLAS chose kernels that do not suit the CPU.
+// A setting that OpenBLAS reads while it is loaded, before main can speak to it: where it chose
+// kernels that do not suit the CPU, OPENBLAS_CORETYPE is set and the command starts itself anew.
+// What the user has set stays.
 void settle_environment(char** argv) {
-  bool changed = false;
-  const auto set = [&](const char* name, const std::string& value) {
-    if (!value.empty() && std::getenv(name) == nullptr) {
-      changed |= setenv(name, value.c_str(), 0) == 0;
-    }
-  };
-  if (std::getenv("OMP_WAIT_POLICY") == nullptr) set("GOMP_SPINCOUNT", "10000");
-  set("OPENBLAS_CORETYPE", better_blas_kernels());
-  if (changed) execv("/proc/self/exe", argv);  // fails where there is no /proc: go on as we are
+  const std::string kernels = better_blas_kernels();
+  if (kernels.empty() || std::getenv("OPENBLAS_CORETYPE") != nullptr) return;
+  if (setenv("OPENBLAS_CORETYPE", kernels.c_str(), 0) != 0) return;
+  execv("/proc/self/exe", argv);  // fails where there is no /proc: go on as we are
 }
 
 int run(int argc, char** argv) {

@@ -66,21 +66,28 @@ template <class T> void cross_entropy(const Cpu&, const CrossEntropyShape& g, co
   const T factor = static_cast<T>(g.mean ? 1 / static_cast<double>(g.n) : 1);
   const int64_t grain = rows_per_grain(g.classes), chunks = (g.n + grain - 1) / grain;
   const Scratch<double> partial(chunks);
-  const Scratch<T> unwanted(dlogits == nullptr ? chunks * g.classes : 0);
   parallel_ranges(g.n, grain, [&](int64_t begin, int64_t end) {
+    const LocalScratch<T> powers(g.classes);
     double chunk_loss = 0;
     for (int64_t i = begin; i < end; ++i) {
-      T* row =
-          dlogits != nullptr ? dlogits + i * g.classes : unwanted.get() + begin / grain * g.classes;
-      log_softmax_row(g.classes, 1, logits + i * g.classes, row);
-      chunk_loss -= (1 - g.label_smoothing) * row[labels[i]];
+      const T* x = logits + i * g.classes;
+      T largest = x[0];
+      for (int64_t k = 1; k < g.classes; ++k) largest = std::max(largest, x[k]);
+      // As in log_softmax_row; the powers serve the gradient too.
+      T total = 0;
+      for (int64_t k = 0; k < g.classes; ++k) {
+        powers.get()[k] = std::exp(x[k] - largest);
+        total += powers.get()[k];
+      }
+      const T log_total = std::log(total);
+      chunk_loss -= (1 - g.label_smoothing) * (x[labels[i]] - largest - log_total);
       if (smooth != 0) {
-        for (int64_t k = 0; k < g.classes; ++k) chunk_loss -= smooth * row[k];
+        for (int64_t k = 0; k < g.classes; ++k) chunk_loss -= smooth * (x[k] - largest - log_total);
       }
       if (dlogits == nullptr) continue;
       for (int64_t k = 0; k < g.classes; ++k) {
         const T q = k == labels[i] ? at_label + anywhere : anywhere;
-        row[k] = factor * (std::exp(row[k]) - q);
+        dlogits[i * g.classes + k] = factor * (powers.get()[k] / total - q);
       }
     }
     partial.get()[begin / grain] = chunk_loss;

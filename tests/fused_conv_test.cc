@@ -1,4 +1,7 @@
 // conv2d_relu_pool against conv2d, relu and max_pool2d one by one, which have oracles of their own.
+#include <cmath>
+#include <limits>
+
 #include "gradient_check.h"
 
 namespace sinter::test {
@@ -124,13 +127,42 @@ DEVICE_TEST("fused_conv: rounding as the parts'", "[fused]") {
     for (DType dtype : {kFloat32, kFloat64}) {
       const auto fused = results(l, in, {dtype, device});
       const auto expected = unfused_results(l, in, {dtype, device});
-      for (size_t i = 0; i < fused.size(); ++i) {
+      for (size_t i = 0; i < fused.size(); ++i)
         check_close(kNames[i], fused[i], array(expected[i]), terms[i]);
-        // On the CPU the convolutions are the same.
-        if (!device.is_cuda()) CHECK(same_bits(fused[i], expected[i]));
+    }
+  }
+}
+
+TEST_CASE("fused_conv: with an algorithm named the convolutions are the parts'", "[fused][cpu]") {
+  for (const Layer& l : {Layer{{19, 3, 32, 32}, {6, 3, 5, 5}}, Layer{{3, 6, 14, 14}, {16, 6, 5, 5}},
+                         Layer{{19, 2, 9, 10}, {5, 2, 3, 3}, true, 1, 1}}) {
+    INFO(l);
+    const Inputs in = noise_for(l);
+    for (ConvAlgo algo : {ConvAlgo::kNaive, ConvAlgo::kDirect, ConvAlgo::kIm2col}) {
+      INFO(name(algo));
+      for (DType dtype : {kFloat32, kFloat64}) {
+        set_conv_algo(algo);
+        const auto fused = results(l, in, {dtype, kCpu});
+        const auto expected = unfused_results(l, in, {dtype, kCpu});
+        set_conv_algo(ConvAlgo::kAuto);
+        for (size_t i = 0; i < fused.size(); ++i) CHECK(same_bits(fused[i], expected[i]));
       }
     }
   }
+}
+
+// Kernels of the CPU that take a layer as a whole: vectors of positions or of channels, images with
+// and without padding, patches of one vector and of many, more pixels than a tile, few images.
+TEST_CASE("fused_conv: layers of few channels equal their parts", "[fused][cpu]") {
+  check_exact(kCpu, {{2, 1, 4, 4}, {1, 1, 1, 1}});                 // a kernel of one tap
+  check_exact(kCpu, {{3, 16, 6, 6}, {64, 16, 3, 3}, true, 1, 1});  // most channels
+  check_exact(kCpu, {{3, 17, 6, 6}, {4, 17, 3, 3}});               // more
+  check_exact(kCpu, {{3, 3, 6, 6}, {65, 3, 3, 3}});
+  check_exact(kCpu, {{2, 16, 9, 12}, {3, 16, 7, 8}, true, 2, 3});  // a patch of many vectors
+  check_exact(kCpu, {{5, 3, 40, 70}, {7, 3, 5, 5}, true, 2, 2});
+  check_exact(kCpu, {{33, 2, 7, 39}, {13, 2, 3, 5}});
+  check_exact(kCpu, {{70, 4, 10, 5}, {32, 4, 2, 3}, false, 1, 0});
+  check_exact(kCpu, {{1, 8, 22, 22}, {31, 8, 11, 11}});
 }
 
 DEVICE_TEST("fused_conv: gradient check", "[fused]") {
@@ -252,6 +284,23 @@ TEST_CASE("fused_conv: the same bits for any number of threads", "[fused][cpu]")
   const auto three = results(l, in, {kFloat32, kCpu});
   set_num_threads(before);
   for (size_t i = 0; i < one.size(); ++i) CHECK(same_bits(one[i], three[i]));
+}
+
+TEST_CASE("fused_conv: an infinite gradient stays within its patch", "[fused][cpu]") {
+  const Layer l{{1, 6, 14, 14}, {16, 6, 5, 5}};
+  Inputs in = integers_for(l);
+  for (double& x : in.x.v) x = std::abs(x) + 1;  // windows above zero
+  for (double& w : in.w.v) w = std::abs(w) + 1;
+  in.dy.v[12] = std::numeric_limits<double>::infinity();  // channel 0, window (2, 2)
+  for (DType dtype : {kFloat32, kFloat64}) {
+    const std::vector<double> dx = results(l, in, {dtype, kCpu})[1].to_vector<double>();
+    size_t infinite = 0;
+    for (size_t i = 0; i < dx.size(); ++i) {
+      CHECK(!std::isnan(dx[i]));
+      infinite += std::isinf(dx[i]);
+    }
+    CHECK(infinite == 6 * 25);
+  }
 }
 
 CUDA_TEST("fused_conv: the layers of LeNet have fused kernels", "[fused]") {

@@ -26,8 +26,6 @@ class Process {
     std::vector<char*> argv;
     for (std::string& arg : args) argv.push_back(arg.data());
     argv.push_back(nullptr);
-    // Threads that wait sleep: spinning slows a machine with other work down.
-    setenv("OMP_WAIT_POLICY", "passive", 0);
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     const int flags = O_WRONLY | O_CREAT | O_TRUNC;

@@ -14,12 +14,14 @@
 #include <sinter/sinter.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -645,6 +647,220 @@ void add_loss_cases(Device device) {
   }
 }
 
+// ---- fused layers -------------------------------------------------------------------------------
+
+// conv2d_relu_pool forward, and backward with or without dx.
+Work fused_conv_work(const Layer& layer, bool forward, bool wants_dx, Device device) {
+  const auto a = arrays_of(layer, device);
+  const Conv2dShape g = a->g;
+  const int ph = g.oh / 2, pw = g.ow / 2;
+  const int64_t size = int64_t{g.n} * g.o * ph * pw;
+  const std::vector<float> hdy = noise(size, 5), hb = noise(g.o, 6);
+  const Tensor y = poisoned(device, size), choice = zeros({size}, {kUInt8, device});
+  const Tensor dy = on(device, hdy), b = on(device, hb);
+  const Tensor dx = poisoned(device, static_cast<int64_t>(a->x.size()));
+  const Tensor dw = poisoned(device, static_cast<int64_t>(a->w.size()));
+  const Tensor db = poisoned(device, g.o);
+  const auto run_forward = run_on(device, [=](const auto& ctx) {
+    conv2d_relu_pool_forward(ctx, g, a->device_x.data<const float>(),
+                             a->device_w.data<const float>(), b.data<const float>(),
+                             y.data<float>(), choice.data<uint8_t>());
+  });
+  const auto run_backward = run_on(device, [=](const auto& ctx) {
+    conv2d_relu_pool_backward(
+        ctx, g, a->device_x.data<const float>(), a->device_w.data<const float>(),
+        y.data<const float>(), choice.data<const uint8_t>(), dy.data<const float>(),
+        wants_dx ? dx.data<float>() : nullptr, dw.data<float>(), db.data<float>());
+  });
+  Work work;
+  const double window = g.c * g.kh * g.kw;
+  // Of the parts: what a backward pass saves by leaving zeros out shows as a higher rate.
+  work.flops = 2. * g.n * g.oh * g.ow * g.o * window * (!forward && wants_dx ? 2 : 1);
+  if (forward) {
+    work.run = run_forward;
+    work.check = [=] {
+      return compare(
+          y, 512,
+          [&](int64_t e) {
+            const int64_t plane = e / pw / ph, i = e / pw % ph, j = e % pw;
+            double best = 0;
+            for (int k = 0; k < 4; ++k)
+              best = std::max(best,
+                              hb[static_cast<size_t>(plane % g.o)] +
+                                  a->y_at((plane * g.oh + 2 * i + k / 2) * g.ow + 2 * j + k % 2));
+            return best;
+          },
+          tolerance_of(window + 1));
+    };
+    return work;
+  }
+  run_forward();
+  work.run = run_backward;
+  work.check = [=] {
+    // The gradient before pooling, from the device's own choices, in place of the layer's dy.
+    LayerArrays sparse = *a;
+    std::fill(sparse.dy.begin(), sparse.dy.end(), 0.f);
+    const std::vector<float> hy = y.to_vector<float>();
+    const std::vector<uint8_t> taken = choice.to_vector<uint8_t>();
+    std::vector<double> sums(static_cast<size_t>(g.o));
+    for (int64_t e = 0; e < size; ++e) {
+      const auto at = static_cast<size_t>(e);
+      if (!(hy[at] > 0)) continue;
+      const int64_t plane = e / pw / ph, i = 2 * (e / pw % ph) + taken[at] / 2;
+      sparse.dy[static_cast<size_t>((plane * g.oh + i) * g.ow + 2 * (e % pw) + taken[at] % 2)] =
+          hdy[at];
+      sums[static_cast<size_t>(plane % g.o)] += hdy[at];
+    }
+    const double terms = double(g.n) * ph * pw;
+    std::string wrong = compare(
+        dw, 24, [&](int64_t e) { return sparse.dw_at(e); }, tolerance_of(terms));
+    if (wrong.empty())
+      wrong = compare(
+          db, g.o, [&](int64_t e) { return sums[static_cast<size_t>(e)]; }, tolerance_of(terms));
+    if (wrong.empty() && wants_dx)
+      wrong = compare(
+          dx, 512, [&](int64_t e) { return sparse.dx_at(e); },
+          tolerance_of(double(g.o) * g.kh * g.kw));
+    return wrong;
+  };
+  return work;
+}
+
+void add_fused_conv_cases(Device device) {
+  for (const Layer& l : {Layer{64, 3, 32, 6, 5, 0}, Layer{64, 6, 14, 16, 5, 0},
+                         Layer{1024, 3, 32, 6, 5, 0}, Layer{1024, 6, 14, 16, 5, 0}}) {
+    bool fits = false;
+    dispatch_device(device,
+                    [&](const auto& ctx) { fits = conv2d_relu_pool_fits<float>(ctx, l.shape()); });
+    if (!fits) continue;
+    const std::string name = str("conv2d_relu_pool/", l.n, "x", l.c, "x", l.size, "x", l.size, "_",
+                                 l.o, "k", l.k, "p", l.pad, "/");
+    add(name + "forward", device, [=] { return fused_conv_work(l, true, false, device); });
+    add(name + "weights", device, [=] { return fused_conv_work(l, false, false, device); });
+    add(name + "data_weights", device, [=] { return fused_conv_work(l, false, true, device); });
+  }
+}
+
+// The three linear layers of the reference network.
+constexpr int kLayers = 3;
+MlpShape mlp_shape(int64_t n) {
+  MlpShape g;
+  g.n = n;
+  g.layers = kLayers;
+  const std::array<int64_t, kLayers + 1> width = {400, 120, 84, 10};
+  std::copy(width.begin(), width.end(), g.width);
+  return g;
+}
+
+Work mlp_work(int64_t n, bool forward, Device device) {
+  const MlpShape g = mlp_shape(n);
+  const std::vector<int64_t> width(g.width, g.width + kLayers + 1);
+  const std::vector<float> hx = noise(n * width[0], 1), hdy = noise(n * width[kLayers], 2);
+  const Tensor x = on(device, hx), dy = on(device, hdy), dx = poisoned(device, n * width[0]);
+  std::vector<std::vector<float>> hw, hb;
+  std::vector<Tensor> w, b, y, dw, db;
+  Work work;
+  for (size_t l = 0; l < kLayers; ++l) {
+    hw.push_back(noise(width[l] * width[l + 1], 3 + l));
+    // Sums of about the same size in all layers.
+    for (float& v : hw.back()) v /= std::sqrt(static_cast<float>(width[l]));
+    hb.push_back(noise(width[l + 1], 6 + l));
+    w.push_back(on(device, hw[l]));
+    b.push_back(on(device, hb[l]));
+    y.push_back(poisoned(device, n * width[l + 1]));
+    dw.push_back(poisoned(device, width[l] * width[l + 1]));
+    db.push_back(poisoned(device, width[l + 1]));
+    work.flops += 2. * static_cast<double>(n * width[l] * width[l + 1]) * (forward ? 1 : 2);
+  }
+  const auto run_forward = run_on(device, [=](const auto& ctx) {
+    std::array<MlpLayer<float>, kLayers> layers;
+    for (size_t l = 0; l < kLayers; ++l)
+      layers[l] = {w[l].data<const float>(), b[l].data<const float>(), y[l].data<float>()};
+    mlp_forward(ctx, g, x.data<const float>(), std::span<const MlpLayer<float>>(layers));
+  });
+  const auto run_backward = run_on(device, [=](const auto& ctx) {
+    std::array<MlpLayer<float>, kLayers> layers;
+    std::array<MlpGrads<float>, kLayers> grads;
+    for (size_t l = 0; l < kLayers; ++l) {
+      layers[l] = {w[l].data<const float>(), b[l].data<const float>(), y[l].data<float>()};
+      grads[l] = {dw[l].data<float>(), db[l].data<float>()};
+    }
+    mlp_backward(ctx, g, x.data<const float>(), std::span<const MlpLayer<float>>(layers),
+                 dy.data<const float>(), dx.data<float>(), std::span<const MlpGrads<float>>(grads));
+  });
+  if (!forward) run_forward();
+  work.run = forward ? run_forward : run_backward;
+  work.check = [=] {
+    // Layer by layer from the device's own activations.
+    std::vector<std::vector<float>> h = {hx};
+    for (const Tensor& t : y) h.push_back(t.to_vector<float>());
+    std::string wrong;
+    for (size_t l = 0; forward && l < kLayers && wrong.empty(); ++l) {
+      const int64_t in = width[l], out = width[l + 1];
+      wrong = compare(
+          y[l], 512,
+          [&](int64_t e) {
+            double sum = hb[l][static_cast<size_t>(e % out)];
+            for (int64_t i = 0; i < in; ++i)
+              sum += double(h[l][static_cast<size_t>(e / out * in + i)]) *
+                     hw[l][static_cast<size_t>(e % out * in + i)];
+            return l + 1 < kLayers ? std::max(0., sum) : sum;
+          },
+          tolerance_of(static_cast<double>(in)));
+    }
+    std::vector<double> dz(hdy.begin(), hdy.end());
+    for (size_t l = kLayers; !forward && l-- > 0 && wrong.empty();) {
+      const int64_t in = width[l], out = width[l + 1];
+      const double tolerance = tolerance_of(static_cast<double>(n + out));
+      wrong = compare(
+          dw[l], 512,
+          [&](int64_t e) {
+            double sum = 0;
+            for (int64_t i = 0; i < n; ++i)
+              sum += dz[static_cast<size_t>(i * out + e / in)] *
+                     h[l][static_cast<size_t>(i * in + e % in)];
+            return sum;
+          },
+          tolerance);
+      if (wrong.empty())
+        wrong = compare(
+            db[l], out,
+            [&](int64_t e) {
+              double sum = 0;
+              for (int64_t i = 0; i < n; ++i) sum += dz[static_cast<size_t>(i * out + e)];
+              return sum;
+            },
+            tolerance);
+      std::vector<double> below(static_cast<size_t>(n * in));
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t o = 0; o < out; ++o)
+          for (int64_t j = 0; j < in; ++j)
+            below[static_cast<size_t>(i * in + j)] +=
+                dz[static_cast<size_t>(i * out + o)] * hw[l][static_cast<size_t>(o * in + j)];
+      for (size_t i = 0; l > 0 && i < below.size(); ++i)
+        if (!(h[l][i] > 0)) below[i] = 0;
+      dz = std::move(below);
+    }
+    if (!forward && wrong.empty())
+      wrong = compare(
+          dx, 512, [&](int64_t e) { return dz[static_cast<size_t>(e)]; },
+          tolerance_of(static_cast<double>(width[1] + width[2] + width[3])));
+    return wrong;
+  };
+  return work;
+}
+
+void add_mlp_cases(Device device) {
+  for (const int64_t n : {64, 1024}) {
+    bool fits = false;
+    dispatch_device(device, [&](const auto& ctx) { fits = mlp_fits<float>(ctx, mlp_shape(n)); });
+    if (!fits) continue;
+    const std::string name = str("mlp/", n, "x400_120_84_10/");
+    add(name + "forward", device, [=] { return mlp_work(n, true, device); });
+    add(name + "backward", device, [=] { return mlp_work(n, false, device); });
+  }
+}
+
 void add_adam_case(Device device, int64_t n) {
   add(str("adam/", n), device, [=] {
     const std::vector<float> hp = noise(n, 1), hg = noise(n, 2);
@@ -720,6 +936,8 @@ void add_cases(Device device) {
   add_pool_cases(device);
   add_elementwise_cases(device);
   add_loss_cases(device);
+  add_fused_conv_cases(device);
+  add_mlp_cases(device);
   for (const int64_t n : {62'006, 10'000'000}) add_adam_case(device, n);
   for (const int64_t n : {64, 1024}) add_gather_case(device, n);
 }
