@@ -27,6 +27,7 @@ template <class T> ConvAlgo choose(const Conv2dShape& g) {
       return algo;
     case ConvAlgo::kImplicitGemm:
     case ConvAlgo::kTensorCore:
+    case ConvAlgo::kWinograd:
       throw ValueError(str("conv2d: the CPU has no algorithm ", name(algo),
                            "; choose auto, naive, direct or im2col, with --conv-algo or "
                            "set_conv_algo, or a CUDA device"));
