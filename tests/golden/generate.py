@@ -184,26 +184,43 @@ class Net(torch.nn.Module):
         return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
 
 
-# Adam moves a weight whose gradient is all rounding by lr either way, so some runs are decided by the last bit. From
-# this seed PyTorch's own float32 runs, with and without oneDNN, stay within 4e-7 of the float64 losses; from others
-# they part by 3e-2, and would say nothing of another implementation.
-torch.manual_seed(2)
-net = Net()
+BATCHES = [images(step) for step in range(STEPS)]
+
+
+def train(seed, dtype, noise=None):
+    """The weights before and after, and the losses; noise: a seed for six roundings' worth of it on the weights."""
+    torch.manual_seed(seed)
+    net = Net()
+    if noise is not None:
+        generator = torch.Generator().manual_seed(noise)
+        for p in net.parameters():
+            p.data *= 1 + 1.5e-6 * (torch.rand(p.shape, generator=generator) - 0.5)
+    first = {name: value.clone() for name, value in net.state_dict().items()}
+    net.to(dtype)
+    adam, losses = torch.optim.Adam(net.parameters(), lr=1e-3), []
+    for x, labels in BATCHES:
+        adam.zero_grad()
+        loss = F.cross_entropy(net(x.to(dtype)), labels)
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    return first, net.state_dict(), torch.tensor(losses)
+
+
+# Where two elements of a max-pooling window differ by less than a rounding, or a gradient is all rounding (Adam moves
+# such a weight by lr either way), the last bit decides and trajectories part by 1e-2. A record of such a run would say
+# nothing of another implementation; about a third of the seeds lead to one. From this one float32 runs, each with noise of its
+# own on the weights, all stay with the float64 run.
+SEED = 26
+first, last, losses = train(SEED, torch.float64)
+for noise in range(24):
+    parted = (train(SEED, torch.float32, noise)[2] - losses).abs().max().item()
+    assert parted < 1e-6, f"the last bit decides: with noise {noise} the losses part by {parted}; take another seed"
 t = Recorder()
-for name, value in net.state_dict().items():
-    t.tensors[f"first.{name}"] = value.clone()
-adam = torch.optim.Adam(net.parameters(), lr=1e-3)
-losses = []
-for step in range(STEPS):
-    x, labels = images(step)
-    adam.zero_grad()
-    loss = F.cross_entropy(net(x), labels)
-    loss.backward()
-    adam.step()
-    losses.append(loss.item())
-for name, value in net.state_dict().items():
-    t.tensors[f"last.{name}"] = value.clone()
-t.tensors["losses"] = torch.tensor(losses)
+for role, state in ("first", first), ("last", last):
+    for name, value in state.items():
+        t.tensors[f"{role}.{name}"] = value.clone()
+t.tensors["losses"] = losses
 t.metadata["training"] = json.dumps({"steps": STEPS, "batch": BATCH, "lr": 1e-3})
 t.save("training.safetensors")
 for file in sorted(HERE.glob("*.safetensors")):
