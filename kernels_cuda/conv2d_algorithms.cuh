@@ -42,8 +42,7 @@ void tensor_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g, const
                                     const float* dy, float* dweight);
 
 // A quarter of the multiplications, for windows of 3 x 3: matrix products of transformed images and
-// weights (conv2d_winograd.cu). Where allow_tf32() says so these are TF32's, and lose ten times
-// what the tensor cores' algorithm loses by that.
+// weights (conv2d_winograd.cu), in full precision.
 struct WinogradBounds {
   int64_t scratch_bytes = int64_t{1} << 30;  // for transformed images, unless one needs more
   int splits = 0;  // products that share the sum of a weights' gradient; 0: as many as pay

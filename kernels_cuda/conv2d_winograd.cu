@@ -26,8 +26,9 @@
 //   0, 1, -1, 1/2, -2, oo      2.1e-6 / 4.9e-6   55 /  42 %  2.0e-6 / 3.7e-6  35 /  28 %
 //   0, +-3/4, +-3/2, oo        1.5e-6 / 3.0e-6   50 /  43 %  1.0e-6 / 2.7e-6  20 /  29 %
 // The last ones are used here; their powers, and so A and B, are exact in binary. Sums of fewer
-// than 16 products use up to 280 % of what the tests allow as many. Where TF32 is allowed, the
-// products are off by 2e-3 of the largest result; without the transforms it would be 3e-4.
+// than 16 products use up to 280 % of what the tests allow as many. The products are in full
+// precision also where TF32 is allowed: in TF32 they are off by 2e-3 of the largest result, where
+// without the transforms it would be 3e-4.
 //   A NaN or an infinity reaches every result of the tiles whose patches hold it.
 #include <algorithm>
 #include <cstdint>
@@ -371,7 +372,8 @@ template <bool kBackward, class T> void correlate(const Cuda& ctx, const char* n
           .k = g.c,
           .batch = kPoints,
           .stride_a = pairs,
-          .stride_b = g.c * tiles.length},
+          .stride_b = g.c * tiles.length,
+          .full_precision = true},
          static_cast<const T*>(windows.data()), static_cast<const T*>(patches.data()),
          results.data());
     const int64_t count = g.o * tiles.length;
@@ -421,9 +423,11 @@ std::string winograd_conv2d_lacks(const Conv2dShape& g) {
 }
 
 bool winograd_conv2d_pays(const Conv2dShape& g, ConvPass pass) {
-  if (pass != ConvPass::kBackwardWeights || !winograd_conv2d_lacks(g).empty()) return false;
-  // In TF32 it loses more than the tensor cores' algorithm, which is then as fast.
-  if (g.c < 128 || g.o < 128 || allow_tf32()) return false;
+  if (!winograd_conv2d_lacks(g).empty()) return false;
+  // Against the tensor cores' algorithm, which multiplies three times where this one does once, or
+  // once with TF32 (measured on an H200: docs/benchmarks.md).
+  const bool once = allow_tf32() && pass != ConvPass::kBackwardWeights;
+  if (std::min(g.c, g.o) < (once ? 256 : 64)) return false;
   // Enough tiles that multiplying them takes longer than moving 36 sums for each window, and at
   // least half of what they cover inside the image.
   const int64_t tiles = tiles_of(g.n, g.oh, g.ow, 1).count();
@@ -476,7 +480,8 @@ template <class T> void winograd_conv2d_backward_weights(const Cuda& ctx, const 
           .k = tiles.length,
           .batch = int64_t{kPoints} * splits,
           .stride_a = g.o * tiles.length,
-          .stride_b = g.c * tiles.length},
+          .stride_b = g.c * tiles.length,
+          .full_precision = true},
          static_cast<const T*>(gradients.data()), static_cast<const T*>(patches.data()),
          windows.data());
     launch(ctx, operation, static_cast<unsigned>(ceil_div(pairs, 32)), kGradientThreads, 0,

@@ -404,18 +404,28 @@ CUDA_TEST("conv2d: Winograd's algorithm in slices of the batch and of the sums",
 }
 #endif
 
-CUDA_TEST("conv2d: weights' gradients of wide float32 layers are Winograd's", "[conv2d]") {
-  const Tensor x = tensor(noise({32, 128, 8, 8}, 1), {kFloat32, device});
-  const Tensor dy = tensor(noise({32, 130, 8, 8}, 2), {kFloat32, device});
-  const auto dw = [&](ConvAlgo algo, bool tf32) {
+CUDA_TEST("conv2d: wide float32 layers of 3 x 3 windows are Winograd's", "[conv2d]") {
+  const auto results = [&](ConvAlgo algo, bool tf32, int64_t c, int64_t o) {
     const With with(algo, tf32);
-    const Tensor w = leaf(noise({130, 128, 3, 3}, 3), {kFloat32, device});
-    conv2d(x, w, {}, {.padding = 1}).backward(dy);
-    return w.grad();
+    const Tensor x = leaf(noise({32, c, 8, 8}, 1), {kFloat32, device});
+    const Tensor w = leaf(noise({o, c, 3, 3}, 3), {kFloat32, device});
+    const Tensor y = conv2d(x, w, {}, {.padding = 1});
+    y.backward(tensor(noise({32, o, 8, 8}, 2), {kFloat32, device}));
+    return std::vector<Tensor>{y, x.grad(), w.grad()};
   };
-  CHECK(same_bits(dw(ConvAlgo::kAuto, false), dw(ConvAlgo::kWinograd, false)));
-  if (has_tensor_cores(device))
-    CHECK(same_bits(dw(ConvAlgo::kAuto, true), dw(ConvAlgo::kTensorCore, true)));
+  const auto check_equal = [](const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
+    for (size_t i = 0; i < a.size(); ++i) CHECK(same_bits(a[i], b[i]));
+  };
+  check_equal(results(ConvAlgo::kAuto, false, 64, 70), results(ConvAlgo::kWinograd, false, 64, 70));
+  // It does not round to TF32.
+  check_equal(results(ConvAlgo::kWinograd, false, 64, 70),
+              results(ConvAlgo::kWinograd, true, 64, 70));
+  if (!has_tensor_cores(device)) return;
+  const auto automatic = results(ConvAlgo::kAuto, true, 128, 130);
+  const auto tensor_core = results(ConvAlgo::kTensorCore, true, 128, 130);
+  CHECK(same_bits(automatic[0], tensor_core[0]));
+  CHECK(same_bits(automatic[1], tensor_core[1]));
+  CHECK(same_bits(automatic[2], results(ConvAlgo::kWinograd, true, 128, 130)[2]));
 }
 
 DEVICE_TEST("conv2d: every algorithm gives the same bits again", "[conv2d]") {
