@@ -51,6 +51,7 @@ template <class T> ConvAlgo choose(const Conv2dShape& g, Pass pass) {
     case ConvAlgo::kImplicitGemm:
       return algo;
     case ConvAlgo::kTensorCore:
+    case ConvAlgo::kWinograd:
       throw ValueError(str("conv2d: the CPU has no algorithm ", name(algo),
                            "; choose auto, naive, direct, im2col or implicit-gemm, with "
                            "--conv-algo or set_conv_algo, or a CUDA device"));

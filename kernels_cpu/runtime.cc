@@ -37,8 +37,8 @@ std::atomic<ConvAlgo> chosen_conv_algo{ConvAlgo::kAuto};
 std::atomic<bool> tf32_allowed{false};
 
 // In ConvAlgo's order.
-constexpr std::array kConvAlgoNames = {"auto",   "naive",         "direct",
-                                       "im2col", "implicit-gemm", "tensor-core"};
+constexpr std::array kConvAlgoNames = {"auto",          "naive",       "direct",  "im2col",
+                                       "implicit-gemm", "tensor-core", "winograd"};
 
 constexpr size_t kAlignment = 64;  // a cache line and an AVX-512 vector
 

@@ -1,5 +1,6 @@
 // Convolution, three passes: the choice between the algorithms (ConvAlgo, runtime.h), and two of
-// them. The others are in conv2d_naive.cu, conv2d_im2col.cu and conv2d_tensor.cu.
+// them. The others are in conv2d_naive.cu, conv2d_im2col.cu, conv2d_tensor.cu and
+// conv2d_winograd.cu.
 //
 // direct         Unit stride and dilation, one group, few input channels: the first layers of small
 //                networks, where a matrix product would have an inner dimension too short to pay
@@ -8,10 +9,11 @@
 // implicit_gemm  Every other geometry: a tiled matrix product whose right operand is gathered from
 //                the image instead of being written out (im2col) first.
 //
-// Unless an algorithm is named, `direct_plan` and `direct_weights_plan` take what they can, and the
-// tensor cores what fills their tiles, from the implicit GEMM. Gradients gather; the weights'
-// gradients are sums over the batch, made in two stages: partial sums over slices that depend on
-// the geometry alone, then a sum over the slices in order.
+// Unless an algorithm is named, `direct_plan` and `direct_weights_plan` take what they can,
+// Winograd's algorithm that by which it pays, and the tensor cores what fills their tiles, from the
+// implicit GEMM. Gradients gather; the weights' gradients are sums over the batch, made in two
+// stages: partial sums over slices that depend on the geometry alone, then a sum over the slices in
+// order.
 #include <cuda_pipeline_primitives.h>
 
 #include <algorithm>
@@ -620,6 +622,16 @@ bool use_tensor_cores(const Cuda& ctx, const Conv2dShape& g, ConvPass pass, cons
   }
 }
 
+// Whether Winograd's algorithm computes a pass that `direct` did not take.
+template <class T> bool use_winograd(const Conv2dShape& g, ConvPass pass, const char* name) {
+  if (conv_algo() == ConvAlgo::kAuto)
+    return std::is_same_v<T, float> && winograd_conv2d_pays(g, pass);
+  if (conv_algo() != ConvAlgo::kWinograd) return false;
+  const std::string lacks = winograd_conv2d_lacks(g);
+  if (!lacks.empty()) refuse(name, lacks, g);
+  return true;
+}
+
 // Computes dweight and returns true if that is neither for `direct` nor for `implicit_gemm`.
 template <class T> bool other_weights_gradient(const Cuda& ctx, const Conv2dShape& g, const T* x,
                                                const T* dy, T* dweight) {
@@ -635,6 +647,10 @@ template <class T> bool other_weights_gradient(const Cuda& ctx, const Conv2dShap
   if (direct_allowed() && g.n > 0) {
     if (direct_weights_plan<T>(g)) return false;
     if (conv_algo() == ConvAlgo::kDirect) refuse_direct(name, g);
+  }
+  if (use_winograd<T>(g, ConvPass::kBackwardWeights, name)) {
+    winograd_conv2d_backward_weights(ctx, g, x, dy, dweight);
+    return true;
   }
   if (!use_tensor_cores<T>(ctx, g, ConvPass::kBackwardWeights, name)) return false;
   if constexpr (std::is_same_v<T, float>) tensor_conv2d_backward_weights(ctx, g, x, dy, dweight);
@@ -656,6 +672,8 @@ template <class T> void conv2d_forward(const Cuda& ctx, const Conv2dShape& g, co
     if (p) return launch_direct<T, false>(ctx, "conv2d_forward", *p, g.kw, x, weight, b, y);
   }
   if (conv_algo() == ConvAlgo::kDirect) refuse_direct("conv2d_forward", g);
+  if (use_winograd<T>(g, ConvPass::kForward, "conv2d_forward"))
+    return winograd_conv2d_forward(ctx, g, x, weight, b, y);
   if (use_tensor_cores<T>(ctx, g, ConvPass::kForward, "conv2d_forward")) {
     if constexpr (std::is_same_v<T, float>) tensor_conv2d_forward(ctx, g, x, weight, b, y);
     return;
@@ -692,6 +710,8 @@ template <class T> void conv2d_backward_data(const Cuda& ctx, const Conv2dShape&
                                     static_cast<const T*>(nullptr), dx);
   }
   if (conv_algo() == ConvAlgo::kDirect) refuse_direct("conv2d_backward_data", g);
+  if (use_winograd<T>(g, ConvPass::kBackwardData, "conv2d_backward_data"))
+    return winograd_conv2d_backward_data(ctx, g, dy, weight, dx);
   if (use_tensor_cores<T>(ctx, g, ConvPass::kBackwardData, "conv2d_backward_data")) {
     if constexpr (std::is_same_v<T, float>) tensor_conv2d_backward_data(ctx, g, dy, weight, dx);
     return;

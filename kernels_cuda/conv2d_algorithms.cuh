@@ -2,6 +2,7 @@
 // kernels.h; no output is empty, and dweight is not null.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "sinter/kernels.h"
@@ -39,5 +40,25 @@ void tensor_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g, const fl
                                  const float* weight, float* dx);
 void tensor_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g, const float* x,
                                     const float* dy, float* dweight);
+
+// A quarter of the multiplications, for windows of 3 x 3: matrix products of transformed images and
+// weights (conv2d_winograd.cu), in full precision.
+struct WinogradBounds {
+  int64_t scratch_bytes = int64_t{1} << 30;  // for transformed images, unless one needs more
+  int splits = 0;  // products that share the sum of a weights' gradient; 0: as many as pay
+};
+// Why it cannot run this layer, to follow "needs"; empty if it can.
+std::string winograd_conv2d_lacks(const Conv2dShape& g);
+// Whether it is the fastest in float.
+bool winograd_conv2d_pays(const Conv2dShape& g, ConvPass pass);
+template <class T> void winograd_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
+                                                const T* weight, const T* b, T* y,
+                                                const WinogradBounds& bounds = {});
+template <class T> void winograd_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g,
+                                                      const T* dy, const T* weight, T* dx,
+                                                      const WinogradBounds& bounds = {});
+template <class T> void winograd_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g,
+                                                         const T* x, const T* dy, T* dweight,
+                                                         const WinogradBounds& bounds = {});
 
 }  // namespace sinter::cuda

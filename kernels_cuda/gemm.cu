@@ -75,8 +75,9 @@ template <class T> void gemm(const Cuda& ctx, const Gemm& g, const T* a, const T
   // C^T = op(B)^T op(A)^T with the operands swapped, and nothing moves.
   const cublasHandle_t handle = handle_of(ctx);
   // The default mode rounds nothing to TF32.
-  SINTER_CUBLAS_CHECK(
-      cublasSetMathMode(handle, allow_tf32() ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH));
+  SINTER_CUBLAS_CHECK(cublasSetMathMode(handle, allow_tf32() && !g.full_precision
+                                                    ? CUBLAS_TF32_TENSOR_OP_MATH
+                                                    : CUBLAS_DEFAULT_MATH));
   const cublasOperation_t op_a = g.ta ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t op_b = g.tb ? CUBLAS_OP_T : CUBLAS_OP_N;
   const int64_t lda = g.ta ? g.m : g.k, ldb = g.tb ? g.k : g.n, ldc = g.n;

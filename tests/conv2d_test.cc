@@ -4,6 +4,14 @@
 #include "oracle.h"
 
 namespace sinter::test {
+
+#ifdef SINTER_WITH_CUDA
+// All three passes by Winograd's algorithm, with these bounds (conv2d_bounds.cc).
+template <class T> void winograd_in_slices(const Cuda& ctx, const Conv2dShape& g,
+                                           int64_t scratch_bytes, int splits, const T* x,
+                                           const T* w, const T* b, const T* dy, T* y, T* dx, T* dw);
+#endif
+
 namespace {
 
 using app::conv2d_op;
@@ -40,12 +48,15 @@ std::vector<ConvAlgo> algorithms(Device device) {
   return all;
 }
 
-// Forward and all gradients against the oracle.
+// Forward and all gradients against the oracle. `least_terms`: for how many roundings an element is
+// allowed at least.
 void check_batch(Device device, const Sizes& x_shape, const Sizes& w_shape, bool bias,
-                 const oracle::Conv& p) {
+                 const oracle::Conv& p, double least_terms = 0) {
   INFO("algorithm " << name(conv_algo()) << " TF32 " << allow_tf32());
   app::OpCase c = app::conv2d_case(x_shape, w_shape, bias, p);
   if (conv_algo() != ConvAlgo::kAuto) c.what += str(" ", name(conv_algo()));
+  for (double* terms : {&c.y_terms, &c.terms[0], &c.terms[1]})
+    *terms = std::max(*terms, least_terms);
   if (allow_tf32()) {
     // Rounding to 10 bits of mantissa moves each operand by at most 2^-11 of itself and a product
     // of numbers in [-1, 1] by at most 2^-10. Products are off in random directions and by a tenth
@@ -97,6 +108,10 @@ void check_geometries(Device device) {
                 random.below(2) == 0, p);
   }
 }
+
+// Winograd's algorithm makes an element of 36 products, of two rounded factors each, for every
+// channel or tile of 4 x 4: more roundings than a sum over few has terms.
+constexpr double kWinogradRoundings = 3 * 36;
 
 // The same for the batch of x_shape and for one of 19: backends choose between algorithms by the
 // geometry, the number of images included, and 19 is a multiple of no vector's lanes.
@@ -316,8 +331,110 @@ CUDA_TEST("conv2d: TF32 keeps to its bound, and only where it is allowed", "[con
   CHECK(!same_bits(matmul(a, b), full));
 }
 
+CUDA_TEST("conv2d: Winograd's algorithm against the oracle", "[conv2d]") {
+  const With with(ConvAlgo::kWinograd);
+  const oracle::Conv padded{.pad_h = 1, .pad_w = 1};
+  // Sums that are long enough for what is allowed of the other algorithms.
+  check_batch(device, {2, 64, 8, 8}, {64, 64, 3, 3}, true, padded);
+  check_batch(device, {9, 64, 4, 4}, {70, 64, 3, 3}, true, padded);
+  check_batch(device, {4, 130, 9, 7}, {150, 130, 3, 3}, false, padded);
+  check_batch(device, {2, 96, 10, 12}, {65, 96, 3, 3}, true, {});
+  check_batch(device, {3, 64, 7, 10}, {64, 64, 3, 3}, true, {.pad_h = 2, .pad_w = 2});
+  // One tile or part of one, rows and columns that end inside a tile, each padding, few channels.
+  for (int64_t pad_h = 0; pad_h < 3; ++pad_h)
+    for (int64_t pad_w = 0; pad_w < 3; ++pad_w)
+      for (const auto& [h, w] : {std::pair<int64_t, int64_t>{3, 3},
+                                 {4, 4},
+                                 {6, 6},
+                                 {5, 12},
+                                 {8, 5},
+                                 {13, 9},
+                                 {10, 16}}) {
+        const oracle::Conv p{.pad_h = pad_h, .pad_w = pad_w};
+        check_batch(device, {1, 1, h, w}, {1, 1, 3, 3}, true, p, kWinogradRoundings);
+        check_batch(device, {5, 3, h, w}, {33, 3, 3, 3}, false, p, kWinogradRoundings);
+        check_batch(device, {2, 33, h, w}, {3, 33, 3, 3}, true, p, kWinogradRoundings);
+      }
+  check_batch(device, {1, 1, 1, 1}, {1, 1, 3, 3}, true, padded, kWinogradRoundings);
+  check_batch(device, {3, 2, 1, 2}, {4, 2, 3, 3}, true, {.pad_h = 2, .pad_w = 1},
+              kWinogradRoundings);
+  check_batch(device, {70, 33, 4, 4}, {33, 33, 3, 3}, true, padded, kWinogradRoundings);
+  check_batch(device, {1, 2, 5, 1030}, {3, 2, 3, 3}, true, padded, kWinogradRoundings);
+}
+
+#ifdef SINTER_WITH_CUDA
+CUDA_TEST("conv2d: Winograd's algorithm in slices of the batch and of the sums", "[conv2d]") {
+  constexpr int64_t kN = 7, kC = 12, kO = 9, kH = 9, kW = 8;
+  const oracle::Conv p{.pad_h = 1, .pad_w = 1};
+  const Array x = noise({kN, kC, kH, kW}, 1), w = noise({kO, kC, 3, 3}, 2), b = noise({kO}, 3);
+  const Array y = oracle::conv2d(x, w, &b, p), dy = noise(y.shape, 4);
+  const std::vector<Array> gradients = oracle::conv2d_gradients(x, w, dy, p);
+  Conv2dShape g;
+  g.n = kN;
+  g.c = kC;
+  g.h = g.oh = kH;
+  g.w = g.ow = kW;
+  g.o = kO;
+  g.kh = g.kw = 3;
+  g.pad_h = g.pad_w = 1;
+  const auto check = [&]<class T>(T, DType dtype, int64_t images, int splits) {
+    INFO(dtype << ", " << images << " images a slice, " << splits << " splits");
+    // Patches and tiles of an image, 6 each.
+    const int64_t bytes = images * 36 * (kC + kO) * 6 * static_cast<int64_t>(sizeof(T));
+    const TensorOptions options{dtype, device};
+    const Tensor tx = tensor(x, options), tw = tensor(w, options), tb = tensor(b, options);
+    const Tensor tdy = tensor(dy, options);
+    std::vector<Tensor> first;
+    for (int run = 0; run < 2; ++run) {
+      std::vector<Tensor> now;
+      for (const Array* like : {&y, &x, &w})
+        now.push_back(full(Shape(like->shape), std::nan(""), options));
+      winograd_in_slices(cuda_context(device.index), g, bytes, splits, tx.data<const T>(),
+                         tw.data<const T>(), tb.data<const T>(), tdy.data<const T>(),
+                         now[0].data<T>(), now[1].data<T>(), now[2].data<T>());
+      if (run == 0) first = now;
+      for (size_t i = 0; i < now.size(); ++i) CHECK(same_bits(first[i], now[i]));
+    }
+    check_close("conv2d winograd in slices: y", first[0], y, kWinogradRoundings);
+    check_close("conv2d winograd in slices: dx", first[1], gradients[0], kWinogradRoundings);
+    check_close("conv2d winograd in slices: dw", first[2], gradients[1], kN * kH * kW);
+  };
+  for (int64_t images : {0, 1, 3, 7})  // 0: less than one needs
+    for (int splits : {0, 1, 3, 7, 50}) {
+      check(float{}, kFloat32, images, splits);
+      check(double{}, kFloat64, images, splits);
+    }
+}
+#endif
+
+CUDA_TEST("conv2d: wide float32 layers of 3 x 3 windows are Winograd's", "[conv2d]") {
+  const auto results = [&](ConvAlgo algo, bool tf32, int64_t c, int64_t o) {
+    const With with(algo, tf32);
+    const Tensor x = leaf(noise({32, c, 8, 8}, 1), {kFloat32, device});
+    const Tensor w = leaf(noise({o, c, 3, 3}, 3), {kFloat32, device});
+    const Tensor y = conv2d(x, w, {}, {.padding = 1});
+    y.backward(tensor(noise({32, o, 8, 8}, 2), {kFloat32, device}));
+    return std::vector<Tensor>{y, x.grad(), w.grad()};
+  };
+  const auto check_equal = [](const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
+    for (size_t i = 0; i < a.size(); ++i) CHECK(same_bits(a[i], b[i]));
+  };
+  check_equal(results(ConvAlgo::kAuto, false, 64, 70), results(ConvAlgo::kWinograd, false, 64, 70));
+  // It does not round to TF32.
+  check_equal(results(ConvAlgo::kWinograd, false, 64, 70),
+              results(ConvAlgo::kWinograd, true, 64, 70));
+  if (!has_tensor_cores(device)) return;
+  const auto automatic = results(ConvAlgo::kAuto, true, 128, 130);
+  const auto tensor_core = results(ConvAlgo::kTensorCore, true, 128, 130);
+  CHECK(same_bits(automatic[0], tensor_core[0]));
+  CHECK(same_bits(automatic[1], tensor_core[1]));
+  CHECK(same_bits(automatic[2], results(ConvAlgo::kWinograd, true, 128, 130)[2]));
+}
+
 DEVICE_TEST("conv2d: every algorithm gives the same bits again", "[conv2d]") {
-  for (ConvAlgo algo : algorithms(device)) {
+  std::vector<ConvAlgo> all = algorithms(device);
+  if (device.is_cuda()) all.push_back(ConvAlgo::kWinograd);
+  for (ConvAlgo algo : all) {
     INFO(name(algo));
     const With with(algo);
     std::vector<Tensor> first;
@@ -420,18 +537,21 @@ TEST_CASE("conv2d: wide layers are the implicit matrix product's", "[conv2d][cpu
 DEVICE_TEST("conv2d: an algorithm that cannot says why and which can", "[conv2d]") {
   CHECK(conv_algo() == ConvAlgo::kAuto);
   for (ConvAlgo algo : {ConvAlgo::kAuto, ConvAlgo::kNaive, ConvAlgo::kDirect, ConvAlgo::kIm2col,
-                        ConvAlgo::kImplicitGemm, ConvAlgo::kTensorCore})
+                        ConvAlgo::kImplicitGemm, ConvAlgo::kTensorCore, ConvAlgo::kWinograd})
     CHECK(conv_algo_named(name(algo)) == algo);
-  check_throws<ValueError>([] { conv_algo_named("fft"); }, {"fft", "auto", "tensor-core"});
+  check_throws<ValueError>([] { conv_algo_named("fft"); },
+                           {"fft", "auto", "tensor-core", "winograd"});
 
   const auto forward = [&](DType dtype, const Conv2dOptions& options) {
     return conv2d(zeros({2, 3, 8, 9}, {dtype, device}), zeros({4, 3, 3, 3}, {dtype, device}), {},
                   options);
   };
   if (!device.is_cuda()) {
-    const With with(ConvAlgo::kTensorCore);
-    check_throws<ValueError>([&] { forward(kFloat32, {}); },
-                             {"conv2d", "tensor-core", "CPU", "implicit-gemm", "--conv-algo"});
+    for (ConvAlgo algo : {ConvAlgo::kTensorCore, ConvAlgo::kWinograd}) {
+      const With with(algo);
+      check_throws<ValueError>([&] { forward(kFloat32, {}); },
+                               {"conv2d", name(algo), "CPU", "implicit-gemm", "--conv-algo"});
+    }
     return;
   }
   {
@@ -439,6 +559,14 @@ DEVICE_TEST("conv2d: an algorithm that cannot says why and which can", "[conv2d]
     check_throws<ValueError>(
         [&] { forward(kFloat32, {.stride = 2}); },
         {"conv2d_forward", "direct", "stride", "(2, 3, 8, 9)", "--conv-algo", "implicit-gemm"});
+  }
+  {
+    const With with(ConvAlgo::kWinograd);
+    check_throws<ValueError>(
+        [&] { forward(kFloat32, {.stride = 2}); },
+        {"conv2d_forward", "winograd", "3 x 3", "stride", "(2, 3, 8, 9)", "--conv-algo"});
+    check_throws<ValueError>([&] { forward(kFloat64, {.padding = 3}); },
+                             {"conv2d_forward", "winograd", "padding below 3"});
   }
   const With with(ConvAlgo::kTensorCore);
   check_throws<ValueError>([&] { forward(kFloat64, {}); },

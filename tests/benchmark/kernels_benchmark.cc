@@ -372,13 +372,15 @@ void add_conv_cases(Device device) {
                                          {"im2col", ConvAlgo::kIm2col, false},
                                          {"implicit-gemm", ConvAlgo::kImplicitGemm, false},
                                          {"tensor-core", ConvAlgo::kTensorCore, false},
-                                         {"tensor-core-tf32", ConvAlgo::kTensorCore, true}};
+                                         {"tensor-core-tf32", ConvAlgo::kTensorCore, true},
+                                         {"winograd", ConvAlgo::kWinograd, false}};
   for (const Layer& l : layers)
     for (Pass pass : {Pass::kForward, Pass::kBackwardData, Pass::kBackwardWeights})
       for (const Algorithm& a : gpu ? of_gpu : of_cpu) {
-        // It declines more.
+        // It declines more. Winograd's declines other windows, and few channels are not for it.
         const int channels = pass == Pass::kBackwardData ? l.o : l.c;
         if (gpu && a.algo == ConvAlgo::kDirect && channels > 16) continue;
+        if (a.algo == ConvAlgo::kWinograd && (l.k != 3 || l.c <= 16)) continue;
         add(str("conv/", l.n, "x", l.c, "x", l.size, "x", l.size, "_", l.o, "k", l.k, "p", l.pad,
                 "/", name(pass), "/", a.name),
             device, [=] { return conv_work(l, pass, a, device); });

@@ -103,11 +103,13 @@ template <class T> void sum(const Cuda&, const Reduce& g, const T* x, T* y);
 
 // C[i] = op(A[i]) op(B[i]) for i < batch: op(A) is (m, k), op(B) is (k, n), C is (m, n), row-major
 // and tight. ta: A is stored (k, m); tb: B is stored (n, k). stride_* is the distance, in elements,
-// from one matrix of the batch to the next; 0 shares one matrix. k == 0 gives zeros.
+// from one matrix of the batch to the next; 0 shares one matrix. k == 0 gives zeros. On Cuda a
+// product is in TF32 where allow_tf32() says so (runtime.h), unless in full_precision.
 struct Gemm {
   bool ta = false, tb = false;
   int64_t m = 0, n = 0, k = 0;
   int64_t batch = 1, stride_a = 0, stride_b = 0;
+  bool full_precision = false;
 };
 template <class T> void gemm(const Cpu&, const Gemm& g, const T* a, const T* b, T* c);
 template <class T> void gemm(const Cuda&, const Gemm& g, const T* a, const T* b, T* c);
