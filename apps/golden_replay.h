@@ -13,9 +13,9 @@ namespace sinter::app {
 // orders differ, so float64 leaves about 1e-15. In float32 the inputs are rounded too: a few 2^-24,
 // times up to ten where a quotient or a logarithm enlarges them.
 inline constexpr double kRecordedDouble = 1e-10, kRecordedSingle = 2e-6;
-// After fifty steps of Adam. PyTorch's own float32 runs are within 1e-6 of its float64 run's losses,
-// with noise of several roundings on the weights (generate.py sees to that); in the weights a
-// gradient element that is small against its rounding is amplified by Adam's division.
+// After fifty steps of Adam. PyTorch's own float32 runs are within 1e-6 of its float64 run's
+// losses, with noise of several roundings on the weights (generate.py sees to that); in the weights
+// a gradient element that is small against its rounding is amplified by Adam's division.
 inline constexpr double kRecordedSingleLosses = 1e-5, kRecordedSingleWeights = 1e-3;
 
 // The cases of operators.safetensors, optimizers.safetensors and training.safetensors in `dir`.

@@ -176,6 +176,14 @@ std::string short_name(const std::string& demangled) {
 }
 
 Stage stage_of(std::string_view kernel, bool backward) {
+  const auto has = [&](std::string_view part) {
+    return kernel.find(part) != std::string_view::npos;
+  };
+  // The name tells, if it can: a loss may be computed beside the backward pass.
+  if (has("forward"))
+    backward = false;
+  else if (has("backward") || has("dx") || has("dweight") || has("sum_slices"))
+    backward = true;
   const Stage conv = backward ? Stage::kConvBackward : Stage::kConvForward;
   const Stage linear = backward ? Stage::kLinearBackward : Stage::kLinearForward;
   // The first part that the name holds decides.
@@ -203,7 +211,7 @@ Stage stage_of(std::string_view kernel, bool backward) {
       {"dot_kernel", linear},
   };
   for (const auto& [part, stage] : parts) {
-    if (kernel.find(part) != std::string_view::npos) return stage;
+    if (has(part)) return stage;
   }
   return Stage::kOther;
 }

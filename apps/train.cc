@@ -89,7 +89,6 @@ void train_step(Module& model, Optimizer& optimizer, const Batch& batch, const T
     loss_slot.reshape({}).copy_(loss.detach());
   }
   optimizer.step();
-  join(loss.device());
 }
 
 Evaluation evaluate(Module& model, const ImageSet& set, const Tensor& logits) {
@@ -309,6 +308,10 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
           throw AnomalyError(str(e.what(), ", at step ", first + done + 1));
         }
         ++done;
+        if (!ran) {
+          synchronize(job.device);
+          result.first_step = command_clock().seconds();
+        }
         ran = true;
       }
       if (checkpoints != nullptr && done < steps && checkpoints->due(first + done)) checkpoint();

@@ -102,6 +102,7 @@ struct TrainResult {
   std::unique_ptr<Module> model;
   int64_t steps = 0, images = 0;  // updates, and images they were made from
   double seconds = 0;             // training: first batch to last update, without evaluation
+  double first_step = 0;          // the end of this process's first update, on command_clock()
   double train_loss = 0;          // mean over the last epoch
   Evaluation test;                // after the last epoch
 };

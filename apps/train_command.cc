@@ -15,7 +15,10 @@ void train_command(const Options& options) {
   require_parent("--save", options.save);
   require_parent("--metrics", options.metrics);
   Job job = options.job;
+  const Stopwatch context_clock;
   job.device = choose_device(options.device);
+  synchronize(job.device);  // makes a GPU's context, which is the driver's work
+  const double context_seconds = context_clock.seconds();
   if (!options.init.empty()) job.initial = load_safetensors(options.init).tensors;
 
   Progress progress(options.quiet);
@@ -25,7 +28,9 @@ void train_command(const Options& options) {
                     fallback ? " (no CUDA: " + why_not_cuda() + ")" : ""));
   const std::string advice = job.device.is_cuda() ? "" : blas_advice();
   if (!advice.empty()) progress.warning(advice);
+  const Stopwatch data_clock;
   Dataset data = load_dataset(options, progress);
+  const double data_seconds = data_clock.seconds();
   progress.line(str("data: ", data.name, ", ", grouped(data.train.size()), " + ",
                     grouped(data.test.size()), " images (", data.source, ")"));
 
@@ -47,6 +52,12 @@ void train_command(const Options& options) {
     save_safetensors(options.save, result.model->state_dict(),
                      {{"format", "pt"}, {"model", job.model}, {"dataset", name}});
   }
+  std::string first_step;
+  if (result.first_step > 0)  // not if a resumed training had nothing left to do
+    first_step =
+        str("first step finished ", duration(result.first_step - context_seconds - data_seconds),
+            " after the start, apart from ", duration(context_seconds), " for the device and ",
+            duration(data_seconds), " for the data\n");
   progress.clear();
   std::cout << "test accuracy " << fixed(result.test.accuracy(), 2) << " % (" << result.test.correct
             << " of " << result.test.images << "), loss " << fixed(result.test.loss, 4) << ", "
@@ -56,7 +67,7 @@ void train_command(const Options& options) {
             << grouped(result.steps) << " steps, "
             << grouped(static_cast<int64_t>(static_cast<double>(result.images) / result.seconds))
             << " images/s; whole command " << duration(command_clock().seconds()) << "\n"
-            << "weights' hash " << state_hash(result.model->state_dict()) << "\n";
+            << first_step << "weights' hash " << state_hash(result.model->state_dict()) << "\n";
   if (!options.save.empty()) std::cout << "weights saved to " << options.save.string() << "\n";
 }
 

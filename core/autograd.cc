@@ -115,7 +115,7 @@ void add_into(Tensor& sum, const Tensor& term) {
   }
   if (sum.shares_storage()) sum = sum.clone();
   dispatch("backward", sum, [&]<class T>(const auto& ctx) {
-    accumulate(ctx, sum.numel(), static_cast<const T*>(term.data<T>()), sum.data<T>());
+    accumulate(ctx, sum.numel(), term.data<const T>(), sum.data<T>());
   });
 }
 
@@ -177,8 +177,7 @@ std::vector<RecordedOp> recorded_ops(const Tensor& y) {
 }
 
 const Tensor& Saved::get() const {
-  require<GradError>(!tensor_.defined() || tensor_.version() == version_,
-                     "backward: a tensor of shape ", tensor_.shape(),
+  require<GradError>(intact(), "backward: a tensor of shape ", tensor_.shape(),
                      " that the derivative needs was changed in place after the forward pass; run "
                      "backward before the change, or change a clone()");
   return tensor_;

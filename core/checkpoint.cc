@@ -36,7 +36,7 @@ class Hash {
     add(int64_t{tensor.rank()});
     for (const int64_t size : tensor.shape()) add(size);
     const Tensor here = tensor.detach().to(kCpu);
-    add(here.raw(), here.bytes());
+    add(here.read(), here.bytes());
   }
   void add(NamedTensors tensors) {
     std::sort(tensors.begin(), tensors.end(),

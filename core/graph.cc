@@ -29,7 +29,12 @@ Graph Graph::capture(Device device, const std::function<void()>& work) {
   require_usable(device);
   Graph result;
 #ifdef SINTER_WITH_CUDA
-  result.impl_ = std::make_unique<Impl>(Impl{CudaGraph::capture(device.index, work)});
+  // What was put off before is computed once, what is put off in the graph at every replay.
+  compute_deferred();
+  result.impl_ = std::make_unique<Impl>(Impl{CudaGraph::capture(device.index, [&work] {
+    work();
+    compute_deferred();
+  })});
 #else
   (void)work;  // require_usable has thrown
 #endif

@@ -1,4 +1,5 @@
 // The operators of neural networks: convolution, pooling, linear layers, softmax and loss.
+#include <algorithm>
 #include <array>
 #include <climits>
 #include <tuple>
@@ -6,6 +7,8 @@
 
 #include "sinter/dispatch.h"
 #include "sinter/fused.h"
+#include "sinter/graph.h"
+#include "slice_sum.h"
 
 namespace sinter {
 namespace {
@@ -277,6 +280,13 @@ Tensor log_softmax(const Tensor& x, int dim) {
 
 namespace {
 
+// Where the gradient of a loss comes from.
+struct OfCrossEntropy {
+  CrossEntropyShape shape;
+  Saved logits, labels;
+  bool intact() const { return logits.intact() && labels.intact(); }
+};
+
 void check_labels(const char* op, const Tensor& logits, const Tensor& labels) {
   require<ShapeError>(logits.defined() && logits.rank() == 2 && logits.size(1) > 0, op,
                       ": expected logits of shape (N, C), got ", ShapeOf{logits});
@@ -300,12 +310,18 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& labels,
   const CrossEntropyShape g{logits.size(0), logits.size(1), options.label_smoothing,
                             options.reduction == Reduction::kMean};
   // The gradient comes almost free with the loss; it is kept in place of the probabilities.
-  Tensor loss = empty({}, logits.options()), unit;
-  if (recording({&logits})) unit = empty(logits.shape(), logits.options());
-  dispatch("cross_entropy", logits, [&]<class T>(const auto& ctx) {
-    cross_entropy(ctx, g, logits.data<const T>(), labels.data<const int64_t>(), loss.data<T>(),
-                  data_or_null<T>(unit));
-  });
+  // A backward pass that makes the gradient from the logits does not wait for either.
+  Tensor loss, unit;
+  {
+    const branch_guard beside(logits.device());
+    loss = empty({}, logits.options());
+    if (recording({&logits})) unit = empty(logits.shape(), logits.options());
+    dispatch("cross_entropy", logits, [&]<class T>(const auto& ctx) {
+      cross_entropy(ctx, g, logits.data<const T>(), labels.data<const int64_t>(), loss.data<T>(),
+                    data_or_null<T>(unit));
+    });
+  }
+  if (unit.defined()) unit.set_origin(OfCrossEntropy{g, Saved(logits), Saved(labels)});
   return record(
       "cross_entropy", loss, {logits}, [unit](const Tensor& dy) { return Grads{unit * dy}; },
       [unit] { return Grads{unit}; });
@@ -337,6 +353,16 @@ no_fusion::~no_fusion() { fusion_mode = before_; }
 // Not while anomalies are looked for: the operator that made one is to be named.
 bool fusion_enabled() { return fusion_mode && !anomaly_enabled(); }
 
+#ifdef SINTER_WITH_CUDA
+template <class T> void SliceSum::stand_for(const Tensor& sum) const {
+  sum.defer([sums = *this, n = sum.numel()](void* to) {
+    sum_slices(cuda_context(sums.slices.device().index), sums.slices.size(0), sums.slices.size(1),
+               n, sums.slices.data<const T>() + sums.first, static_cast<T*>(to));
+  });
+  sum.set_origin(*this);
+}
+#endif
+
 Tensor conv2d_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& bias,
                         const Conv2dOptions& options) {
   const char* op = "conv2d_relu_pool";
@@ -361,10 +387,24 @@ Tensor conv2d_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& bia
         if (need_w) grads[1] = empty(sw.shape(), dy.options());
         if (need_b) grads[2] = empty({g.o}, dy.options());
         dispatch("conv2d_relu_pool", dy, [&]<class T>(const auto& ctx) {
-          conv2d_relu_pool_backward(ctx, g, sx.get().data<const T>(), sw.get().data<const T>(),
-                                    sy.get().data<const T>(), choice.data<const uint8_t>(),
-                                    dy.data<const T>(), data_or_null<T>(grads[0]),
-                                    data_or_null<T>(grads[1]), data_or_null<T>(grads[2]));
+          const T *x = sx.get().data<const T>(), *w = sw.get().data<const T>(),
+                  *y = sy.get().data<const T>(), *d = dy.data<const T>();
+          const auto* chosen = choice.data<const uint8_t>();
+          T* dx = data_or_null<T>(grads[0]);
+          if constexpr (std::is_same_v<std::decay_t<decltype(ctx)>, Cpu>) {
+            conv2d_relu_pool_backward(ctx, g, x, w, y, chosen, d, dx, data_or_null<T>(grads[1]),
+                                      data_or_null<T>(grads[2]));
+          } else {
+            const int64_t weights = sw.shape().numel();
+            SliceSum sums;
+            if (need_w || need_b)
+              sums.slices =
+                  empty({conv2d_relu_pool_slices<T>(ctx, g), weights + g.o}, dy.options());
+            conv2d_relu_pool_backward(ctx, g, x, w, y, chosen, d, dx, data_or_null<T>(sums.slices));
+            if (need_w) sums.stand_for<T>(grads[1]);
+            sums.first = weights;
+            if (need_b) sums.stand_for<T>(grads[2]);
+          }
         });
         return grads;
       });
@@ -451,13 +491,23 @@ Tensor mlp(const Tensor& x, std::span<const Tensor> weights, std::span<const Ten
           if (needed[1 + 2 * l]) grads[1 + 2 * l] = empty(weights[l].shape(), dy.options());
           if (needed[2 + 2 * l]) grads[2 + 2 * l] = empty({g.width[l + 1]}, dy.options());
         }
+        const auto* loss = dy.origin<OfCrossEntropy>();
+        if (loss && !loss->intact()) loss = nullptr;
+        const bool below = std::count(needed.begin(), needed.end() - 2, true) > 0;
         dispatch("mlp", dy, [&]<class T>(const auto& ctx) {
           const auto arrays = mlp_layers<T>(weights, plain_biases, ys);
+          MlpGradient<T> from;
+          if (loss && mlp_starts_from_loss(ctx, g, below))
+            from = {.logits = loss->logits.get().template data<const T>(),
+                    .labels = loss->labels.get().template data<const int64_t>(),
+                    .loss = loss->shape};
+          else
+            from.dy = dy.data<const T>();
           std::array<MlpGrads<T>, kMaxMlpLayers> out{};
           for (size_t l = 0; l < layers; ++l)
             out[l] = {data_or_null<T>(grads[1 + 2 * l]), data_or_null<T>(grads[2 + 2 * l])};
           mlp_backward(ctx, g, sx.get().data<const T>(),
-                       std::span<const MlpLayer<T>>(arrays.data(), layers), dy.data<const T>(),
+                       std::span<const MlpLayer<T>>(arrays.data(), layers), from,
                        data_or_null<T>(grads[0]), std::span<const MlpGrads<T>>(out.data(), layers));
         });
         return grads;

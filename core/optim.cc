@@ -1,6 +1,7 @@
 #include "sinter/optim.h"
 
 #include "sinter/dispatch.h"
+#include "slice_sum.h"
 
 namespace sinter {
 
@@ -74,8 +75,16 @@ void Adam::step() {
     for (size_t i = 0; i < params_.size(); ++i) {
       const Tensor grad = params_[i].grad();
       if (!grad.defined()) continue;
-      slots.push_back(
-          {grad.numel(), params_[i].data<T>(), grad.data<T>(), m_[i].data<T>(), v_[i].data<T>()});
+      AdamSlot<T> slot{grad.numel(), params_[i].data<T>(), nullptr, m_[i].data<T>(),
+                       v_[i].data<T>()};
+      if (const SliceSum* sum = grad.origin<SliceSum>()) {
+        slot.g = sum->slices.data<const T>() + sum->first;
+        slot.slices = sum->slices.size(0);
+        slot.g_stride = sum->slices.size(1);
+      } else {
+        slot.g = grad.data<const T>();
+      }
+      slots.push_back(slot);
       params_[i].bump_version();
     }
     adam_step(ctx, config, std::span<const AdamSlot<T>>(slots), lr_device_.data<const double>(),
@@ -109,7 +118,7 @@ void SGD::step() {
     for (size_t i = 0; i < params_.size(); ++i) {
       const Tensor grad = params_[i].grad();
       if (!grad.defined()) continue;
-      slots.push_back({grad.numel(), params_[i].data<T>(), grad.data<T>(),
+      slots.push_back({grad.numel(), params_[i].data<T>(), grad.data<const T>(),
                        m_.empty() ? nullptr : m_[i].data<T>()});
       params_[i].bump_version();
     }

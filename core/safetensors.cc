@@ -292,7 +292,7 @@ void save_safetensors(const std::filesystem::path& path, const NamedTensors& ten
   for (const size_t i : order) {
     // One at a time: the whole model need not fit twice.
     const Tensor tensor = tensors[i].second.detach().to(kCpu);
-    file.write(tensor.raw(), tensor.bytes());
+    file.write(tensor.read(), tensor.bytes());
   }
   file.commit();
 }

@@ -4,7 +4,11 @@
 #include <atomic>
 #include <charconv>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <ostream>
+#include <thread>
+#include <utility>
 
 #include "sinter/dispatch.h"
 #include "sinter/ops.h"
@@ -136,7 +140,12 @@ std::atomic<int64_t> live_storage_count{0};
 struct Storage {
   Storage(Device where, size_t size) : bytes(size), device(where) {
     dispatch_device(device, [&](const auto& ctx) {
-      if constexpr (std::is_same_v<std::decay_t<decltype(ctx)>, Cuda>) cuda_ctx = ctx;
+#ifdef SINTER_WITH_CUDA
+      if constexpr (std::is_same_v<std::decay_t<decltype(ctx)>, Cuda>) {
+        cuda_ctx = ctx;
+        branch = current_branch();
+      }
+#endif
       data = allocate(ctx, bytes);
     });
     live_storage_count.fetch_add(1, std::memory_order_relaxed);
@@ -154,8 +163,28 @@ struct Storage {
   void* data = nullptr;
   size_t bytes;
   Device device;
-  Cuda cuda_ctx;  // where it was allocated: a block goes back to the stream that may reuse it
+  Cuda cuda_ctx;        // where it was allocated: a block goes back to the stream that may reuse it
+  uint64_t branch = 0;  // and on which branch of a graph under capture
   std::atomic<uint64_t> version{0};
+  std::any origin;
+  Shape origin_shape;
+  std::atomic<bool> has_origin{false};
+
+  // Values put off, until somebody asks for them.
+  std::atomic<bool> is_deferred{false};
+  std::mutex mutex;
+  std::function<void(void*)> compute;
+  std::thread::id thread;
+
+  void compute_now() {
+    const std::lock_guard lock(mutex);
+    if (!is_deferred.load(std::memory_order_relaxed)) return;
+    compute(data);
+    // The readers of other threads have other streams.
+    if (thread != std::this_thread::get_id()) synchronize(device);
+    compute = nullptr;
+    is_deferred.store(false, std::memory_order_release);
+  }
 };
 
 int64_t live_storages() { return live_storage_count.load(std::memory_order_relaxed); }
@@ -222,6 +251,53 @@ void Tensor::bump_version() const {
   if (storage_) storage_->version.fetch_add(1, std::memory_order_relaxed);
 }
 
+void Tensor::set_origin(std::any origin) const {
+  storage_->origin = std::move(origin);
+  storage_->origin_shape = shape_;
+  storage_->has_origin.store(true, std::memory_order_relaxed);
+}
+
+const std::any* Tensor::current_origin() const {
+  if (!storage_ || !storage_->has_origin.load(std::memory_order_relaxed)) return nullptr;
+  const bool same = data_ == storage_->data && shape_ == storage_->origin_shape;
+  return same ? &storage_->origin : nullptr;
+}
+
+namespace {
+thread_local std::vector<std::weak_ptr<Storage>> deferred;
+}
+
+void Tensor::defer(std::function<void(void*)> compute) const {
+  constexpr size_t kMany = 64;
+  if (deferred.size() >= kMany)
+    std::erase_if(deferred, [](const auto& storage) { return storage.expired(); });
+  storage_->compute = std::move(compute);
+  storage_->thread = std::this_thread::get_id();
+  storage_->is_deferred.store(true, std::memory_order_release);
+  deferred.push_back(storage_);
+}
+
+void compute_deferred() {
+  for (const auto& weak : std::exchange(deferred, {})) {
+    if (const std::shared_ptr<Storage> storage = weak.lock()) storage->compute_now();
+  }
+}
+
+void* Tensor::raw() const {
+  if (storage_ && storage_->has_origin.load(std::memory_order_relaxed))
+    storage_->has_origin.store(false, std::memory_order_relaxed);
+  return const_cast<void*>(read());
+}
+
+const void* Tensor::read() const {
+  if (!storage_) return nullptr;
+  if (storage_->is_deferred.load(std::memory_order_acquire)) storage_->compute_now();
+#ifdef SINTER_WITH_CUDA
+  if (storage_->branch != 0 && capturing()) wait_for_branch(storage_->branch);
+#endif
+  return data_;
+}
+
 Tensor Tensor::detach() const { return with_node(nullptr); }
 
 Tensor Tensor::with_node(std::shared_ptr<Node> node) const {
@@ -246,16 +322,16 @@ void copy_bytes(const Tensor& dst, const Tensor& src) {
   const Device to = dst.device(), from = src.device();
 #ifdef SINTER_WITH_CUDA
   if (to.is_cuda() && from.is_cuda()) {
-    if (to == from) return copy_on_device(cuda_context(to.index), dst.raw(), src.raw(), bytes);
+    if (to == from) return copy_on_device(cuda_context(to.index), dst.raw(), src.read(), bytes);
     const Cuda source = cuda_context(from.index);
-    return copy_across(cuda_context(to.index), dst.raw(), source, src.raw(), bytes);
+    return copy_across(cuda_context(to.index), dst.raw(), source, src.read(), bytes);
   }
-  if (to.is_cuda()) return copy_from_host(cuda_context(to.index), dst.raw(), src.raw(), bytes);
-  if (from.is_cuda()) return copy_to_host(cuda_context(from.index), dst.raw(), src.raw(), bytes);
+  if (to.is_cuda()) return copy_from_host(cuda_context(to.index), dst.raw(), src.read(), bytes);
+  if (from.is_cuda()) return copy_to_host(cuda_context(from.index), dst.raw(), src.read(), bytes);
 #else
   (void)to, (void)from;  // both are the CPU
 #endif
-  std::memmove(dst.raw(), src.raw(), bytes);
+  std::memmove(dst.raw(), src.read(), bytes);
 }
 
 Tensor converted(const Tensor& x, DType dtype) {
@@ -264,15 +340,15 @@ Tensor converted(const Tensor& x, DType dtype) {
   dispatch_any(x.dtype(), x.device(), [&]<class From>(const auto& ctx) {
     switch (dtype) {
       case kFloat32:
-        return cast(ctx, x.numel(), x.data<From>(), y.data<float>());
+        return cast(ctx, x.numel(), x.data<const From>(), y.data<float>());
       case kFloat64:
-        return cast(ctx, x.numel(), x.data<From>(), y.data<double>());
+        return cast(ctx, x.numel(), x.data<const From>(), y.data<double>());
       case kInt32:
-        return cast(ctx, x.numel(), x.data<From>(), y.data<int32_t>());
+        return cast(ctx, x.numel(), x.data<const From>(), y.data<int32_t>());
       case kInt64:
-        return cast(ctx, x.numel(), x.data<From>(), y.data<int64_t>());
+        return cast(ctx, x.numel(), x.data<const From>(), y.data<int64_t>());
       case kUInt8:
-        return cast(ctx, x.numel(), x.data<From>(), y.data<uint8_t>());
+        return cast(ctx, x.numel(), x.data<const From>(), y.data<uint8_t>());
     }
   });
   return y;
@@ -330,7 +406,7 @@ void Tensor::fill_(double value) {
 
 template <class T> std::vector<T> Tensor::to_vector() const {
   const Tensor host = converted(detach(), DTypeOf<T>::value).to(kCpu);
-  const T* first = host.data<T>();
+  const T* first = host.data<const T>();
   return std::vector<T>(first, first + host.numel());
 }
 

@@ -419,8 +419,10 @@ template <class T> void mlp_forward(const Cpu& ctx, const MlpShape& g, const T* 
 }
 
 template <class T> void mlp_backward(const Cpu& ctx, const MlpShape& g, const T* x,
-                                     std::span<const MlpLayer<T>> layers, const T* dy, T* dx,
+                                     std::span<const MlpLayer<T>> layers,
+                                     const MlpGradient<T>& from, T* dx,
                                      std::span<const MlpGrads<T>> grads) {
+  const T* dy = from.dy;
   int lowest = 0;  // the lowest layer whose gradients lead to something asked for
   while (!dx && lowest < g.layers && !grads[static_cast<size_t>(lowest)].dw &&
          !grads[static_cast<size_t>(lowest)].db)
@@ -464,7 +466,7 @@ template <class T> void mlp_backward(const Cpu& ctx, const MlpShape& g, const T*
   template bool mlp_fits<T>(const Cpu&, const MlpShape&);                                         \
   template void mlp_forward(const Cpu&, const MlpShape&, const T*, std::span<const MlpLayer<T>>); \
   template void mlp_backward(const Cpu&, const MlpShape&, const T*, std::span<const MlpLayer<T>>, \
-                             const T*, T*, std::span<const MlpGrads<T>>);
+                             const MlpGradient<T>&, T*, std::span<const MlpGrads<T>>);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)
 #undef SINTER_INSTANTIATE

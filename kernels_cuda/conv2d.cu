@@ -751,7 +751,8 @@ template <class T> void conv2d_backward_weights(const Cuda& ctx, const Conv2dSha
              round_up(p.tasks() * p.splits, 32), p.shared_size(g.kw) * sizeof(T),
              g.kw == 3 ? direct_backward_weights<T, 3> : direct_backward_weights<T, 5>, p, x, dy,
              partial.data());
-      return launch_sum_slices<T>(ctx, p.blocks, weights, g.o, partial.data(), dweight, db);
+      return launch_sum_slices<T>(ctx, p.blocks, weights + g.o, weights, g.o, partial.data(),
+                                  dweight, db);
     }
     GemmPlan p{};
     p.m = g.o / g.groups;
@@ -778,7 +779,7 @@ template <class T> void conv2d_backward_weights(const Cuda& ctx, const Conv2dSha
     } else {
       const Scratch<T> partial(ctx, p.slices * weights);
       launch_gemm<T>(ctx, operation, p, BackwardWeightsPass<T>{g, dy, x, partial.data()});
-      launch_sum_slices<T>(ctx, p.slices, weights, 0, partial.data(), dweight,
+      launch_sum_slices<T>(ctx, p.slices, weights, weights, 0, partial.data(), dweight,
                            static_cast<T*>(nullptr));
     }
   }

@@ -225,6 +225,7 @@ struct ForwardPlan {
   int images = 1, bands = 0, group_blocks = 0;
   Divisor rows = 1, groups = 1, splits = 1;
   Copying copying{};
+  bool x_settled = false, weights_settled = false;  // may be read before the wait
 
   SINTER_HD int threads() const { return images * rows * pw * groups * splits; }
   SINTER_HD int tile_h() const { return 2 * rows + kh - 1; }
@@ -244,11 +245,16 @@ template <class T, int K, int OC> __global__ void __launch_bounds__(kForwardThre
   const int row0 = static_cast<int>(blockIdx.z) * g.rows;
   const int o0 = static_cast<int>(blockIdx.y) * g.groups * OC;
 
-  wait_for_earlier();
-  load_planes(g.copying, x + static_cast<int64_t>(image0) * g.c * g.h * g.w,
-              min(g.images, g.n - image0) * g.c, g.h, g.w, 2 * row0 - g.pad_h, -g.pad_w, tile_h,
-              g.width(K), pitch, plane, tile);
-  load_weights<T, K, OC, false>(weight, g.o, o0, g.c, g.kh, g.groups, weights);
+#pragma unroll 1
+  for (int turn = 0; turn < 2; ++turn) {  // before the wait, and behind it
+    if (turn == 1) wait_for_earlier();
+    if (g.x_settled == (turn == 0))
+      load_planes(g.copying, x + static_cast<int64_t>(image0) * g.c * g.h * g.w,
+                  min(g.images, g.n - image0) * g.c, g.h, g.w, 2 * row0 - g.pad_h, -g.pad_w, tile_h,
+                  g.width(K), pitch, plane, tile);
+    if (g.weights_settled == (turn == 0))
+      load_weights<T, K, OC, false>(weight, g.o, o0, g.c, g.kh, g.groups, weights);
+  }
   __pipeline_commit();
 
   const int thread = threadIdx.x, split = thread % g.splits, part = thread / g.splits;
@@ -324,6 +330,8 @@ struct BackwardPlan {
   int splits = 0;
   Divisor groups = 1, row_pairs = 1, tasks = 1;  // tasks: groups * row_pairs
   Copying copying{};
+  // May be read before the wait: dx's weights or dweight's x, and y with choice.
+  bool operand_settled = false, y_settled = false;
 
   int threads() const { return dx ? threads_dx : round_up(tasks * splits, 32); }
   SINTER_HD int all_cells() const { return (h + 1) / 2 * cells_w; }
@@ -404,18 +412,38 @@ template <class T> __device__ void clear(int size, T* to) {
     reinterpret_cast<Quad<T>*>(to)[e] = Quad<T>{};
 }
 
+// What the gradient of this thread's first element of an image depends on beside dy, read before
+// that is there.
+template <class T> struct Ahead {
+  bool is_read = false;
+  T result = 0;
+  int chosen = 0;
+
+  __device__ void read(const BackwardPlan& g, int64_t image, int first_plane, int planes,
+                       const T* y, const uint8_t* choice) {
+    const int cells = g.ph * g.pw, e = threadIdx.x;
+    const int64_t at = (image * g.o + first_plane) * cells + e;
+    is_read = g.y_settled;
+    if (!is_read || e >= planes * cells) return;
+    result = y[at];
+    chosen = choice[at];
+  }
+};
+
 // The gradient of the convolution's planes [first_plane, first_plane + planes) of an image, from
 // that of the pooled ones.
-template <class T, int K>
-__device__ void spread_gradient(const BackwardPlan& g, int64_t image, int first_plane, int planes,
-                                const T* y, const uint8_t* choice, const T* dy, T* grads) {
+template <class T, int K> __device__ void spread_gradient(const BackwardPlan& g, int64_t image,
+                                                          int first_plane, int planes, const T* y,
+                                                          const uint8_t* choice, const T* dy,
+                                                          Ahead<T>& ahead, T* grads) {
   const int pitch = g.grads_pitch(K), plane = g.grads_plane(K), cells = g.ph * g.pw;
   const int64_t from = (image * g.o + first_plane) * cells;
 #pragma unroll 2
   for (int e = threadIdx.x; e < planes * cells; e += blockDim.x) {
     // All read before any is looked at, so that one trip to memory fetches them.
-    const T result = y[from + e], d = dy[from + e];
-    const int chosen = choice[from + e];
+    const T result = ahead.is_read ? ahead.result : y[from + e], d = dy[from + e];
+    const int chosen = ahead.is_read ? ahead.chosen : choice[from + e];
+    ahead.is_read = false;
     const T value = result > T(0) ? d : T(0);
     const int row = e / g.pw, column = e - row * g.pw, o = row / g.ph, py = row - o * g.ph;
     T* to = grads + o * plane + (1 + 2 * py) * pitch + g.left(K) + 2 * column;
@@ -434,13 +462,19 @@ template <class T, int K, int OC> __global__ void __launch_bounds__(kBackwardThr
   T* weights = grads + g.grads_size(K);  // (o, kh, dx_groups, kRun)
   const int thread = threadIdx.x;
 
-  clear(g.grads_size(K), grads);
-  wait_for_earlier();
-  load_weights<T, K, OC, true>(weight, g.c, 0, g.o, g.kh, g.dx_groups, weights);
+  Ahead<T> ahead;
+  ahead.read(g, blockIdx.x, 0, g.o, y, choice);
+#pragma unroll 1
+  for (int turn = 0; turn < 2; ++turn) {  // before the wait, and behind it
+    if (turn == 1) wait_for_earlier();
+    if (g.operand_settled == (turn == 0))
+      load_weights<T, K, OC, true>(weight, g.c, 0, g.o, g.kh, g.dx_groups, weights);
+    if (turn == 0) clear(g.grads_size(K), grads);
+  }
   __pipeline_commit();
   for (int64_t image = blockIdx.x; image < g.n; image += g.slices) {
     __syncthreads();  // the zeros are there, or the previous image has been read
-    spread_gradient<T, K>(g, image, 0, g.o, y, choice, dy, grads);
+    spread_gradient<T, K>(g, image, 0, g.o, y, choice, dy, ahead, grads);
     __pipeline_wait_prior(0);
     __syncthreads();
 
@@ -497,10 +531,17 @@ template <class T, int K> __global__ void __launch_bounds__(kDweightThreads<T>, 
     load_planes(g.copying, x + image * g.c * g.h * g.w, g.c, g.h, g.w, -g.pad_h, tile_x0,
                 g.tile_h(), g.columns() + K - 1, tile_pitch, tile_plane, tile);
   };
-  clear(g.grads_size(K), grads);
-  for (int e = thread; e < g.ones_size(K); e += blockDim.x) ones[e] = T(1);
-  wait_for_earlier();
-  load_image(blockIdx.x);
+  const int planes = min(g.planes(), g.o - o0);
+  Ahead<T> ahead;
+  ahead.read(g, blockIdx.x, o0, planes, y, choice);
+#pragma unroll 1
+  for (int turn = 0; turn < 2; ++turn) {  // before the wait, and behind it
+    if (turn == 1) wait_for_earlier();
+    if (g.operand_settled == (turn == 0)) load_image(blockIdx.x);
+    if (turn == 1) break;
+    clear(g.grads_size(K), grads);
+    for (int e = thread; e < g.ones_size(K); e += blockDim.x) ones[e] = T(1);
+  }
 
   const int pair = thread % g.row_pairs, group = thread / g.row_pairs % g.groups;
   const int split = thread / g.tasks;  // surplus threads have one >= splits
@@ -508,7 +549,7 @@ template <class T, int K> __global__ void __launch_bounds__(kDweightThreads<T>, 
 
   for (int64_t image = blockIdx.x; image < g.n; image += g.slices) {
     __syncthreads();  // the zeros are there, or the previous image has been read
-    spread_gradient<T, K>(g, image, o0, min(g.planes(), g.o - o0), y, choice, dy, grads);
+    spread_gradient<T, K>(g, image, o0, planes, y, choice, dy, ahead, grads);
     __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();
@@ -563,6 +604,11 @@ template <class T, int K> __global__ void __launch_bounds__(kDweightThreads<T>, 
       out[g.o * taps + o] = total;
   }
 }
+
+}  // namespace
+template <> inline constexpr bool holds_no_pointers<ForwardPlan> = true;
+template <> inline constexpr bool holds_no_pointers<BackwardPlan> = true;
+namespace {
 
 // ---- choice of the tiles ------------------------------------------------------------------------
 
@@ -719,6 +765,8 @@ template <class T> void conv2d_relu_pool_forward(const Cuda& ctx, const Conv2dSh
   ForwardPlan p = forward_plan<T>(g).value();
   const int threads = round_up(p.threads(), 32);
   p.copying = Copying(p.width(g.kw), in_pairs(x, g.w, g.pad_w), threads);
+  p.x_settled = settled(ctx, x);
+  p.weights_settled = settled(ctx, weight);
   const int weights = g.c * g.kh * p.groups * run_length(g.kw, p.channels);
   const auto shared = static_cast<size_t>(p.tile_size(g.kw) + weights) * sizeof(T);
   const dim3 grid(static_cast<unsigned>(ceil_div(g.n, p.images)),
@@ -731,10 +779,18 @@ template <class T> void conv2d_relu_pool_forward(const Cuda& ctx, const Conv2dSh
   });
 }
 
-template <class T> void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dShape& g, const T* x,
-                                                  const T* weight, const T* y,
-                                                  const uint8_t* choice, const T* dy, T* dx,
-                                                  T* dweight, T* db) {
+template <class T> int64_t conv2d_relu_pool_slices(const Cuda&, const Conv2dShape& g) {
+  return cuda::backward_plan<T>(g, false).slices;
+}
+
+template <class T> void sum_slices(const Cuda& ctx, int64_t slices, int64_t stride, int64_t n,
+                                   const T* partial, T* sum) {
+  cuda::launch_sum_slices<T>(ctx, slices, stride, n, 0, partial, sum, nullptr);
+}
+
+template <class T>
+void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dShape& g, const T* x, const T* weight,
+                               const T* y, const uint8_t* choice, const T* dy, T* dx, T* partial) {
   using namespace cuda;
   const Operation operation{"conv2d_relu_pool_backward", g.n, g.o, g.oh, g.ow};
   const auto run = [&](const Cuda& line, const BackwardPlan& p, auto kernel, auto... arguments) {
@@ -751,14 +807,13 @@ template <class T> void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dS
     BackwardPlan p = backward_plan<T>(g, false);
     // Copied from the even column at or before -pad_w on.
     p.copying = Copying(p.columns() + g.kw - 1, in_pairs(x, g.w, 0), p.threads());
-    const Scratch<T> partial(line, int64_t{p.slices} * p.outputs(g.kw));
+    p.operand_settled = settled(line, x);
+    p.y_settled = settled(line, y) && settled(line, choice);
     with_constant<3, 5>(g.kw, [&](auto k) {
-      run(line, p, relu_pool_dweight_kernel<T, k()>, x, y, choice, dy, partial.data());
+      run(line, p, relu_pool_dweight_kernel<T, k()>, x, y, choice, dy, partial);
     });
-    launch_sum_slices<T>(line, p.slices, int64_t{g.o} * g.c * g.kh * g.kw, g.o, partial.data(),
-                         dweight, db, g.n <= kBriefBatch);
   };
-  if (dweight || db) {
+  if (partial) {
     if (dx) {
       const Branch side(ctx);  // what comes before this layer waits for dx alone
       weights_on(side.ctx());
@@ -767,7 +822,9 @@ template <class T> void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dS
     }
   }
   if (!dx) return;
-  const BackwardPlan p = backward_plan<T>(g, true);
+  BackwardPlan p = backward_plan<T>(g, true);
+  p.operand_settled = settled(ctx, weight);
+  p.y_settled = settled(ctx, y) && settled(ctx, choice);
   with_constant<3, 5>(g.kw, [&](auto k) {
     with_constant<1, 2, 3>(p.channels, [&](auto channels) {
       run(ctx, p, relu_pool_dx_kernel<T, k(), channels()>, weight, y, choice, dy, dx);
@@ -779,8 +836,10 @@ template <class T> void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dS
   template bool conv2d_relu_pool_fits<T>(const Cuda&, const Conv2dShape&);                        \
   template void conv2d_relu_pool_forward<T>(const Cuda&, const Conv2dShape&, const T*, const T*,  \
                                             const T*, T*, uint8_t*);                              \
+  template int64_t conv2d_relu_pool_slices<T>(const Cuda&, const Conv2dShape&);                   \
   template void conv2d_relu_pool_backward<T>(const Cuda&, const Conv2dShape&, const T*, const T*, \
-                                             const T*, const uint8_t*, const T*, T*, T*, T*);
+                                             const T*, const uint8_t*, const T*, T*, T*);         \
+  template void sum_slices<T>(const Cuda&, int64_t, int64_t, int64_t, const T*, T*);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)
 #undef SINTER_INSTANTIATE

@@ -18,10 +18,12 @@ template <class T> struct alignas(16) Quad { T v[4]; };
 
 // ---- second stage of the weights' gradients -----------------------------------------------------
 
-// partial: (slices, n + n_bias); their sums over the slices go to dweight (n) and db (n_bias), each
-// nullable. Eight threads share a column, then add up as a tree.
+// partial: (slices, stride), of which the first n + n_bias columns are added up over the slices,
+// into dweight (n) and db (n_bias), each nullable. Eight threads share a column, then add up as a
+// tree.
 template <class T> __global__ void __launch_bounds__(kThreads)
-    sum_slices(int slices, int64_t n, int64_t n_bias, const T* partial, T* dweight, T* db) {
+    sum_slices_kernel(int slices, int64_t stride, int64_t n, int64_t n_bias, const T* partial,
+                      T* dweight, T* db) {
   __shared__ T sums[8][32];
   wait_for_earlier();
   const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
@@ -29,7 +31,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   T sum = 0;
   if (i < n + n_bias) {
 #pragma unroll 8
-    for (int s = part; s < slices; s += 8) sum += partial[s * (n + n_bias) + i];
+    for (int s = part; s < slices; s += 8) sum += partial[s * stride + i];
   }
   sums[part][lane] = sum;
   for (int half = 4; half > 0; half /= 2) {
@@ -44,11 +46,13 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T> void launch_sum_slices(const Cuda& ctx, int slices, int64_t n, int64_t n_bias,
-                                          const T* partial, T* dweight, T* db, bool early = false) {
+template <class T> void launch_sum_slices(const Cuda& ctx, int64_t slices, int64_t stride,
+                                          int64_t n, int64_t n_bias, const T* partial, T* dweight,
+                                          T* db) {
   launch_early(ctx, {"conv2d_backward_weights", slices, n, n_bias},
-               static_cast<unsigned>(ceil_div(n + n_bias, 32)), kThreads, 0, {.early = early},
-               sum_slices<T>, slices, n, n_bias, partial, dweight, db);
+               static_cast<unsigned>(ceil_div(n + n_bias, 32)), kThreads, 0, {.early = false},
+               sum_slices_kernel<T>, static_cast<int>(slices), stride, n, n_bias, partial, dweight,
+               db);
 }
 
 }  // namespace sinter::cuda

@@ -43,6 +43,9 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 }
 
 }  // namespace
+template <> inline constexpr bool holds_no_pointers<GatherShape> = true;
+template <> inline constexpr bool holds_no_pointers<Normalization<float>> = true;
+template <> inline constexpr bool holds_no_pointers<Normalization<double>> = true;
 }  // namespace cuda
 
 void shuffled_indices(const Cuda& ctx, uint64_t seed, uint64_t epoch, int64_t size, int64_t first,

@@ -5,9 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "check.cuh"
 #include "sinter/kernels.h"
+#include "sinter/runtime.h"
 
 namespace sinter::cuda {
 
@@ -37,6 +40,42 @@ struct LaunchSite {
       : ctx(ctx), file(file), line(line) {}
 };
 
+// What a kernel may write to, as its parameters tell: pointers to what is not const. A struct tells
+// by a member each_written(f), which calls f with every such pointer, or by a specialization of
+// holds_no_pointers that there is none; of other structs nothing is known.
+template <class T> inline constexpr bool holds_no_pointers = false;
+struct Written {
+  std::vector<const void*> pointers;
+  bool unknown = false;
+
+  template <class P> void add(const P& argument) {
+    if constexpr (std::is_pointer_v<P>) {
+      if (!std::is_const_v<std::remove_pointer_t<P>> && argument != nullptr)
+        pointers.push_back(const_cast<const void*>(static_cast<const volatile void*>(argument)));
+    } else if constexpr (requires { argument.each_written([](const void*) {}); }) {
+      argument.each_written([&](const void* p) {
+        if (p != nullptr) pointers.push_back(p);
+      });
+    } else if constexpr (std::is_class_v<P> || std::is_union_v<P>) {
+      unknown = unknown || !holds_no_pointers<P>;
+    }
+  }
+};
+// While a graph is captured: the launch just made on ctx.stream writes to these (runtime.cu).
+void note_written(const Cuda& ctx, const Written& written);
+// Whether what p points to is there before a kernel that is launched next, by launch_early, begins,
+// so that it may be read before wait_for_earlier(): nothing that the kernel will have to wait for
+// writes to it. Known only while a graph is captured; false otherwise.
+bool settled(const Cuda& ctx, const void* p);
+
+template <class... Params, class... Args>
+void note_launch(const Cuda& ctx, void (*)(Params...), const Args&... args) {
+  if (!capturing()) return;
+  Written written;
+  (written.add<std::remove_cv_t<Params>>(args), ...);
+  note_written(ctx, written);
+}
+
 template <class... Params, class... Args> void launch(LaunchSite site, const Operation& operation,
                                                       dim3 grid, dim3 block, size_t shared_bytes,
                                                       void (*kernel)(Params...), Args... args) {
@@ -44,12 +83,14 @@ template <class... Params, class... Args> void launch(LaunchSite site, const Ope
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
     throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
+  note_launch(site.ctx, kernel, args...);
 }
 
 // Programmatic dependent launch (compute capability 9.0): a kernel that is launched by launch_early
 // gets its blocks placed while the one before it on the stream still runs, and begins with
-// wait_for_earlier(), in every thread, before it touches memory. That hides a launch's latency,
-// some microsecond, which is most of what a small kernel costs.
+// wait_for_earlier(), in every thread, before it touches memory that is not settled(). That hides a
+// launch's latency, some microsecond, which is most of what a small kernel costs, and the way of
+// what it needs into shared memory.
 //   Where kernels take long and others run beside them on branches, what is placed early is only in
 // their way: `early` says whether to.
 //   Once past the wait a kernel lets the next one be placed, so a kernel and all before it are over
@@ -92,6 +133,7 @@ void launch_early(LaunchSite site, const Operation& operation, dim3 grid, dim3 b
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
   if (error != cudaSuccess)
     throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
+  note_launch(site.ctx, kernel, args...);
 }
 
 // Up to so many images or rows the kernels of a layer are brief on any GPU that launches early.

@@ -12,12 +12,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <span>
 
 #include "cluster.cuh"
 #include "launch.cuh"
+#include "reduce.cuh"
 #include "scratch.cuh"
 #include "sinter/kernels.h"
 #include "sinter/philox.h"  // SINTER_HD
@@ -68,8 +70,19 @@ template <class T> struct Step {
 template <class T> struct Chain {
   int64_t n = 0;
   const T* x = nullptr;  // (n, step[0].k)
+  // Backward, if there are logits: x is the gradient of the loss, and is written.
+  const T* logits = nullptr;
+  const int64_t* labels = nullptr;
+  T at_label = 0, anywhere = 0, factor = 0;
+  T* dlogits = nullptr;
+  bool weights_settled = false;  // may be read before the wait
   int steps = 0;
   Step<T> step[kMaxMlpLayers] = {};
+
+  template <class F> void each_written(const F& f) const {
+    for (int s = 0; s < steps; ++s) f(step[s].y);
+    f(dlogits);
+  }
 
   // Places everything for groups of `rows` rows; returns the bytes of shared memory.
   int64_t place(int rows) {
@@ -122,6 +135,27 @@ __device__ void load_columns(const T* from, int width, int k, int rows, int vali
       else
         *at = T(0);
     }
+  }
+}
+
+constexpr int kMaxLossClasses = 32;
+
+// The gradient of cross_entropy's loss for a group of rows: a lane a class. The loss kernel makes
+// the same from the same, and finds labels that are out of range.
+template <class T>
+__device__ void loss_gradient(const Chain<T>& chain, int64_t row0, int rows, bool write, T* to) {
+  const int lane = threadIdx.x % 32, k = chain.step[0].k;
+  for (int r = threadIdx.x / 32; r < rows; r += kThreads / 32) {
+    const int64_t row = row0 + r;
+    const bool inside = row < chain.n && lane < k;
+    const T z = inside ? chain.logits[row * k + lane] : -std::numeric_limits<T>::infinity();
+    const int64_t label = row < chain.n ? chain.labels[row] : 0;
+    const T max = group_reduce<32>(z, Max{});
+    const T log_sum = log(group_reduce<32>(inside ? exp(z - max) : T(0), Sum{}));
+    const T q = lane == label ? chain.at_label + chain.anywhere : chain.anywhere;
+    const T d = chain.factor * (exp(z - max - log_sum) - q);
+    if (lane < padded(k)) to[r * pitch<T>(k) + lane] = inside ? d : T(0);
+    if (write && inside) chain.dlogits[row * k + lane] = d;
   }
 }
 
@@ -233,8 +267,7 @@ __device__ void run_step(const Step<T>& step, bool last, int64_t row0, int64_t n
 }
 
 template <class T, bool kBackward, int kRows>
-__global__ void __launch_bounds__(kThreads, 8 / sizeof(T))
-    mlp_chain_kernel(const __grid_constant__ Chain<T> chain) {
+__device__ __forceinline__ void run_layers(const Chain<T>& chain) {
 #if __CUDA_ARCH__ >= 900
   __shared__ ByteBarrier received[kMaxMlpLayers];
   T* shared = dynamic_shared<T>();
@@ -243,10 +276,11 @@ __global__ void __launch_bounds__(kThreads, 8 / sizeof(T))
   if (threadIdx.x == 0)
     for (int s = 0; s + 1 < chain.steps; ++s) received[s].init();
   cluster_arrive();
-  wait_for_earlier();
 
   const auto load_input = [&](int64_t row0, T* to) {
-    if (row0 < chain.n)
+    if (kBackward && chain.logits && row0 < chain.n)
+      loss_gradient(chain, row0, kRows, rank == 0, to);
+    else if (row0 < chain.n)
       load_rows(chain.x + row0 * k, k, kRows, static_cast<int>(min(int64_t{kRows}, chain.n - row0)),
                 to);
     __pipeline_commit();
@@ -262,9 +296,18 @@ __global__ void __launch_bounds__(kThreads, 8 / sizeof(T))
   };
   const int64_t rows_a_turn = gridDim.x / kCluster * int64_t{kRows};
   int64_t row0 = blockIdx.x / kCluster * int64_t{kRows};
-  for (int s = 0; s < chain.steps; ++s) {
-    load_matrix(chain.step[s]);
-    if (s == 0) load_input(row0, shared);
+  if (chain.weights_settled) {
+#pragma unroll 1
+    for (int s = 0; s < chain.steps; ++s) load_matrix(chain.step[s]);
+    wait_for_earlier();
+    load_input(row0, shared);
+  } else {
+    wait_for_earlier();
+#pragma unroll 1
+    for (int s = 0; s < chain.steps; ++s) {
+      load_matrix(chain.step[s]);
+      if (s == 0) load_input(row0, shared);
+    }
   }
   __pipeline_commit();
 
@@ -307,6 +350,15 @@ __global__ void __launch_bounds__(kThreads, 8 / sizeof(T))
 #endif
 }
 
+template <class T, int kRows> __global__ void __launch_bounds__(kThreads, 8 / sizeof(T))
+    mlp_forward_kernel(const __grid_constant__ Chain<T> chain) {
+  run_layers<T, false, kRows>(chain);
+}
+template <class T, int kRows> __global__ void __launch_bounds__(kThreads, 8 / sizeof(T))
+    mlp_backward_kernel(const __grid_constant__ Chain<T> chain) {
+  run_layers<T, true, kRows>(chain);
+}
+
 // ---- gradients of the weights -------------------------------------------------------------------
 
 // A block makes a tile of one layer's dw, kTileOut by kTileIn. Its warps share the rows of the
@@ -330,6 +382,13 @@ template <class T> struct Gradients {
   int64_t n = 0;
   int layers = 0, tiles = 0;
   LayerGradients<T> layer[kMaxMlpLayers] = {};
+
+  template <class F> void each_written(const F& f) const {
+    for (int l = 0; l < layers; ++l) {
+      f(layer[l].dw);
+      f(layer[l].db);
+    }
+  }
 };
 
 template <class T> __global__ void __launch_bounds__(32 * kGradientWarps<T>)
@@ -450,7 +509,7 @@ Limits limits_of(int device) {
   };
   // Code for an older architecture, compiled by the driver for a newer device, is empty.
   cudaFuncAttributes kernel{};
-  SINTER_CUDA_CHECK(cudaFuncGetAttributes(&kernel, mlp_chain_kernel<float, false, kFewRows>));
+  SINTER_CUDA_CHECK(cudaFuncGetAttributes(&kernel, mlp_forward_kernel<float, kFewRows>));
   const Limits limits{kernel.ptxVersion >= 90 && attribute(cudaDevAttrClusterLaunch) != 0,
                       attribute(cudaDevAttrMultiProcessorCount),
                       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
@@ -463,7 +522,7 @@ constexpr int kReservedBytes = 1024;  // what the driver keeps of a block's shar
 
 template <class T, bool kBackward, int kRows>
 void launch_chain(const Cuda& ctx, const char* name, Chain<T>& chain, int64_t max_clusters) {
-  const auto kernel = mlp_chain_kernel<T, kBackward, kRows>;
+  const auto kernel = kBackward ? mlp_backward_kernel<T, kRows> : mlp_forward_kernel<T, kRows>;
   const auto bytes = static_cast<size_t>(chain.place(kRows));
   static std::atomic<uint64_t> allowed{0};  // devices where the kernel may use all shared memory
   const uint64_t device = uint64_t{1} << (ctx.device % 64);
@@ -475,6 +534,9 @@ void launch_chain(const Cuda& ctx, const char* name, Chain<T>& chain, int64_t ma
   // Clusters that come later would load the weights again; all work the same number of turns.
   const int64_t groups = ceil_div(chain.n, kRows);
   const int64_t clusters = ceil_div(groups, ceil_div(groups, max_clusters));
+  chain.weights_settled = true;
+  for (int s = 0; s < chain.steps; ++s)
+    chain.weights_settled = chain.weights_settled && settled(ctx, chain.step[s].w);
   launch_early(ctx, {name, chain.n, chain.steps}, static_cast<unsigned>(clusters * kCluster),
                kThreads, bytes, {.cluster = kCluster}, kernel, chain);
 }
@@ -535,6 +597,10 @@ template <class T> bool mlp_fits(const Cuda& ctx, const MlpShape& g) {
   return limits.clusters && bytes + kBarrierBytes <= limits.block_bytes;
 }
 
+bool mlp_starts_from_loss(const Cuda&, const MlpShape& g, bool below) {
+  return below && !g.relu_last && g.width[g.layers] <= cuda::kMaxLossClasses;
+}
+
 template <class T> void mlp_forward(const Cuda& ctx, const MlpShape& g, const T* x,
                                     std::span<const MlpLayer<T>> layers) {
   using namespace cuda;
@@ -550,7 +616,8 @@ template <class T> void mlp_forward(const Cuda& ctx, const MlpShape& g, const T*
 }
 
 template <class T> void mlp_backward(const Cuda& ctx, const MlpShape& g, const T* x,
-                                     std::span<const MlpLayer<T>> layers, const T* dy, T* dx,
+                                     std::span<const MlpLayer<T>> layers,
+                                     const MlpGradient<T>& from, T* dx,
                                      std::span<const MlpGrads<T>> grads) {
   using namespace cuda;
   // dz[l]: the gradient of layer l's result before its ReLU, down to the lowest layer that needs
@@ -562,7 +629,7 @@ template <class T> void mlp_backward(const Cuda& ctx, const MlpShape& g, const T
       ++lowest;
   if (lowest == g.layers) return;
   const int top = g.layers - 1, made = g.relu_last ? g.layers : top;
-  int64_t width = 0;
+  int64_t width = from.logits ? g.width[g.layers] : 0;
   for (int l = lowest; l < made; ++l) width += g.width[l + 1];
   const Scratch<T> scratch(ctx, g.n * width);
   const T* dz[kMaxMlpLayers] = {};
@@ -573,13 +640,22 @@ template <class T> void mlp_backward(const Cuda& ctx, const MlpShape& g, const T
     dz[l] = taken;
     return taken;
   };
-  dz[top] = dy;
-  if (g.relu_last)
-    relu_backward<T>(ctx, g.n * g.width[g.layers], layers[static_cast<size_t>(top)].y, dy,
-                     take(top));
-
   Chain<T> chain = backward_chain<T>(g, dx ? 0 : lowest + 1);
-  chain.x = dz[top];
+  if (from.logits) {
+    const CrossEntropyShape& loss = from.loss;
+    chain.logits = from.logits;
+    chain.labels = from.labels;
+    chain.at_label = static_cast<T>(1 - loss.label_smoothing);
+    chain.anywhere = static_cast<T>(loss.label_smoothing / static_cast<double>(loss.classes));
+    chain.factor = static_cast<T>(loss.mean ? 1.0 / static_cast<double>(loss.n) : 1.0);
+    chain.dlogits = take(top);
+  } else {
+    dz[top] = from.dy;
+    if (g.relu_last)
+      relu_backward<T>(ctx, g.n * g.width[g.layers], layers[static_cast<size_t>(top)].y, from.dy,
+                       take(top));
+    chain.x = dz[top];
+  }
   for (int s = 0; s < chain.steps; ++s) {
     const int l = top - s;  // the layer whose input's gradient it is
     Step<T>& step = chain.step[s];
@@ -607,12 +683,12 @@ template <class T> void mlp_backward(const Cuda& ctx, const MlpShape& g, const T
                {.early = g.n <= kBriefBatch}, mlp_dweight_kernel<T>, gradients);
 }
 
-#define SINTER_INSTANTIATE(T)                                               \
-  template bool mlp_fits<T>(const Cuda&, const MlpShape&);                  \
-  template void mlp_forward<T>(const Cuda&, const MlpShape&, const T*,      \
-                               std::span<const MlpLayer<T>>);               \
-  template void mlp_backward<T>(const Cuda&, const MlpShape&, const T*,     \
-                                std::span<const MlpLayer<T>>, const T*, T*, \
+#define SINTER_INSTANTIATE(T)                                                            \
+  template bool mlp_fits<T>(const Cuda&, const MlpShape&);                               \
+  template void mlp_forward<T>(const Cuda&, const MlpShape&, const T*,                   \
+                               std::span<const MlpLayer<T>>);                            \
+  template void mlp_backward<T>(const Cuda&, const MlpShape&, const T*,                  \
+                                std::span<const MlpLayer<T>>, const MlpGradient<T>&, T*, \
                                 std::span<const MlpGrads<T>>);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)

@@ -7,6 +7,7 @@
 
 #include "launch.cuh"
 #include "sinter/kernels.h"
+#include "sinter/philox.h"  // SINTER_HD
 #include "stream.cuh"
 
 namespace sinter {
@@ -17,13 +18,29 @@ namespace {
 // model with more tensors takes several launches.
 constexpr int kMaxSlots = 64;
 constexpr int kAhead = 2;  // elements of each array that a thread loads at a time
+// A gradient that is a sum over slices: a block takes 32 elements, a warp some of the slices.
+constexpr int kSlicedChunk = 32, kSliceWarps = kThreads / 32;
+
+template <class T> SINTER_HD int64_t chunk_of(const AdamSlot<T>& slot, int64_t chunk) {
+  return slot.slices > 1 ? kSlicedChunk : chunk;
+}
+template <class T> SINTER_HD int64_t chunk_of(const SgdSlot<T>&, int64_t chunk) { return chunk; }
 
 template <class Slot> struct SlotTable {
   int count = 0;
-  int64_t chunk = 0;    // elements a block updates
-  bool finish = false;  // the last launch of this step: it increments the step count
+  int64_t chunk = 0;     // elements a block updates (chunk_of)
+  bool finish = false;   // the last launch of this step: it increments the step count
+  bool settled = false;  // all but the gradients may be read before the wait
   int64_t first_block[kMaxSlots + 1] = {};
   Slot slot[kMaxSlots] = {};
+
+  template <class F> void each_written(const F& f) const {
+    for (int s = 0; s < count; ++s) {
+      f(slot[s].p);
+      f(slot[s].m);
+      if constexpr (requires { slot[s].v; }) f(slot[s].v);
+    }
+  }
 
   // The slot that block `b` works on: first_block[s] <= b < first_block[s + 1]. Empty slots own no
   // block.
@@ -66,59 +83,102 @@ __device__ inline double power(double base, int64_t t) {
 // The constants in T, the bias corrections per block in double from the device's step count.
 template <class T> struct AdamConstants { T beta1, beta2, one_minus_beta1, one_minus_beta2, eps; };
 
+// Of this step: the learning rate over the first moment's correction, the root of the second's, and
+// what decoupled decay leaves of a parameter.
+template <class T> struct AdamRates { T step_size, root, shrink; };
+
+template <class T> struct AdamElement {
+  T p, g, m, v;
+
+  __device__ void load(const AdamSlot<T>& slot, int64_t i) {
+    p = slot.p[i];
+    m = slot.m[i];
+    v = slot.v[i];
+  }
+  __device__ void update(const AdamConfig& c, const AdamConstants<T>& k, const AdamRates<T>& rates,
+                         const AdamSlot<T>& slot, int64_t i) {
+    if (c.decoupled)
+      p *= rates.shrink;
+    else
+      g += static_cast<T>(c.weight_decay) * p;
+    m = k.beta1 * m + k.one_minus_beta1 * g;
+    v = k.beta2 * v + k.one_minus_beta2 * g * g;
+    slot.m[i] = m;
+    slot.v[i] = v;
+    slot.p[i] = p - rates.step_size * m / (sqrt(v) / rates.root + k.eps);
+  }
+};
+
 template <class T> __global__ void __launch_bounds__(kThreads)
     adam_kernel(const SlotTable<AdamSlot<T>> table, AdamConfig c, AdamConstants<T> k,
                 const double* lr, int64_t* step, unsigned* ticket) {
-  __shared__ T of_step[3];
-  wait_for_earlier();
-  // Three warps, so that the slow parts run side by side.
+  __shared__ AdamRates<T> rates;
+  __shared__ T sums[kSliceWarps][kSlicedChunk];
+  const bool early = table.settled;
+  if (!early) wait_for_earlier();
+  // Two warps, so that the slow parts run side by side.
   if (threadIdx.x == 0) {
     const double rate = *lr;
-    of_step[0] = static_cast<T>(rate / (1.0 - power(c.beta1, read_step(step) + 1)));
-    of_step[2] = static_cast<T>(1.0 - rate * c.weight_decay);
+    rates.step_size = static_cast<T>(rate / (1.0 - power(c.beta1, read_step(step) + 1)));
+    rates.shrink = static_cast<T>(1.0 - rate * c.weight_decay);
   } else if (threadIdx.x == 32) {
-    of_step[1] = static_cast<T>(sqrt(1.0 - power(c.beta2, read_step(step) + 1)));
+    rates.root = static_cast<T>(sqrt(1.0 - power(c.beta2, read_step(step) + 1)));
   }
   if (table.count == 0) {
+    if (early) wait_for_earlier();
     if (threadIdx.x == 0) count_step(table, ticket, read_step(step), step);
     return;
   }
   const int s = table.find(blockIdx.x);
   const AdamSlot<T>& slot = table.slot[s];
-  const int64_t begin = (blockIdx.x - table.first_block[s]) * table.chunk;
-  const int64_t end = min(begin + table.chunk, slot.n);
-  const T decay = static_cast<T>(c.weight_decay);
+  const int64_t chunk = chunk_of(slot, table.chunk);
+  const int64_t begin = (blockIdx.x - table.first_block[s]) * chunk;
+  const int64_t end = min(begin + chunk, slot.n);
+
   // Everything is on its way before any of it is used, and before the step's constants are there.
+  // Behind the barrier the other warp has read the step count too.
+  if (slot.slices > 1) {
+    const int lane = threadIdx.x % kSlicedChunk, warp = threadIdx.x / kSlicedChunk;
+    const int64_t i = begin + lane;
+    AdamElement<T> element{};
+    T sum = 0;
+    if (warp == 0 && i < end) element.load(slot, i);
+    if (early) wait_for_earlier();
+    if (i < end) {
+#pragma unroll 8
+      for (int64_t slice = warp; slice < slot.slices; slice += kSliceWarps)
+        sum += slot.g[slice * slot.g_stride + i];
+    }
+    sums[warp][lane] = sum;
+    __syncthreads();
+    if (threadIdx.x == 64) count_step(table, ticket, read_step(step), step);
+    if (warp != 0 || i >= end) return;
+    for (int w = 0; w < kSliceWarps; ++w) element.g += sums[w][lane];
+    element.update(c, k, rates, slot, i);
+    return;
+  }
   for (int64_t first = begin + threadIdx.x; first - threadIdx.x < end; first += kAhead * kThreads) {
-    T p[kAhead], g[kAhead], m[kAhead], v[kAhead];
+    AdamElement<T> element[kAhead];
+    const bool is_first = first - threadIdx.x == begin;
 #pragma unroll
     for (int q = 0; q < kAhead; ++q) {
       const int64_t i = first + q * kThreads;
-      if (i >= end) continue;
-      p[q] = slot.p[i];
-      g[q] = slot.g[i];
-      m[q] = slot.m[i];
-      v[q] = slot.v[i];
+      if (i < end) element[q].load(slot, i);
     }
-    if (first - threadIdx.x == begin) {
+    if (is_first && early) wait_for_earlier();
+#pragma unroll
+    for (int q = 0; q < kAhead; ++q) {
+      const int64_t i = first + q * kThreads;
+      if (i < end) element[q].g = slot.g[i];
+    }
+    if (is_first) {
       __syncthreads();
-      // Behind the barrier: now the other warp has read the step count too.
       if (threadIdx.x == 64) count_step(table, ticket, read_step(step), step);
     }
-    const T step_size = of_step[0], root = of_step[1], shrink = of_step[2];
 #pragma unroll
     for (int q = 0; q < kAhead; ++q) {
       const int64_t i = first + q * kThreads;
-      if (i >= end) continue;
-      if (c.decoupled)
-        p[q] *= shrink;
-      else
-        g[q] += decay * p[q];
-      m[q] = k.beta1 * m[q] + k.one_minus_beta1 * g[q];
-      v[q] = k.beta2 * v[q] + k.one_minus_beta2 * g[q] * g[q];
-      slot.m[i] = m[q];
-      slot.v[i] = v[q];
-      slot.p[i] = p[q] - step_size * m[q] / (sqrt(v[q]) / root + k.eps);
+      if (i < end) element[q].update(c, k, rates, slot, i);
     }
   }
 }
@@ -171,7 +231,8 @@ template <class Slot, class Run> void for_tables(std::span<const Slot> slots, co
     while (next < slots.size() && table.count < kMaxSlots) {
       const Slot& slot = slots[next++];
       table.slot[table.count] = slot;
-      table.first_block[table.count + 1] = table.first_block[table.count] + ceil_div(slot.n, chunk);
+      table.first_block[table.count + 1] =
+          table.first_block[table.count] + ceil_div(slot.n, chunk_of(slot, chunk));
       ++table.count;
     }
     table.finish = next == slots.size();
@@ -182,6 +243,9 @@ template <class Slot, class Run> void for_tables(std::span<const Slot> slots, co
 }
 
 }  // namespace
+template <> inline constexpr bool holds_no_pointers<AdamConfig> = true;
+template <> inline constexpr bool holds_no_pointers<AdamConstants<float>> = true;
+template <> inline constexpr bool holds_no_pointers<AdamConstants<double>> = true;
 }  // namespace cuda
 
 template <class T> void adam_step(const Cuda& ctx, const AdamConfig& c,
@@ -191,7 +255,9 @@ template <class T> void adam_step(const Cuda& ctx, const AdamConfig& c,
   const AdamConstants<T> k{static_cast<T>(c.beta1), static_cast<T>(c.beta2),
                            static_cast<T>(1 - c.beta1), static_cast<T>(1 - c.beta2),
                            static_cast<T>(c.eps)};
-  for_tables(slots, [&](const SlotTable<AdamSlot<T>>& table, unsigned blocks) {
+  for_tables(slots, [&](SlotTable<AdamSlot<T>>& table, unsigned blocks) {
+    table.settled = settled(ctx, lr) && settled(ctx, step);
+    table.each_written([&](const void* p) { table.settled = table.settled && settled(ctx, p); });
     launch_early(ctx, {"adam_step", table.count, blocks}, blocks, kThreads, 0, {}, adam_kernel<T>,
                  table, c, k, lr, step, stream_resources(ctx).ticket);
   });

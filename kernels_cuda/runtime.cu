@@ -8,6 +8,7 @@
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -89,8 +90,12 @@ struct Capture {
   Stream* stream = nullptr;
   int device = 0;
   cudaStream_t line = nullptr;
+  uint64_t branch = 0;                    // the number of the branch that `line` is, or 0
+  std::map<uint64_t, cudaStream_t> open;  // branches that the main line has not waited for
+  std::map<cudaGraphNode_t, Written> written;
 };
 thread_local Capture capture;
+thread_local uint64_t branches_made = 0;  // numbers are never used twice by a thread
 
 struct Device {
   std::mutex mutex;
@@ -98,7 +103,7 @@ struct Device {
   std::atomic<int> launches_early{-1};  // -1: not known yet
   std::unordered_map<cudaStream_t, std::unique_ptr<Stream>> streams;
   std::vector<Stream*> idle;
-  std::unordered_map<const void*, Block> blocks;  // live and free
+  std::map<const void*, Block> blocks;  // live and free
   std::vector<std::unique_ptr<Chunk>> chunks;
   CudaMemory memory;
 };
@@ -625,6 +630,56 @@ void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, s
 namespace cuda {
 namespace {
 
+// The nodes that the next one on the stream will depend on; empty, and false, unless it is
+// captured.
+bool dependencies(const Cuda& ctx, std::vector<cudaGraphNode_t>& nodes) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaGraphNode_t* of = nullptr;
+  size_t count = 0;
+  SINTER_CUDA_CHECK(
+      cudaStreamGetCaptureInfo(ctx.stream, &status, nullptr, nullptr, &of, nullptr, &count));
+  if (status != cudaStreamCaptureStatusActive) return false;
+  nodes.assign(of, of + count);
+  return true;
+}
+
+// Where the block of memory begins that p points into; nullptr if it is not of this device's cache.
+const void* block_of(Device& device, const void* p) {
+  auto next = device.blocks.upper_bound(p);
+  if (next == device.blocks.begin()) return nullptr;
+  const auto& [begin, block] = *--next;
+  const auto* end = static_cast<const std::byte*>(begin) + block.bytes;
+  return static_cast<const std::byte*>(p) < end ? begin : nullptr;
+}
+
+}  // namespace
+
+void note_written(const Cuda& ctx, const Written& written) {
+  std::vector<cudaGraphNode_t> last;
+  if (dependencies(ctx, last) && last.size() == 1) capture.written[last[0]] = written;
+}
+
+bool settled(const Cuda& ctx, const void* p) {
+  std::vector<cudaGraphNode_t> nodes;
+  if (!capturing() || !dependencies(ctx, nodes)) return false;
+  Device& device = device_state(ctx.device);
+  const std::lock_guard lock(device.mutex);
+  const void* const block = block_of(device, p);
+  if (block == nullptr) return false;
+  for (const cudaGraphNode_t node : nodes) {
+    cudaGraphNodeType type{};
+    SINTER_CUDA_CHECK(cudaGraphNodeGetType(node, &type));
+    if (type != cudaGraphNodeTypeKernel) continue;  // over, and seen, before the kernel is placed
+    const auto found = capture.written.find(node);
+    if (found == capture.written.end() || found->second.unknown) return false;
+    for (const void* q : found->second.pointers)
+      if (block_of(device, q) == block) return false;
+  }
+  return true;
+}
+
+namespace {
+
 // Ends the capture in whatever state it is: nullptr if it failed. Blocks freed under a branch are
 // free now.
 cudaError_t stop_capture(cudaGraph_t* graph) noexcept {
@@ -720,7 +775,7 @@ CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
     impl.device = device;
     impl.stream = &stream;
     stream.pool = impl.pool.get();
-    cuda::capture = {&stream, device, ctx.stream};
+    cuda::capture = {&stream, device, ctx.stream, 0, {}, {}};
   }
   cudaGraph_t captured = nullptr;
   try {
@@ -759,7 +814,8 @@ void CudaGraph::replay() {
 
 bool capturing() { return cuda::capture.stream != nullptr; }
 
-Branch::Branch(const Cuda& ctx) : ctx_(ctx), before_(cuda::capture.line) {
+Branch::Branch(const Cuda& ctx)
+    : ctx_(ctx), before_(cuda::capture.line), branch_before_(cuda::capture.branch) {
   cuda::Capture& c = cuda::capture;
   if (c.stream == nullptr || c.device != ctx.device) return;
   if (ctx.stream != c.stream->stream) return;  // a branch of a branch goes on in it
@@ -770,15 +826,30 @@ Branch::Branch(const Cuda& ctx) : ctx_(ctx), before_(cuda::capture.line) {
   main.open_branches =
       std::max(main.open_branches, main.next_branch == 0 ? main.branches.size() : main.next_branch);
   ctx_.stream = c.line = branch.stream;
+  c.branch = ++branches_made;
+  c.open[c.branch] = branch.stream;
 }
 
 Branch::~Branch() {
-  if (cuda::capture.stream != nullptr) cuda::capture.line = before_;
+  if (cuda::capture.stream == nullptr) return;
+  cuda::capture.line = before_;
+  cuda::capture.branch = branch_before_;
+}
+
+uint64_t current_branch() { return cuda::capture.branch; }
+
+void wait_for_branch(uint64_t branch) {
+  cuda::Capture& c = cuda::capture;
+  const auto found = c.open.find(branch);
+  if (branch == c.branch || found == c.open.end() || found->second == c.line) return;
+  order({c.device, found->second}, {c.device, c.line});
+  if (c.branch == 0) c.open.erase(found);
 }
 
 void join_branches(const Cuda& ctx) {
-  const cuda::Capture& c = cuda::capture;
+  cuda::Capture& c = cuda::capture;
   if (c.stream == nullptr || c.device != ctx.device || c.stream->open_branches == 0) return;
+  c.open.clear();
   Stream& main = *c.stream;
   for (size_t i = 0; i < main.open_branches; ++i)
     order({ctx.device, main.branches[i]->stream}, {ctx.device, main.stream});

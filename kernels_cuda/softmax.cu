@@ -261,6 +261,8 @@ void launch_cross_entropy(const Cuda& ctx, const CrossEntropyShape& g, const T* 
 }
 
 }  // namespace
+template <> inline constexpr bool holds_no_pointers<CrossEntropyShape> = true;
+template <> inline constexpr bool holds_no_pointers<StreamResources> = true;  // but its own
 }  // namespace cuda
 
 template <class T>

@@ -162,6 +162,7 @@ TEST_CASE("app: train writes losses that fall, weights that repeat, and eval agr
   const Result first = train("a", "1", "94");
   CHECK(contains(first.out, kSyntheticName));
   CHECK(contains(first.out, "whole command"));
+  CHECK(contains(first.out, "first step finished 0."));
 
   const std::vector<json> records = json_lines(folder / "a.jsonl");
   CHECK(records.at(0).at("dataset") == kSyntheticName);

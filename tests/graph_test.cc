@@ -136,6 +136,65 @@ CUDA_TEST("graph: shared weights and weights that are results, with branches", "
   CHECK(same_bits(run(false), run(true)));
 }
 
+CUDA_TEST("graph: a result made on a branch is waited for by its readers", "[graph]") {
+  // Large enough that a reader which does not wait is there first.
+  const Tensor x = tensor(noise({1 << 22}, 1), {kFloat32, device});
+  Tensor read = zeros({1 << 22}, {kFloat32, device}), sums = zeros({2}, {kFloat32, device});
+  const auto work = [&] {
+    Tensor y, z;
+    {
+      const branch_guard beside(device);
+      y = x * 2.0;
+      for (int i = 0; i < 10; ++i) y = y + x;  // 12 x
+    }
+    {
+      const branch_guard beside(device);
+      z = y * 2.0;  // 24 x, from the other branch
+    }
+    read.copy_(z - y);
+    sums.narrow(0, 1).copy_(sum(y).reshape({1}));
+  };
+  work();
+  const Tensor expected = read.clone(), expected_sums = sums.clone();
+  Graph graph = Graph::capture(device, work);
+  for (int i = 0; i < 5; ++i) {
+    read.fill_(0);
+    sums.fill_(0);
+    graph.replay();
+    CHECK(same_bits(read, expected));
+    CHECK(same_bits(sums, expected_sums));
+  }
+}
+
+CUDA_TEST("graph: losses and gradients may be read in it and behind it", "[graph]") {
+  Training eager(device), replayed(device);
+  Tensor scaled = zeros({}, {kFloat32, device}), dw = zeros({6, 3, 5, 5}, {kFloat32, device});
+  const auto work = [&](Training& t, bool read_in_it) {
+    const Batch batch = t.batches.next();
+    t.optimizer->zero_grad();
+    const Tensor loss = cross_entropy((*t.net)(batch.x), batch.y);
+    scaled.copy_(loss.detach() * 3.0);
+    loss.backward();
+    if (read_in_it) dw.copy_(t.net->conv1.weight.grad());
+  };
+  for (bool read_in_it : {true, false}) {
+    work(replayed, read_in_it);
+    work(eager, read_in_it);
+    Graph graph = Graph::capture(device, [&] { work(replayed, read_in_it); });
+    for (int i = 0; i < 3; ++i) {
+      graph.replay();
+      const float loss = scaled.item<float>();
+      const Tensor of_replay = dw.clone();
+      work(eager, read_in_it);
+      CHECK(loss == scaled.item<float>());
+      CHECK(same_bits(of_replay, dw));
+      // Those of this replay, whether the graph had a use for them or not.
+      const auto a = replayed.net->parameters(), b = eager.net->parameters();
+      for (size_t k = 0; k < a.size(); ++k) CHECK(same_bits(a[k].grad(), b[k].grad()));
+    }
+  }
+}
+
 CUDA_TEST("graph: memory goes back when the graph is destroyed", "[graph]") {
 #ifdef SINTER_WITH_CUDA
   Training training(device);

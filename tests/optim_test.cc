@@ -1,3 +1,5 @@
+#include <sinter/models.h>
+
 #include <memory>
 
 #include "values.h"
@@ -154,6 +156,32 @@ DEVICE_TEST("optim: the learning rate can change", "[optim]") {
   check_throws<ValueError>([&] { optimizer.set_lr(-1); }, {"lr"});
   check_throws<ValueError>([&] { optimizer.set_lr(std::nan("")); }, {"lr"});
   CHECK(optimizer.lr() == 0);
+}
+
+DEVICE_TEST("optim: gradients that nobody has looked at are the same gradients", "[optim]") {
+  // Adam may then take them in the form in which the backward pass left them.
+  const auto weights = [&](bool look) {
+    manual_seed(3);
+    CifarCnn net;
+    net.to(kFloat64).to(device);
+    Adam adam(net.parameters(), {.lr = 1e-2});
+    const Tensor x = tensor(noise({9, 3, 32, 32}, 1), {kFloat64, device});
+    const Tensor labels = from_vector(std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6, 7, 8}, {9}, device);
+    for (int step = 0; step < 3; ++step) {
+      adam.zero_grad();
+      cross_entropy(net(x), labels).backward();
+      if (look)
+        for (const Tensor& p : net.parameters()) (void)p.grad().data<double>();
+      adam.step();
+    }
+    return net.state_dict();
+  };
+  const NamedTensors looked = weights(true), unseen = weights(false);
+  for (size_t i = 0; i < looked.size(); ++i) {
+    INFO(looked[i].first);
+    const auto a = looked[i].second.to_vector<double>(), b = unseen[i].second.to_vector<double>();
+    for (size_t k = 0; k < a.size(); ++k) REQUIRE(std::abs(a[k] - b[k]) <= 1e-9);
+  }
 }
 
 DEVICE_TEST("optim: saved state continues bit by bit", "[optim]") {

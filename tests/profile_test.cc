@@ -82,11 +82,13 @@ TEST_CASE("profile: kernels' names and stages", "[profile]") {
   CHECK(stage_of("direct_conv", false) == Stage::kConvForward);
   CHECK(stage_of("direct_conv", true) == Stage::kConvBackward);
   CHECK(stage_of("implicit_gemm", true) == Stage::kConvBackward);
-  CHECK(stage_of("sum_slices", true) == Stage::kConvBackward);
+  CHECK(stage_of("sum_slices_kernel", false) == Stage::kConvBackward);
   CHECK(stage_of("max_backward_kernel", true) == Stage::kConvBackward);
   CHECK(stage_of("cutlass_80_simt_sgemm_64x64_8x5_nn_align1", false) == Stage::kLinearForward);
   CHECK(stage_of("add_bias_kernel", false) == Stage::kLinearForward);
-  CHECK(stage_of("mlp_chain_kernel", true) == Stage::kLinearBackward);
+  CHECK(stage_of("mlp_forward_kernel", true) == Stage::kLinearForward);
+  CHECK(stage_of("mlp_backward_kernel", false) == Stage::kLinearBackward);
+  CHECK(stage_of("mlp_dweight_kernel", false) == Stage::kLinearBackward);
   CHECK(stage_of("cross_entropy_rows", false) == Stage::kLoss);
   CHECK(stage_of("adam_kernel", true) == Stage::kUpdate);
   CHECK(stage_of("map_kernel", true) == Stage::kOther);
@@ -288,8 +290,13 @@ CUDA_TEST("profile: bench --profile accounts for a training step", "[profile][ap
       CHECK(row.at("mean_us").get<double>() > 0);
       const bool in_graph = row.at("in_graph");
       any_in_graph = any_in_graph || in_graph;
-      // What a graph launches, it launches in every step; so does an eager step.
-      if (in_graph || !graph) CHECK(row.at("launches").get<int64_t>() % steps == 0);
+      // What a graph launches, it launches in every step; so does an eager step. But gradients that
+      // Adam adds up itself are made only of the last step, for those who look at them then.
+      const bool once = graph && row.at("name") == "sum_slices_kernel";
+      if (once)
+        CHECK(row.at("launches").get<int64_t>() % (steps / 20) == 0);
+      else if (in_graph || !graph)
+        CHECK(row.at("launches").get<int64_t>() % steps == 0);
       if (row.at("stage") == "loss") losses += row.at("per_step").get<double>();
       if (row.at("stage") == "update") updates += row.at("per_step").get<double>();
     }

@@ -669,10 +669,23 @@ Work fused_conv_work(const Layer& layer, bool forward, bool wants_dx, Device dev
                              y.data<float>(), choice.data<uint8_t>());
   });
   const auto run_backward = run_on(device, [=](const auto& ctx) {
-    conv2d_relu_pool_backward(
-        ctx, g, a->device_x.data<const float>(), a->device_w.data<const float>(),
-        y.data<const float>(), choice.data<const uint8_t>(), dy.data<const float>(),
-        wants_dx ? dx.data<float>() : nullptr, dw.data<float>(), db.data<float>());
+    const float *x = a->device_x.data<const float>(), *w = a->device_w.data<const float>();
+    const auto* chosen = choice.data<const uint8_t>();
+    float* to_dx = wants_dx ? dx.data<float>() : nullptr;
+    if constexpr (std::is_same_v<std::decay_t<decltype(ctx)>, Cpu>) {
+      conv2d_relu_pool_backward(ctx, g, x, w, y.data<const float>(), chosen, dy.data<const float>(),
+                                to_dx, dw.data<float>(), db.data<float>());
+    } else {
+      // The sums over slices, which the optimizer reads, and here the check.
+      const int64_t weights = dw.numel(), slices = conv2d_relu_pool_slices<float>(ctx, g);
+      const Tensor partial = empty({slices, weights + g.o}, {kFloat32, device});
+      conv2d_relu_pool_backward(ctx, g, x, w, y.data<const float>(), chosen, dy.data<const float>(),
+                                to_dx, partial.data<float>());
+      sum_slices(ctx, slices, weights + g.o, weights, partial.data<const float>(),
+                 dw.data<float>());
+      sum_slices(ctx, slices, weights + g.o, int64_t{g.o}, partial.data<const float>() + weights,
+                 db.data<float>());
+    }
   });
   Work work;
   const double window = g.c * g.kh * g.kw;
@@ -788,7 +801,8 @@ Work mlp_work(int64_t n, bool forward, Device device) {
       grads[l] = {dw[l].data<float>(), db[l].data<float>()};
     }
     mlp_backward(ctx, g, x.data<const float>(), std::span<const MlpLayer<float>>(layers),
-                 dy.data<const float>(), dx.data<float>(), std::span<const MlpGrads<float>>(grads));
+                 MlpGradient<float>{.dy = dy.data<const float>()}, dx.data<float>(),
+                 std::span<const MlpGrads<float>>(grads));
   });
   if (!forward) run_forward();
   work.run = forward ? run_forward : run_backward;

@@ -39,6 +39,7 @@ class Saved {
       : tensor_(tensor.defined() ? tensor.detach() : Tensor()),
         version_(tensor.defined() ? tensor.version() : 0) {}
   const Tensor& get() const;
+  bool intact() const { return !tensor_.defined() || tensor_.version() == version_; }
   const Shape& shape() const { return tensor_.shape(); }
 
  private:

@@ -40,8 +40,9 @@ class Graph {
 };
 
 // While one lives during a capture, this thread's work on `device` goes to a branch of the graph
-// that runs beside what follows the guard. Its results may be used after a backward pass or join().
-// Outside a capture it does nothing.
+// that runs beside what follows the guard. Tensors made under it are waited for when they are read
+// elsewhere; what it wrote into others may be used after a backward pass or join(). Outside a
+// capture it does nothing.
 class branch_guard {
  public:
   explicit branch_guard(Device device);

@@ -206,10 +206,22 @@ template <class T> void conv2d_relu_pool_backward(const Cpu&, const Conv2dShape&
                                                   const T* weight, const T* y,
                                                   const uint8_t* choice, const T* dy, T* dx,
                                                   T* dweight, T* db);
-template <class T> void conv2d_relu_pool_backward(const Cuda&, const Conv2dShape& g, const T* x,
-                                                  const T* weight, const T* y,
-                                                  const uint8_t* choice, const T* dy, T* dx,
-                                                  T* dweight, T* db);
+// dx nullable. partial: (slices, weights + o), nullable: dweight's and db's sums over slices of the
+// images, which sum_slices adds up, or whoever reads them next.
+template <class T> int64_t conv2d_relu_pool_slices(const Cuda&, const Conv2dShape& g);
+template <class T>
+void conv2d_relu_pool_backward(const Cuda&, const Conv2dShape& g, const T* x, const T* weight,
+                               const T* y, const uint8_t* choice, const T* dy, T* dx, T* partial);
+// sum[i] = the sum over s of partial[s * stride + i].
+template <class T>
+void sum_slices(const Cuda&, int64_t slices, int64_t stride, int64_t n, const T* partial, T* sum);
+
+// See cross_entropy below.
+struct CrossEntropyShape {
+  int64_t n = 0, classes = 0;
+  double label_smoothing = 0;
+  bool mean = true;
+};
 
 // Linear layers one after another, a ReLU behind each but the last (and behind that one too with
 // relu_last): h_0 = x, h_l = act_l(h_{l-1} w_l^T + b_l).
@@ -229,6 +241,14 @@ template <class T> struct MlpGrads {
   T* dw;  // nullable
   T* db;  // nullable
 };
+// The gradient of h_layers: dy (n, width[layers]), or, where mlp_starts_from_loss, in its place
+// that of cross_entropy's loss, h_layers being its logits.
+template <class T> struct MlpGradient {
+  const T* dy = nullptr;
+  const T* logits = nullptr;
+  const int64_t* labels = nullptr;
+  CrossEntropyShape loss{};
+};
 template <class T> bool mlp_fits(const Cpu&, const MlpShape& g);
 template <class T> bool mlp_fits(const Cuda&, const MlpShape& g);
 // layers[l - 1] holds w_l, b_l and h_l, which is written.
@@ -236,13 +256,17 @@ template <class T>
 void mlp_forward(const Cpu&, const MlpShape& g, const T* x, std::span<const MlpLayer<T>> layers);
 template <class T>
 void mlp_forward(const Cuda&, const MlpShape& g, const T* x, std::span<const MlpLayer<T>> layers);
-// From dy, the gradient of h_layers. dx nullable. Reads the layers' y.
-template <class T> void mlp_backward(const Cpu&, const MlpShape& g, const T* x,
-                                     std::span<const MlpLayer<T>> layers, const T* dy, T* dx,
-                                     std::span<const MlpGrads<T>> grads);
-template <class T> void mlp_backward(const Cuda&, const MlpShape& g, const T* x,
-                                     std::span<const MlpLayer<T>> layers, const T* dy, T* dx,
-                                     std::span<const MlpGrads<T>> grads);
+// dx nullable. Reads the layers' y.
+template <class T>
+void mlp_backward(const Cpu&, const MlpShape& g, const T* x, std::span<const MlpLayer<T>> layers,
+                  const MlpGradient<T>& from, T* dx, std::span<const MlpGrads<T>> grads);
+template <class T>
+void mlp_backward(const Cuda&, const MlpShape& g, const T* x, std::span<const MlpLayer<T>> layers,
+                  const MlpGradient<T>& from, T* dx, std::span<const MlpGrads<T>> grads);
+// Whether it takes the gradient of a loss in the form of what the loss is computed from. below: a
+// gradient other than those of the last layer's parameters is asked for.
+inline bool mlp_starts_from_loss(const Cpu&, const MlpShape&, bool /*below*/) { return false; }
+bool mlp_starts_from_loss(const Cuda&, const MlpShape& g, bool below);
 
 // ---- softmax and loss (softmax) -----------------------------------------------------------------
 
@@ -264,11 +288,6 @@ void log_softmax_backward(const Cuda&, const SoftmaxShape& g, const T* y, const 
 //   dlogits = softmax(logits) - q, likewise: the gradient of the loss. Nullable.
 // A label outside [0, classes): Cpu throws ValueError; Cuda records a fault that the next
 // synchronization throws (runtime.h), and the loss is NaN.
-struct CrossEntropyShape {
-  int64_t n = 0, classes = 0;
-  double label_smoothing = 0;
-  bool mean = true;
-};
 template <class T> void cross_entropy(const Cpu&, const CrossEntropyShape& g, const T* logits,
                                       const int64_t* labels, T* loss, T* dlogits);
 template <class T> void cross_entropy(const Cuda&, const CrossEntropyShape& g, const T* logits,
@@ -289,9 +308,10 @@ template <class T> void count_correct(const Cuda&, int64_t n, int64_t classes, c
 template <class T> struct AdamSlot {
   int64_t n;
   T* p;        // parameter
-  const T* g;  // gradient
+  const T* g;  // gradient: with slices > 1 (on Cuda), the sum of as many, g_stride apart
   T* m;        // first moment
   T* v;        // second moment
+  int64_t slices = 1, g_stride = 0;
 };
 // Kingma and Ba 2015, algorithm 1; with `decoupled`, Loshchilov and Hutter 2019, algorithm 2 (as
 // PyTorch: p *= 1 - lr * weight_decay first). Otherwise weight_decay * p is added to the gradient.

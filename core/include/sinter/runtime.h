@@ -161,9 +161,14 @@ class Branch {
  private:
   Cuda ctx_;
   CUstream_st* before_;
+  uint64_t branch_before_;
 };
 // The main line waits for all branches.
 void join_branches(const Cuda& ctx);
+// The number of the Branch that this thread works on, 0 outside one; later work here waits for that
+// branch, if it is another one of the graph under capture and was not joined yet.
+uint64_t current_branch();
+void wait_for_branch(uint64_t branch);
 #else
 inline int cuda_device_count() noexcept { return 0; }
 inline bool capturing() { return false; }

@@ -1,7 +1,9 @@
 // Tensor: a cheap value that shares its storage.
 #pragma once
 
+#include <any>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -110,9 +112,14 @@ class Tensor {
   template <class T> T* data() const {
     if (DTypeOf<std::remove_const_t<T>>::value != dtype_)
       wrong_dtype(DTypeOf<std::remove_const_t<T>>::value);
-    return reinterpret_cast<T*>(data_);
+    if constexpr (std::is_const_v<T>)
+      return static_cast<T*>(read());
+    else
+      return static_cast<T*>(raw());
   }
-  void* raw() const { return data_; }
+  // As data(), for copies of bytes: to write to, and only to be read.
+  void* raw() const;
+  const void* read() const;
   size_t bytes() const { return static_cast<size_t>(numel()) * size_of(dtype_); }
 
   // The only element, converted to T. Waits for the device. Throws ShapeError unless numel() == 1.
@@ -161,9 +168,21 @@ class Tensor {
   uint64_t version() const;  // counts in-place changes of the storage
   void bump_version() const;
   bool shares_storage() const { return storage_.use_count() > 1; }
+  // How else the values can be had, kept with the storage until somebody may write to it: for an
+  // operator that can make them from that on its way, instead of reading them. Null if there is
+  // none of this kind or this is another view of the storage.
+  void set_origin(std::any origin) const;
+  // Puts off computing the values until somebody asks for data(): `compute` gets the address of the
+  // first. What it reads must be its own, as nobody tells it of changes. For results that a
+  // consumer may make from their origin instead.
+  void defer(std::function<void(void* to)> compute) const;
+  template <class Origin> const Origin* origin() const {
+    return std::any_cast<Origin>(current_origin());
+  }
 
  private:
   friend Tensor empty(const Shape&, TensorOptions);
+  const std::any* current_origin() const;
   [[noreturn]] void wrong_dtype(DType wanted) const;
   Tensor view(const Shape& shape, int64_t offset) const;
   void check_differentiable() const;
@@ -190,6 +209,9 @@ inline Tensor ones(const Shape& shape, TensorOptions options = {}) {
 // A copy of `values` with T's dtype. Throws ShapeError unless there are shape.numel() of them.
 template <class T>
 Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device = kCpu);
+
+// Computes what this thread has put off (Tensor::defer) and what is still wanted of it.
+void compute_deferred();
 
 // A state: tensors by name, in a fixed order.
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
