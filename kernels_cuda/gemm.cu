@@ -1,4 +1,5 @@
-// Matrix products through cuBLAS, in full float or double precision unless TF32 is allowed.
+// Matrix products through cuBLAS, in full float or double precision unless TF32 is allowed. cuBLAS
+// is opened for the first of them.
 #include <cublas_v2.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <utility>
 
 #include "check.cuh"
+#include "shared_library.h"
 #include "sinter/kernels.h"
 #include "sinter/runtime.h"
 
@@ -16,13 +18,45 @@ namespace sinter {
 namespace cuda {
 namespace {
 
-#define SINTER_CUBLAS_CHECK(call)                                                      \
-  do {                                                                                 \
-    const cublasStatus_t sinter_status = (call);                                       \
-    if (sinter_status != CUBLAS_STATUS_SUCCESS)                                        \
-      throw CudaError(str(path_in_repository(__FILE__), ":", __LINE__, ": ",           \
-                          cublasGetStatusName(sinter_status), " calling " #call, ": ", \
-                          cublasGetStatusString(sinter_status)));                      \
+#define SINTER_CUBLAS_FUNCTIONS(f)                                                          \
+  f(cublasCreate) f(cublasGetStatusName) f(cublasGetStatusString) f(cublasSetAtomicsMode)   \
+      f(cublasSetMathMode) f(cublasSetPointerMode) f(cublasSetStream) f(cublasSetWorkspace) \
+          f(cublasSgemm_64) f(cublasDgemm_64) f(cublasSgemmStridedBatched_64)               \
+              f(cublasDgemmStridedBatched_64)
+// Of the name that the header gives a function: cublasCreate is a macro for cublasCreate_v2.
+#define SINTER_NAME(function) SINTER_TEXT(function)
+#define SINTER_TEXT(text) #text
+
+// The functions of the loaded library.
+struct Cublas {
+#define SINTER_DECLARE(function) decltype(::function)* function = nullptr;
+  SINTER_CUBLAS_FUNCTIONS(SINTER_DECLARE)
+#undef SINTER_DECLARE
+
+  Cublas() {
+    const SharedLibrary library(str("libcublas.so.", CUBLAS_VER_MAJOR), SINTER_CUBLAS_LIBRARY,
+                                "matrix products on a GPU",
+                                "install cuBLAS (part of the CUDA toolkit) or add its folder to "
+                                "LD_LIBRARY_PATH");
+#define SINTER_FIND(function) library.find(SINTER_NAME(function), function);
+    SINTER_CUBLAS_FUNCTIONS(SINTER_FIND)
+#undef SINTER_FIND
+  }
+};
+
+// Throws Error if the library cannot be had; a later call tries again.
+const Cublas& cublas() {
+  static const Cublas functions;
+  return functions;
+}
+
+#define SINTER_CUBLAS_CHECK(call)                                                               \
+  do {                                                                                          \
+    const cublasStatus_t sinter_status = cublas().call;                                         \
+    if (sinter_status != CUBLAS_STATUS_SUCCESS)                                                 \
+      throw CudaError(str(path_in_repository(__FILE__), ":", __LINE__, ": ",                    \
+                          cublas().cublasGetStatusName(sinter_status), " calling " #call, ": ", \
+                          cublas().cublasGetStatusString(sinter_status)));                      \
   } while (false)
 
 cublasHandle_t make_handle(const Cuda& ctx) {

@@ -103,6 +103,10 @@ __device__ inline void wait_for_earlier() {
 }
 // Whether the device does that, and the code that this build has for it (runtime.cu).
 bool launches_early(int device);
+// Asks for as much shared memory as a multiprocessor can set aside of its L1 cache, whatever the
+// kernel needs itself. A multiprocessor changes that division only when nothing runs on it: a
+// kernel that asks for another one than its predecessor's would be placed behind it, not early.
+void prefer_shared_memory(const void* kernel, int device);
 
 struct Placement {
   unsigned cluster = 1;  // blocks of a cluster, which divide the grid; 1: no clusters
@@ -119,7 +123,9 @@ void launch_early(LaunchSite site, const Operation& operation, dim3 grid, dim3 b
   config.dynamicSmemBytes = shared_bytes;
   config.stream = site.ctx.stream;
   config.attrs = attributes;
-  if (placement.early && launches_early(site.ctx.device)) {
+  const bool can_be_early = launches_early(site.ctx.device);
+  if (can_be_early) prefer_shared_memory(reinterpret_cast<const void*>(kernel), site.ctx.device);
+  if (placement.early && can_be_early) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -3,12 +3,12 @@
 // CUPTI is opened when the first profile is asked for, not linked: programs that use the library
 // run where it is not installed.
 #include "check.cuh"
+#include "shared_library.h"
 #include "sinter/profile.h"
 
 #ifdef SINTER_WITH_CUPTI
 #include <cupti.h>
 #include <cxxabi.h>
-#include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -57,25 +57,17 @@ Collected& collected() {
 }
 
 Cupti load_cupti() {
-  const std::string name = str("libcupti.so.", CUDART_VERSION / 1000);
-  void* library = dlopen(name.c_str(), RTLD_NOW);
-  const char* why = library == nullptr ? dlerror() : nullptr;
-  const std::string reason = why == nullptr ? "" : why;
-  if (library == nullptr) library = dlopen(SINTER_CUPTI_LIBRARY, RTLD_NOW);  // of the toolkit
-  require<Error>(library != nullptr, "profiling unavailable: ", reason,
-                 "; install CUPTI (part of the CUDA toolkit) or add its folder to LD_LIBRARY_PATH");
+  const SharedLibrary library(
+      str("libcupti.so.", CUDART_VERSION / 1000), SINTER_CUPTI_LIBRARY, "profiling",
+      "install CUPTI (part of the CUDA toolkit) or add its folder to LD_LIBRARY_PATH");
   Cupti cupti;
-  const auto find = [&](const char* symbol, auto& function) {
-    function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, symbol));
-    require<Error>(function != nullptr, "profiling unavailable: ", name, " has no ", symbol);
-  };
-  find("cuptiGetResultString", cupti.result_string);
-  find("cuptiActivityRegisterCallbacks", cupti.register_callbacks);
-  find("cuptiActivityEnable", cupti.enable);
-  find("cuptiActivityDisable", cupti.disable);
-  find("cuptiActivityFlushAll", cupti.flush);
-  find("cuptiActivityGetNextRecord", cupti.next_record);
-  find("cuptiActivityGetNumDroppedRecords", cupti.dropped_records);
+  library.find("cuptiGetResultString", cupti.result_string);
+  library.find("cuptiActivityRegisterCallbacks", cupti.register_callbacks);
+  library.find("cuptiActivityEnable", cupti.enable);
+  library.find("cuptiActivityDisable", cupti.disable);
+  library.find("cuptiActivityFlushAll", cupti.flush);
+  library.find("cuptiActivityGetNextRecord", cupti.next_record);
+  library.find("cuptiActivityGetNumDroppedRecords", cupti.dropped_records);
   return cupti;
 }
 

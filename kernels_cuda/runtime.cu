@@ -201,13 +201,25 @@ Stream& add_stream(Device& device, cudaStream_t stream) {
   return result;
 }
 
+// A stream's blocks are placed before those of less urgent ones: what a graph's main line waits for
+// before what is wanted at the step's end only.
+enum class Urgency { kLow, kHigh };
+cudaStream_t make_stream(Urgency urgency) {
+  int least = 0, greatest = 0;
+  SINTER_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  cudaStream_t stream = nullptr;
+  // Non-blocking: the legacy default stream would otherwise serialize all threads' streams.
+  SINTER_CUDA_CHECK(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking,
+                                                 urgency == Urgency::kHigh ? greatest : least));
+  return stream;
+}
+
 // Makes the streams that carry the branches of graphs captured on `stream`; not while it captures,
 // when memory can neither be had nor cleared. device.mutex is held and the device current.
 void add_branches(Device& device, Stream& stream) {
   constexpr size_t kBranches = 4;
   while (stream.branches.size() < kBranches) {
-    cudaStream_t made = nullptr;
-    SINTER_CUDA_CHECK(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking));
+    cudaStream_t made = make_stream(Urgency::kLow);
     Stream& branch = add_stream(device, made);
     branch.main = &stream;
     branch.resources.fault = stream.resources.fault;
@@ -258,10 +270,7 @@ Stream& take_stream(int index) {
     stream->fault->code = FaultCode::kNone;
     return *stream;
   }
-  // Non-blocking: the legacy default stream would otherwise serialize all threads' streams.
-  cudaStream_t stream = nullptr;
-  SINTER_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  return add_stream(device, stream);
+  return add_stream(device, make_stream(Urgency::kHigh));
 }
 
 // ---- memory: the allocator ----------------------------------------------------------------------
@@ -382,6 +391,15 @@ bool launches_early(int device) {
     known.store(answer, std::memory_order_relaxed);
   }
   return answer == 1;
+}
+
+void prefer_shared_memory(const void* kernel, int device) {
+  thread_local std::vector<std::pair<const void*, int>> asked;  // a call costs as much as a launch
+  const std::pair asks(kernel, device);
+  if (std::find(asked.begin(), asked.end(), asks) != asked.end()) return;
+  SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                         cudaSharedmemCarveoutMaxShared));
+  asked.push_back(asks);
 }
 
 StreamResources stream_resources(const Cuda& ctx) {
@@ -791,7 +809,7 @@ CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
   size_t nodes = 0;
   cudaGraphGetNodes(captured, nullptr, &nodes);
   impl.nodes = static_cast<int64_t>(nodes);
-  error = cudaGraphInstantiate(&impl.exec, captured, 0);
+  error = cudaGraphInstantiate(&impl.exec, captured, cudaGraphInstantiateFlagUseNodePriority);
   cudaGraphDestroy(captured);
   if (error != cudaSuccess) throw_cuda_error(error, __FILE__, __LINE__, "instantiating a graph");
   SINTER_CUDA_CHECK(cudaGraphUpload(impl.exec, ctx.stream));
