@@ -401,7 +401,7 @@ void forward(const SmallConv& s, const T* x, const T* weight, const T* b, T* y, 
   }
 
   // A few images a chunk, or bands of an image where there are few images.
-  const int images = std::clamp(s.n / kParts, 1, 8);
+  const int images = std::clamp(s.n / (2 * kParts), 1, 8);
   const int bands = std::clamp(kParts / std::max(1, s.n), 1, s.ph);
   const Tiles rows(s.ph, ceil_div(s.ph, bands));
   parallel_for(int64_t{ceil_div(s.n, images)} * rows.count, [&](int64_t item) {
@@ -703,8 +703,8 @@ template <class T> void backward(const SmallConv& s, const T* x, const T* weight
       }
     }
   };
-  const bool summed = dweight != nullptr || db != nullptr;
-  parallel_phases(parts, add_part, summed ? (s.o + grain - 1) / grain : 0, add_up);
+  parallel_for(parts, add_part);
+  if (dweight != nullptr || db != nullptr) parallel_for((s.o + grain - 1) / grain, add_up);
 }
 
 void ForwardFloat(const SmallConv& s, const float* x, const float* weight, const float* b, float* y,

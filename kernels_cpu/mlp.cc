@@ -320,27 +320,27 @@ template <class T> void weight_block(int64_t n, int64_t in, int64_t out, int64_t
 template <class T> void backward(const MlpShape& g, const T* x, std::span<const MlpLayer<T>> layers,
                                  const T* dy, T* dx, std::span<const MlpGrads<T>> grads,
                                  const ChainArrays<T>& chain) {
-  constexpr int64_t kBlock = 8;  // outputs of a chunk
-  std::array<int64_t, kMaxMlpLayers + 1> first = {};
+  // Chunks of about as many weights in every layer.
+  std::array<int64_t, kMaxMlpLayers + 1> first = {}, outputs = {};
+  int64_t widest = 1;
+  for (int l = 0; l < g.layers; ++l) widest = std::max(widest, g.width[l]);
   for (int l = 0; l < g.layers; ++l) {
     const auto i = static_cast<size_t>(l);
     const bool wanted = grads[i].dw != nullptr || grads[i].db != nullptr;
-    first[i + 1] = first[i] + (wanted ? (g.width[l + 1] + kBlock - 1) / kBlock : 0);
+    outputs[i] = std::max<int64_t>(1, widest / std::max<int64_t>(1, g.width[l])) * 2 * kRows;
+    first[i + 1] = first[i] + (wanted ? (g.width[l + 1] + outputs[i] - 1) / outputs[i] : 0);
   }
   const int64_t rows = chunk_rows(g.n);
-  parallel_phases(
-      (g.n + rows - 1) / rows,
-      [&](int64_t chunk) {
-        chain_rows(g, layers, dy, dx, chain, chunk * rows, std::min(g.n, (chunk + 1) * rows));
-      },
-      first[static_cast<size_t>(g.layers)],
-      [&](int64_t item) {
-        size_t l = 0;
-        while (item >= first[l + 1]) ++l;
-        const int64_t out = g.width[l + 1], begin = (item - first[l]) * kBlock;
-        weight_block(g.n, g.width[l], out, begin, std::min(out, begin + kBlock), chain.dz[l],
-                     l > 0 ? static_cast<const T*>(layers[l - 1].y) : x, grads[l]);
-      });
+  parallel_for((g.n + rows - 1) / rows, [&](int64_t chunk) {
+    chain_rows(g, layers, dy, dx, chain, chunk * rows, std::min(g.n, (chunk + 1) * rows));
+  });
+  parallel_for(first[static_cast<size_t>(g.layers)], [&](int64_t item) {
+    size_t l = 0;
+    while (item >= first[l + 1]) ++l;
+    const int64_t out = g.width[l + 1], begin = (item - first[l]) * outputs[l];
+    weight_block(g.n, g.width[l], out, begin, std::min(out, begin + outputs[l]), chain.dz[l],
+                 l > 0 ? static_cast<const T*>(layers[l - 1].y) : x, grads[l]);
+  });
 }
 
 void ForwardFloat(const MlpShape& g, const float* x, std::span<const MlpLayer<float>> layers) {

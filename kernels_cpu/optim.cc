@@ -27,6 +27,17 @@ template <class T> struct AdamFactors {
   T eps, decay, l2;
 };
 
+// Starts to make a cache line this core's own, which a store to it would have to wait for.
+inline void prefetch_to_write(const void* p) {
+#if defined(__x86_64__)
+  // GCC turns __builtin_prefetch(p, 1) into this only where it is told that the processor has it;
+  // those of 64 bits that do not have it skip it.
+  asm volatile("prefetchw %0" ::"m"(*static_cast<const char*>(p)));
+#else
+  __builtin_prefetch(p, 1);
+#endif
+}
+
 }  // namespace
 }  // namespace sinter
 #endif
@@ -56,8 +67,15 @@ template <class T> HWY_ATTR void adam_range(const AdamFactors<T>& c, const AdamS
   };
   const hn::ScalableTag<T> vector;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(vector));
+  // Every core has read the parameters, and each line of them has to be called back from all: some
+  // at once, where the stores alone would do it one after the other.
+  constexpr int64_t kAhead = 16 * 64 / sizeof(T);
+  for (int64_t i = begin; i < std::min(end, begin + kAhead); i += lanes) prefetch_to_write(s.p + i);
   int64_t i = begin;
-  for (; i + lanes <= end; i += lanes) update(vector, i);
+  for (; i + lanes <= end; i += lanes) {
+    prefetch_to_write(s.p + std::min(i + kAhead, end - 1));
+    update(vector, i);
+  }
   for (; i < end; ++i) update(hn::CappedTag<T, 1>(), i);
 }
 
@@ -91,19 +109,22 @@ void adam_range(const AdamFactors<double>& c, const AdamSlot<double>& s, int64_t
 
 // Elements of a chunk: fewer than for lighter work, since an element of Adam costs a root and a
 // division.
-constexpr int64_t kChunk = 4096;
+constexpr int64_t kChunk = 2048;
 
-// Calls f(slot, begin, end) for ranges that cover every slot: many small parameters and one large
-// one spread over the threads alike.
+// Calls f(slot, begin, end) for ranges that cover every slot. The slots count as one long array,
+// cut evenly: a thread gets the same share of them as of the gradients' elements, many of which it
+// has computed itself.
 template <class Slot, class F> void each_range(std::span<const Slot> slots, const F& f) {
-  std::vector<int64_t> first_chunk{0};
-  for (const Slot& s : slots)
-    first_chunk.push_back(first_chunk.back() + (s.n + kChunk - 1) / kChunk);
-  parallel_for(first_chunk.back(), [&](int64_t chunk) {
-    const auto next = std::upper_bound(first_chunk.begin(), first_chunk.end(), chunk);
-    const Slot& s = slots[static_cast<size_t>(next - first_chunk.begin() - 1)];
-    const int64_t begin = (chunk - *(next - 1)) * kChunk;
-    f(s, begin, std::min(s.n, begin + kChunk));
+  std::vector<int64_t> first{0};
+  for (const Slot& s : slots) first.push_back(first.back() + s.n);
+  parallel_ranges(first.back(), kChunk, [&](int64_t begin, int64_t end) {
+    auto next = std::upper_bound(first.begin(), first.end(), begin);
+    for (; begin < end; ++next) {
+      const int64_t of_slot = *(next - 1), stop = std::min(end, *next);
+      if (begin == stop) continue;  // an empty slot
+      f(slots[static_cast<size_t>(next - first.begin() - 1)], begin - of_slot, stop - of_slot);
+      begin = stop;
+    }
   });
 }
 

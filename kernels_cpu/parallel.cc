@@ -1,10 +1,12 @@
 // A team of threads for every thread that calls parallel_for.
 //
-// The caller publishes a job, a number of chunks, and works through them itself; helpers that are
-// there in time take chunks too. The caller waits for the chunks that a helper has begun, never for
-// one that has not: a helper without a core, on a busy machine, costs the work it does not do and
-// nothing else. (A barrier of all threads, as at the end of an OpenMP region, costs a time slice of
-// the scheduler at every region then.)
+// The caller cuts a job's chunks into one range a thread and works through its own; helpers that
+// are there in time do the same. Whoever is through takes chunks from the others' ranges. So the
+// same thread gets the same images in one layer after the other, in its own cache, and counts down
+// a number that is seldom another's. The caller waits for the chunks that a helper has begun, never
+// for one that has not: a helper without a core, on a busy machine, costs the work it does not do
+// and nothing else. (A barrier of all threads, as at the end of an OpenMP region, costs a time
+// slice of the scheduler at every region then.)
 #include "parallel.h"
 
 #include <unistd.h>
@@ -13,6 +15,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -62,120 +65,139 @@ class Team {
  public:
   static constexpr int64_t kMostChunks = int64_t{1} << 30;
 
-  ~Team() { resize(0); }
+  ~Team() { end_threads(); }
 
   // Calls f(context, i) for i < count, on this thread and `helpers` others.
   void run(int helpers, uint32_t count, Chunk f, const void* context) {
-    if (helpers != wanted_) resize(helpers);
+    if (helpers != helpers_) resize(helpers);
     // No chunk of the last job is left, so nobody reads these.
-    f_.store(f, std::memory_order_relaxed);
-    context_.store(context, std::memory_order_relaxed);
-    count_.store(count, std::memory_order_relaxed);
+    f_ = f;
+    context_ = context;
+    count_ = count;
     done_.store(0, std::memory_order_relaxed);
     error_ = nullptr;
     failed_.store(false, std::memory_order_relaxed);
-    open_.store((++job_ << 32) + kNone + count);  // in one order with sleepers_: a helper sees the
-                                                  // job, or is seen asleep
+    for (uint32_t r = 0; r < ranges(); ++r) {
+      const uint32_t chunks = first_of(r + 1) - first_of(r);
+      if (chunks > 0) range_[r].left.store(kNone + chunks, std::memory_order_release);
+    }
+    job_.fetch_add(1);  // in one order with sleepers_: a helper sees the job, or is seen asleep
     if (sleepers_.load() > 0) {
       { const std::lock_guard lock(mutex_); }
       wake_.notify_all();
     }
-    const uint32_t own = take_chunks();
-    if (own < count) {
+    const uint32_t own = take_chunks(0);
+    if (own < count)
       wait_awake([&] { return done_.load(std::memory_order_acquire) + own == count; }, true);
-    }
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
  private:
-  // The low half of open_ when no chunk is left. It goes below that by one for every thread that
-  // looks for another chunk in vain, and stays far from 0.
-  static constexpr uint64_t kNone = uint64_t{1} << 31;
+  // A range without chunks. `left` goes below that by one for every thread that looks for another
+  // chunk in vain, and stays far from 0.
+  static constexpr uint32_t kNone = uint32_t{1} << 31;
+  // kNone and how many chunks of a range nobody has taken. Two lines apart: processors fetch pairs.
+  struct alignas(128) Range {
+    std::atomic<uint32_t> left{kNone};
+  };
 
-  // Runs chunks until none is left; returns how many.
-  uint32_t take_chunks() {
-    for (uint32_t taken = 0;;) {
-      // An addition, not an exchange that could fail: with many threads at it, each of them has the
-      // cache line once for a chunk.
-      const uint64_t left = open_.fetch_sub(1, std::memory_order_acq_rel) & 0xffffffff;
-      if (left <= kNone) return taken;
-      // Of the chunk's job, which may be a later one than the caller saw, and stay so until the
-      // chunk is done.
-      const int64_t chunk =
-          count_.load(std::memory_order_relaxed) - static_cast<int64_t>(left - kNone);
-      run_chunk(f_.load(std::memory_order_relaxed), context_.load(std::memory_order_relaxed),
-                chunk);
-      ++taken;
-      if (left == kNone + 1) return taken;
-    }
+  uint32_t ranges() const { return static_cast<uint32_t>(helpers_) + 1; }
+  uint32_t first_of(uint32_t range) const {
+    return static_cast<uint32_t>(uint64_t{count_} * range / ranges());
   }
 
-  void run_chunk(Chunk f, const void* context, int64_t chunk) {
+  // Runs chunks until none is left, from range `own` first; returns how many.
+  uint32_t take_chunks(uint32_t own) {
+    uint32_t taken = 0;
+    for (uint32_t i = 0; i < ranges(); ++i) {
+      const uint32_t r = own + i < ranges() ? own + i : own + i - ranges();
+      std::atomic<uint32_t>& left = range_[r].left;
+      while (left.load(std::memory_order_relaxed) > kNone) {
+        const uint32_t before = left.fetch_sub(1, std::memory_order_acq_rel);
+        if (before <= kNone) break;
+        // Of the chunk's job, which may be a later one than the caller saw, and stay so until the
+        // chunk is done.
+        run_chunk(first_of(r + 1) - (before - kNone));
+        ++taken;
+      }
+    }
+    return taken;
+  }
+
+  void run_chunk(uint32_t chunk) {
     if (failed_.load(std::memory_order_relaxed)) return;
     try {
-      f(context, chunk);
+      f_(context_, chunk);
     } catch (...) {
       if (!failed_.exchange(true)) error_ = std::current_exception();
     }
   }
 
-  void help() {
+  void help(uint32_t own) {
     in_region = true;
     uint64_t seen = 0;
     const auto new_job = [&] {
-      return open_.load(std::memory_order_acquire) >> 32 != seen ||
-             stop_.load(std::memory_order_relaxed);
+      return job_.load(std::memory_order_acquire) != seen || stop_.load(std::memory_order_relaxed);
     };
     for (;;) {
       if (!wait_awake(new_job, false)) {
         std::unique_lock lock(mutex_);
         sleepers_.fetch_add(1);
-        wake_.wait(lock, [&] { return open_.load() >> 32 != seen || stop_.load(); });
+        wake_.wait(lock, [&] { return job_.load() != seen || stop_.load(); });
         sleepers_.fetch_sub(1);
       }
       if (stop_.load(std::memory_order_relaxed)) return;
       // Before the chunks: if a next job comes meanwhile, it is looked at in its turn.
-      seen = open_.load(std::memory_order_acquire) >> 32;
-      const uint32_t taken = take_chunks();
+      seen = job_.load(std::memory_order_acquire);
+      const uint32_t taken = take_chunks(own);
       // What the chunks wrote is the caller's with this.
       if (taken > 0) done_.fetch_add(taken, std::memory_order_release);
     }
   }
 
-  void resize(int helpers) {
-    if (!threads_.empty()) {
-      {
-        const std::lock_guard lock(mutex_);
-        stop_.store(true);
-      }
-      wake_.notify_all();
-      for (std::thread& t : threads_) t.join();
-      stop_.store(false);
-      threads_.clear();
+  void end_threads() {
+    if (threads_.empty()) return;
+    {
+      const std::lock_guard lock(mutex_);
+      stop_.store(true);
     }
-    wanted_ = helpers;
+    wake_.notify_all();
+    for (std::thread& t : threads_) t.join();
+    stop_.store(false);
+    threads_.clear();
+  }
+
+  void resize(int helpers) {
+    end_threads();
+    helpers_ = helpers;
+    range_ = std::make_unique<Range[]>(ranges());
+    job_.store(0);
     try {
-      while (static_cast<int>(threads_.size()) < helpers) threads_.emplace_back([this] { help(); });
+      while (static_cast<int>(threads_.size()) < helpers)
+        threads_.emplace_back(
+            [this, own = static_cast<uint32_t>(threads_.size()) + 1] { help(own); });
     } catch (const std::system_error&) {
-      // No more threads are to be had; those that are there do.
+      // No more threads are to be had; the others take their chunks.
     }
   }
 
-  // The number of the job, and below it kNone and how many of its chunks nobody has taken.
-  alignas(64) std::atomic<uint64_t> open_{kNone};
-  std::atomic<Chunk> f_{nullptr};
-  std::atomic<const void*> context_{nullptr};
-  std::atomic<uint32_t> count_{0};
-  alignas(64) std::atomic<uint32_t> done_{0};  // chunks that helpers have run
-  std::atomic<bool> failed_{false};
+  // A job, written by the caller while no chunk is left. Who takes a chunk sees what was written
+  // before the chunk was there to be taken.
+  Chunk f_ = nullptr;
+  const void* context_ = nullptr;
+  uint32_t count_ = 0;
+  std::unique_ptr<Range[]> range_;  // one a thread, the caller's first
+  int helpers_ = -1;
+  std::vector<std::thread> threads_;
   std::exception_ptr error_;  // written by whoever set failed_
-  alignas(64) std::atomic<int> sleepers_{0};
+  std::atomic<bool> failed_{false};
+
+  alignas(128) std::atomic<uint64_t> job_{0};  // its number
   std::atomic<bool> stop_{false};
+  alignas(128) std::atomic<uint32_t> done_{0};  // chunks that helpers have run
+  alignas(128) std::atomic<int> sleepers_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::vector<std::thread> threads_;
-  uint64_t job_ = 0;
-  int wanted_ = 0;
 };
 
 // This thread's team. A process forked from one with a team has the team's memory and none of its
@@ -248,10 +270,6 @@ void give_local(void* p, size_t bytes) noexcept {
 }
 
 // ---- regions ------------------------------------------------------------------------------------
-
-void wait_until(bool (*ready)(const void*), const void* context) {
-  wait_awake([&] { return ready(context); }, true);
-}
 
 void run_chunks(int64_t count, Chunk f, const void* context) {
   const int threads = num_threads();

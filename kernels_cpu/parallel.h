@@ -5,10 +5,8 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 
 #include "sinter/kernels.h"
 #include "sinter/runtime.h"
@@ -20,13 +18,6 @@ inline constexpr int64_t kGrain = 16384;
 
 // parallel_for without the template, in parallel.cc: the only place that wakes threads.
 void run_chunks(int64_t count, void (*f)(const void* context, int64_t chunk), const void* context);
-
-// Waits, awake, until ready(). For what another thread is about to finish.
-void wait_until(bool (*ready)(const void* context), const void* context);
-template <class F> void wait_until(const F& ready) {
-  if (ready()) return;
-  wait_until([](const void* context) { return (*static_cast<const F*>(context))(); }, &ready);
-}
 
 // Calls f(i) once for every i < count, on up to num_threads() threads, and returns when all are
 // done. The first exception stops the chunks not yet begun and is rethrown here. Inside another
@@ -40,31 +31,6 @@ template <class F> void parallel_for(int64_t count, const F& f) {
 template <class F> void parallel_ranges(int64_t n, int64_t grain, const F& f) {
   parallel_for((n + grain - 1) / grain,
                [&](int64_t chunk) { f(chunk * grain, std::min(n, (chunk + 1) * grain)); });
-}
-
-// Calls first(i) for every i < first_count, and then second(i) for every i < second_count, in one
-// region: a second chunk waits for the first ones still under way, all of which were begun before
-// it.
-template <class F, class G>
-void parallel_phases(int64_t first_count, const F& first, int64_t second_count, const G& second) {
-  std::atomic<int64_t> ended{0};
-  std::atomic<bool> failed{false};
-  std::exception_ptr error;
-  parallel_for(first_count + second_count, [&](int64_t i) {
-    if (i >= first_count) {
-      wait_until([&] { return ended.load(std::memory_order_acquire) == first_count; });
-      if (!failed.load(std::memory_order_relaxed)) second(i - first_count);
-      return;
-    }
-    // Nothing is thrown from here, so that every first chunk is begun and ends.
-    try {
-      if (!failed.load(std::memory_order_relaxed)) first(i);
-    } catch (...) {
-      if (!failed.exchange(true)) error = std::current_exception();
-    }
-    ended.fetch_add(1, std::memory_order_release);
-  });
-  if (error) std::rethrow_exception(error);
 }
 
 // How many items of `work` elements each make up a range worth a chunk.
