@@ -10,7 +10,7 @@
 
 #include "sinter/check.h"
 
-namespace sinter::cuda {
+namespace sinter {
 
 class SharedLibrary {
  public:
@@ -36,4 +36,4 @@ class SharedLibrary {
   void* handle_;
 };
 
-}  // namespace sinter::cuda
+}  // namespace sinter
