@@ -169,8 +169,8 @@ class Team {
 
   void resize(int helpers) {
     end_threads();
+    range_ = std::make_unique<Range[]>(static_cast<size_t>(helpers) + 1);
     helpers_ = helpers;
-    range_ = std::make_unique<Range[]>(ranges());
     job_.store(0);
     try {
       while (static_cast<int>(threads_.size()) < helpers)
