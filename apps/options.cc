@@ -92,8 +92,8 @@ void add_data_options(CLI::App& app, Options& o) {
 
 void add_conv_options(CLI::App& app, Options& o) {
   app.add_option("--conv-algo", o.job.conv_algo,
-                 "how convolutions are computed: auto, naive, direct, im2col, implicit-gemm or, on "
-                 "a GPU, tensor-core, winograd")
+                 "how convolutions are computed: auto, naive, direct, im2col, implicit-gemm, "
+                 "winograd or, on a GPU, tensor-core")
       ->check(
           one_of({"auto", "naive", "direct", "im2col", "implicit-gemm", "tensor-core", "winograd"}))
       ->capture_default_str()

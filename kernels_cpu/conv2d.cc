@@ -7,12 +7,15 @@
 //           product on each.
 //   implicit-gemm  the same product without the matrix (conv2d_implicit_gemm.cc): a pixel or an
 //           output channel in each lane, for layers of many channels.
+//   winograd  3 x 3 windows in a quarter of the multiplications (conv2d_winograd.cc), for layers of
+//           many channels.
 #include <algorithm>
 #include <type_traits>
 
 #include "conv2d_direct.h"
 #include "conv2d_implicit_gemm.h"
 #include "conv2d_naive.h"
+#include "conv2d_winograd.h"
 #include "gemm.h"
 #include "parallel.h"
 #include "sinter/check.h"
@@ -41,6 +44,20 @@ bool suits_implicit_gemm(const Conv2dShape& g, Pass pass, bool lanes_of_images) 
   return channels * std::min<int64_t>(columns, 32) >= 256 && 5 * pixels >= 4 * computed;
 }
 
+// Whether Winograd's algorithm was measured to be the fastest (float32; AVX-512 and AVX2).
+bool suits_winograd(const Conv2dShape& g, Pass pass) {
+  if (std::min(g.c, g.o) < 32 || !winograd_conv2d_lacks(g).empty()) return false;
+  // It is faster with fewer channels as well, but rounds more: among millions of sums of K products
+  // the worst is off by about K epsilon, and by more where K is smaller.
+  if (pass != Pass::kBackwardWeights && (pass == Pass::kForward ? g.c : g.o) < 64) return false;
+  // Enough tiles of 4 x 4 to repay transforming the weights, at least half of what they cover in
+  // the image.
+  const bool data = pass == Pass::kBackwardData;
+  const int64_t h = data ? g.h : g.oh, w = data ? g.w : g.ow;
+  const int64_t tiles = g.n * ((h + 3) / 4) * ((w + 3) / 4);
+  return tiles >= 32 && 2 * g.n * h * w >= 16 * tiles;
+}
+
 // The one place that chooses. Of the algorithms for any layer, direct when at least half of the
 // lanes have an image.
 template <class T> ConvAlgo choose(const Conv2dShape& g, Pass pass) {
@@ -50,14 +67,27 @@ template <class T> ConvAlgo choose(const Conv2dShape& g, Pass pass) {
     case ConvAlgo::kIm2col:
     case ConvAlgo::kImplicitGemm:
       return algo;
-    case ConvAlgo::kTensorCore:
     case ConvAlgo::kWinograd:
+      if (const std::string lacks = winograd_conv2d_lacks(g); !lacks.empty()) {
+        const char* const passes[] = {"conv2d_forward", "conv2d_backward_data",
+                                      "conv2d_backward_weights"};
+        throw ValueError(
+            str(passes[static_cast<int>(pass)], ": algorithm winograd needs ", lacks,
+                "; this is x (", g.n, ", ", g.c, ", ", g.h, ", ", g.w, "), weight (", g.o, ", ",
+                g.c / g.groups, ", ", g.kh, ", ", g.kw, "), stride (", g.stride_h, ", ", g.stride_w,
+                "), dilation (", g.dil_h, ", ", g.dil_w, "), groups ", g.groups,
+                ". Choose auto, naive, direct, im2col or implicit-gemm, with --conv-algo or "
+                "set_conv_algo"));
+      }
+      return algo;
+    case ConvAlgo::kTensorCore:
       throw ValueError(str("conv2d: the CPU has no algorithm ", name(algo),
-                           "; choose auto, naive, direct, im2col or implicit-gemm, with "
+                           "; choose auto, naive, direct, im2col, implicit-gemm or winograd, with "
                            "--conv-algo or set_conv_algo, or a CUDA device"));
     case ConvAlgo::kAuto:
       break;
   }
+  if (std::is_same_v<T, float> && suits_winograd(g, pass)) return ConvAlgo::kWinograd;
   const bool lanes_of_images = 2 * g.n >= direct_conv2d_lanes<T>();
   if (std::is_same_v<T, float> && suits_implicit_gemm(g, pass, lanes_of_images)) {
     return ConvAlgo::kImplicitGemm;
@@ -266,6 +296,8 @@ template <class T> void conv2d_forward(const Cpu&, const Conv2dShape& g, const T
     naive_conv2d_forward(g, x, weight, b, y);
   } else if (algo == ConvAlgo::kImplicitGemm) {
     implicit_gemm_conv2d_forward(g, x, weight, b, y);
+  } else if (algo == ConvAlgo::kWinograd) {
+    winograd_conv2d_forward(g, x, weight, b, y);
   } else {
     gemm_forward(g, x, weight, b, y);
   }
@@ -280,6 +312,8 @@ void conv2d_backward_data(const Cpu&, const Conv2dShape& g, const T* dy, const T
     naive_conv2d_backward_data(g, dy, weight, dx);
   } else if (algo == ConvAlgo::kImplicitGemm) {
     implicit_gemm_conv2d_backward_data(g, dy, weight, dx);
+  } else if (algo == ConvAlgo::kWinograd) {
+    winograd_conv2d_backward_data(g, dy, weight, dx);
   } else {
     gemm_backward_data(g, dy, weight, dx);
   }
@@ -296,6 +330,8 @@ template <class T> void conv2d_backward_weights(const Cpu&, const Conv2dShape& g
     naive_conv2d_backward_weights(g, x, dy, dweight);
   } else if (algo == ConvAlgo::kImplicitGemm) {
     implicit_gemm_conv2d_backward_weights(g, x, dy, dweight);
+  } else if (algo == ConvAlgo::kWinograd) {
+    winograd_conv2d_backward_weights(g, x, dy, dweight);
   } else {
     gemm_backward_weights(g, x, dy, dweight);
   }

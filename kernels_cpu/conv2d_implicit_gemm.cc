@@ -31,6 +31,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "tiles-inl.h"
 
 // ---- geometry, the same for every instruction set -----------------------------------------------
 #ifndef SINTER_KERNELS_CPU_CONV2D_IMPLICIT_GEMM_GEOMETRY
@@ -38,8 +39,6 @@
 
 namespace sinter {
 namespace {
-
-inline int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 // out[o, r, q] = sum over c, a, b of source[c, (r stride_h - pad_h + a dil_h) / up_h,
 //   (q stride_w - pad_w + b dil_w) / up_w] weight(o, c, a, b), where those divisions are exact and
@@ -81,16 +80,6 @@ inline Correlation backward_correlation(const Conv2dShape& g) {
           g.stride_h,
           g.stride_w};
 }
-
-// `total` things in parts of nearly equal size, at most `largest` (but at least one).
-struct Parts {
-  int total, count;
-  Parts(int64_t total, int64_t largest)
-      : total(static_cast<int>(total)), count(ceil_div(total, std::max<int64_t>(largest, 1))) {}
-  int begin(int part) const { return static_cast<int>(int64_t{total} * part / count); }
-  int size(int part) const { return begin(part + 1) - begin(part); }
-  int largest() const { return count == 0 ? 0 : ceil_div(total, count); }
-};
 
 // Where the packed copies of `rows` rows of output hold what its taps read: that of tap t for
 // output pixel p (counted through the rows) of channel c is at c * channel + tap[t] + p.
@@ -162,25 +151,6 @@ constexpr int kMaxChannels = kAccumulators / kPixelVectors;  // of a tile of out
 constexpr int kMaxRows = 12;
 constexpr int tile_rows(int vectors) {
   return std::min(kMaxRows, std::min(24, kAccumulators) / vectors);
-}
-
-// Calls f with std::integral_constant<int, i>, 1 <= i <= kMost.
-template <int kMost, class F> void with_constant(int i, const F& f) {
-  if constexpr (kMost > 1) {
-    if (i < kMost) return with_constant<kMost - 1>(i, f);
-  }
-  f(std::integral_constant<int, kMost>());
-}
-
-// Calls f(std::integral_constant<int, i>()) for i < kCount. A loop would do, but for g++, which
-// keeps an array of vectors in memory before and after the loop that works on it unless every index
-// is a constant from the beginning.
-template <class F, int... kI>
-HWY_INLINE HWY_ATTR void each(const F& f, std::integer_sequence<int, kI...>) {
-  (f(std::integral_constant<int, kI>()), ...);
-}
-template <int kCount, class F> HWY_INLINE HWY_ATTR void each(const F& f) {
-  each(f, std::make_integer_sequence<int, kCount>());
 }
 
 // to[c * to_stride + r] = from[r * from_stride + c] for as many r and c as a vector has lanes:

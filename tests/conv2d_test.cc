@@ -331,7 +331,8 @@ CUDA_TEST("conv2d: TF32 keeps to its bound, and only where it is allowed", "[con
   CHECK(!same_bits(matmul(a, b), full));
 }
 
-CUDA_TEST("conv2d: Winograd's algorithm against the oracle", "[conv2d]") {
+// Sums of many and of few terms, one tile or part of one, and rows and columns that end inside one.
+void check_winograd(Device device) {
   const With with(ConvAlgo::kWinograd);
   const oracle::Conv padded{.pad_h = 1, .pad_w = 1};
   // Sums that are long enough for what is allowed of the other algorithms.
@@ -360,6 +361,11 @@ CUDA_TEST("conv2d: Winograd's algorithm against the oracle", "[conv2d]") {
               kWinogradRoundings);
   check_batch(device, {70, 33, 4, 4}, {33, 33, 3, 3}, true, padded, kWinogradRoundings);
   check_batch(device, {1, 2, 5, 1030}, {3, 2, 3, 3}, true, padded, kWinogradRoundings);
+  check_batch(device, {9, 3, 30, 22}, {2, 3, 3, 3}, true, padded, kWinogradRoundings);
+}
+
+DEVICE_TEST("conv2d: Winograd's algorithm against the oracle", "[conv2d]") {
+  check_winograd(device);
 }
 
 #ifdef SINTER_WITH_CUDA
@@ -433,7 +439,7 @@ CUDA_TEST("conv2d: wide float32 layers of 3 x 3 windows are Winograd's", "[conv2
 
 DEVICE_TEST("conv2d: every algorithm gives the same bits again", "[conv2d]") {
   std::vector<ConvAlgo> all = algorithms(device);
-  if (device.is_cuda()) all.push_back(ConvAlgo::kWinograd);
+  all.push_back(ConvAlgo::kWinograd);
   for (ConvAlgo algo : all) {
     INFO(name(algo));
     const With with(algo);
@@ -472,8 +478,7 @@ void check_cuts(Device device) {
   check_batch(device, {2, 4, 19, 40}, {18, 4, 3, 3}, true, {.stride_w = 2, .pad_w = 1});
 }
 
-TEST_CASE("conv2d: the implicit matrix product with every instruction set", "[conv2d][cpu]") {
-  const With with(ConvAlgo::kImplicitGemm);
+TEST_CASE("conv2d: matrix products and Winograd with every instruction set", "[conv2d][cpu]") {
   struct Restore {
     ~Restore() { hwy::SetSupportedTargetsForTest(0); }
   } const restore;
@@ -484,21 +489,26 @@ TEST_CASE("conv2d: the implicit matrix product with every instruction set", "[co
     if (std::find(done.begin(), done.end(), simd_target()) != done.end()) continue;
     done.push_back(simd_target());
     INFO(simd_target());
-    check_geometries(kCpu);
-    check_cuts(kCpu);
+    {
+      const With with(ConvAlgo::kImplicitGemm);
+      check_geometries(kCpu);
+      check_cuts(kCpu);
+    }
+    check_winograd(kCpu);
   }
   CHECK(!done.empty());
 }
 
 TEST_CASE("conv2d: the same bits for any number of threads", "[conv2d][cpu]") {
   const int before = num_threads();
-  for (ConvAlgo algo :
-       {ConvAlgo::kAuto, ConvAlgo::kDirect, ConvAlgo::kIm2col, ConvAlgo::kImplicitGemm}) {
+  for (ConvAlgo algo : {ConvAlgo::kAuto, ConvAlgo::kDirect, ConvAlgo::kIm2col,
+                        ConvAlgo::kImplicitGemm, ConvAlgo::kWinograd}) {
     INFO(name(algo));
     const With with(algo);
     for (const auto& [x_shape, w_shape] : {std::pair<Sizes, Sizes>{{40, 20, 8, 8}, {150, 20, 3, 3}},
                                            {{3, 33, 35, 32}, {40, 33, 3, 3}},
                                            {{1, 3, 40, 40}, {64, 3, 5, 5}}}) {
+      if (algo == ConvAlgo::kWinograd && w_shape[2] != 3) continue;
       std::vector<Tensor> first;
       for (int threads : {1, 2, 3, 7}) {
         set_num_threads(threads);
@@ -516,22 +526,27 @@ TEST_CASE("conv2d: the same bits for any number of threads", "[conv2d][cpu]") {
   }
 }
 
-TEST_CASE("conv2d: wide layers are the implicit matrix product's", "[conv2d][cpu]") {
-  const auto results = [](ConvAlgo algo, const Sizes& x_shape, const Sizes& w_shape) {
+TEST_CASE("conv2d: wide layers are Winograd's or the implicit matrix product's", "[conv2d][cpu]") {
+  const auto results = [](ConvAlgo algo, const Sizes& x_shape, const Sizes& w_shape, int64_t pad) {
     const With with(algo);
     const TensorOptions options{kFloat32, kCpu};
     const Tensor x = leaf(noise(x_shape, 1), options), w = leaf(noise(w_shape, 2), options);
-    const Tensor y = conv2d(x, w, {}, {.padding = 1});
+    const Tensor y = conv2d(x, w, {}, {.padding = pad});
     y.backward(tensor(noise(array(y).shape, 4), options));
     return std::vector<Tensor>{y.detach(), x.grad(), w.grad()};
   };
-  for (const auto& [x_shape, w_shape] : {std::pair<Sizes, Sizes>{{16, 64, 32, 32}, {64, 64, 3, 3}},
-                                         {{16, 128, 8, 8}, {128, 128, 3, 3}},
-                                         {{2, 32, 16, 16}, {32, 32, 3, 3}}}) {
-    const auto chosen = results(ConvAlgo::kAuto, x_shape, w_shape);
-    const auto named = results(ConvAlgo::kImplicitGemm, x_shape, w_shape);
+  const auto check = [&](ConvAlgo algo, const Sizes& x_shape, const Sizes& w_shape, int64_t pad) {
+    INFO(name(algo));
+    const auto chosen = results(ConvAlgo::kAuto, x_shape, w_shape, pad);
+    const auto named = results(algo, x_shape, w_shape, pad);
     for (size_t i = 0; i < chosen.size(); ++i) CHECK(same_bits(chosen[i], named[i]));
-  }
+  };
+  check(ConvAlgo::kWinograd, {16, 64, 32, 32}, {64, 64, 3, 3}, 1);
+  check(ConvAlgo::kWinograd, {16, 128, 8, 8}, {128, 128, 3, 3}, 1);
+  check(ConvAlgo::kWinograd, {2, 64, 15, 16}, {70, 64, 3, 3}, 1);
+  check(ConvAlgo::kImplicitGemm, {16, 64, 16, 16}, {64, 64, 5, 5}, 2);
+  check(ConvAlgo::kImplicitGemm, {16, 64, 32, 32}, {20, 64, 3, 3}, 1);
+  check(ConvAlgo::kImplicitGemm, {1, 128, 8, 8}, {128, 128, 3, 3}, 1);
 }
 
 DEVICE_TEST("conv2d: an algorithm that cannot says why and which can", "[conv2d]") {
@@ -546,20 +561,6 @@ DEVICE_TEST("conv2d: an algorithm that cannot says why and which can", "[conv2d]
     return conv2d(zeros({2, 3, 8, 9}, {dtype, device}), zeros({4, 3, 3, 3}, {dtype, device}), {},
                   options);
   };
-  if (!device.is_cuda()) {
-    for (ConvAlgo algo : {ConvAlgo::kTensorCore, ConvAlgo::kWinograd}) {
-      const With with(algo);
-      check_throws<ValueError>([&] { forward(kFloat32, {}); },
-                               {"conv2d", name(algo), "CPU", "implicit-gemm", "--conv-algo"});
-    }
-    return;
-  }
-  {
-    const With with(ConvAlgo::kDirect);
-    check_throws<ValueError>(
-        [&] { forward(kFloat32, {.stride = 2}); },
-        {"conv2d_forward", "direct", "stride", "(2, 3, 8, 9)", "--conv-algo", "implicit-gemm"});
-  }
   {
     const With with(ConvAlgo::kWinograd);
     check_throws<ValueError>(
@@ -567,6 +568,19 @@ DEVICE_TEST("conv2d: an algorithm that cannot says why and which can", "[conv2d]
         {"conv2d_forward", "winograd", "3 x 3", "stride", "(2, 3, 8, 9)", "--conv-algo"});
     check_throws<ValueError>([&] { forward(kFloat64, {.padding = 3}); },
                              {"conv2d_forward", "winograd", "padding below 3"});
+  }
+  if (!device.is_cuda()) {
+    const With with(ConvAlgo::kTensorCore);
+    check_throws<ValueError>(
+        [&] { forward(kFloat32, {}); },
+        {"conv2d", "tensor-core", "CPU", "implicit-gemm", "winograd", "--conv-algo"});
+    return;
+  }
+  {
+    const With with(ConvAlgo::kDirect);
+    check_throws<ValueError>(
+        [&] { forward(kFloat32, {.stride = 2}); },
+        {"conv2d_forward", "direct", "stride", "(2, 3, 8, 9)", "--conv-algo", "implicit-gemm"});
   }
   const With with(ConvAlgo::kTensorCore);
   check_throws<ValueError>([&] { forward(kFloat64, {}); },

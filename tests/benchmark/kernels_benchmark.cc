@@ -365,7 +365,8 @@ void add_conv_cases(Device device) {
   const std::vector<Algorithm> of_cpu = {{"auto", ConvAlgo::kAuto, false},
                                          {"direct", ConvAlgo::kDirect, false},
                                          {"im2col", ConvAlgo::kIm2col, false},
-                                         {"implicit-gemm", ConvAlgo::kImplicitGemm, false}};
+                                         {"implicit-gemm", ConvAlgo::kImplicitGemm, false},
+                                         {"winograd", ConvAlgo::kWinograd, false}};
   const std::vector<Algorithm> of_gpu = {{"auto", ConvAlgo::kAuto, false},
                                          {"auto-tf32", ConvAlgo::kAuto, true},
                                          {"direct", ConvAlgo::kDirect, false},

@@ -44,8 +44,8 @@ std::string simd_target();
 //   im2col         patches written out as a matrix, and a matrix product
 //   implicit-gemm  the same with the patches gathered while they are multiplied
 //   tensor-core    CUDA, float32: the same on tensor cores
-//   winograd       CUDA, windows of 3 x 3 and stride 1: a quarter of the multiplications, and some
-//                  more rounding; a NaN spreads to results some pixels away
+//   winograd       windows of 3 x 3 and stride 1: a quarter of the multiplications, and some more
+//                  rounding; a NaN spreads to results some pixels away
 // They differ in the order of additions; each gives the same bits from run to run.
 enum class ConvAlgo { kAuto, kNaive, kDirect, kIm2col, kImplicitGemm, kTensorCore, kWinograd };
 void set_conv_algo(ConvAlgo algo);
