@@ -58,6 +58,18 @@ bool suits_winograd(const Conv2dShape& g, Pass pass) {
   return tiles >= 32 && 2 * g.n * h * w >= 16 * tiles;
 }
 
+// Throws ValueError if Winograd's algorithm cannot compute a layer.
+void require_winograd(const Conv2dShape& g, Pass pass) {
+  const std::string lacks = winograd_conv2d_lacks(g);
+  const char* const names[] = {"conv2d_forward", "conv2d_backward_data", "conv2d_backward_weights"};
+  require<ValueError>(
+      lacks.empty(), names[static_cast<int>(pass)], ": algorithm winograd needs ", lacks,
+      "; this is x (", g.n, ", ", g.c, ", ", g.h, ", ", g.w, "), weight (", g.o, ", ",
+      g.c / g.groups, ", ", g.kh, ", ", g.kw, "), stride (", g.stride_h, ", ", g.stride_w,
+      "), dilation (", g.dil_h, ", ", g.dil_w, "), groups ", g.groups,
+      ". Choose auto, naive, direct, im2col or implicit-gemm, with --conv-algo or set_conv_algo");
+}
+
 // The one place that chooses. Of the algorithms for any layer, direct when at least half of the
 // lanes have an image.
 template <class T> ConvAlgo choose(const Conv2dShape& g, Pass pass) {
@@ -68,17 +80,7 @@ template <class T> ConvAlgo choose(const Conv2dShape& g, Pass pass) {
     case ConvAlgo::kImplicitGemm:
       return algo;
     case ConvAlgo::kWinograd:
-      if (const std::string lacks = winograd_conv2d_lacks(g); !lacks.empty()) {
-        const char* const passes[] = {"conv2d_forward", "conv2d_backward_data",
-                                      "conv2d_backward_weights"};
-        throw ValueError(
-            str(passes[static_cast<int>(pass)], ": algorithm winograd needs ", lacks,
-                "; this is x (", g.n, ", ", g.c, ", ", g.h, ", ", g.w, "), weight (", g.o, ", ",
-                g.c / g.groups, ", ", g.kh, ", ", g.kw, "), stride (", g.stride_h, ", ", g.stride_w,
-                "), dilation (", g.dil_h, ", ", g.dil_w, "), groups ", g.groups,
-                ". Choose auto, naive, direct, im2col or implicit-gemm, with --conv-algo or "
-                "set_conv_algo"));
-      }
+      require_winograd(g, pass);
       return algo;
     case ConvAlgo::kTensorCore:
       throw ValueError(str("conv2d: the CPU has no algorithm ", name(algo),

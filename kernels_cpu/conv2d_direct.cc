@@ -30,6 +30,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "tiles-inl.h"
 #include "transpose-inl.h"
 
 // ---- geometry, the same for every instruction set -----------------------------------------------
@@ -38,8 +39,6 @@
 
 namespace sinter {
 namespace {
-
-inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // One dimension of a correlation: output `first + i * every` (i < count) is a sum over taps m of
 // source[origin + i * step + m * tap_step] * weight[k_first + m * k_step], where the source has
@@ -171,14 +170,6 @@ inline Correlation backward_correlation(const Conv2dShape& g) {
           taps};
 }
 
-// Channels in tiles of nearly equal size, at most `largest`.
-struct Tiles {
-  int total, count;
-  Tiles(int channels, int largest) : total(channels), count(ceil_div(channels, largest)) {}
-  int begin(int tile) const { return static_cast<int>(int64_t{total} * tile / count); }
-  int size(int tile) const { return begin(tile + 1) - begin(tile); }
-};
-
 // Work worth a chunk (about 20 us of one core), and memory a chunk may keep hot in the second-level
 // cache.
 constexpr double kChunkFlops = 3e6;
@@ -203,9 +194,6 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-template <class T> using Vec = hn::ScalableTag<T>;
-template <class T> constexpr int kLanes = static_cast<int>(hn::MaxLanes(Vec<T>()));
-
 // Accumulators of a register tile. They, the operands of one side and one of the other must fit in
 // the vector registers: 32 with AVX-512 and NEON, else 16.
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
@@ -215,24 +203,6 @@ constexpr int kAccumulators = 12;
 #endif
 constexpr int kMaxChannels = 6;  // of a tile
 constexpr int tile_width(int channels) { return std::min(8, kAccumulators / channels); }
-
-// Calls f with std::integral_constant<int, channels>, 1 <= channels <= kMaxChannels.
-template <class F> void with_channels(int channels, const F& f) {
-  switch (channels) {
-    case 1:
-      return f(std::integral_constant<int, 1>());
-    case 2:
-      return f(std::integral_constant<int, 2>());
-    case 3:
-      return f(std::integral_constant<int, 3>());
-    case 4:
-      return f(std::integral_constant<int, 4>());
-    case 5:
-      return f(std::integral_constant<int, 5>());
-    default:
-      return f(std::integral_constant<int, 6>());
-  }
-}
 
 // Source pixels of a group of images with images in lanes, (channel, row, column, lane), zeros
 // around them.
@@ -365,7 +335,7 @@ template <class T>
 void correlate(const Correlation& k, const T* x, const T* weight, const T* b, T* y) {
   constexpr int L = kLanes<T>;
   const int taps = k.kh * k.kw;
-  const Tiles tiles(k.out_c, kMaxChannels);
+  const Parts tiles(k.out_c, kMaxChannels);
 
   // Weights in the order the kernel reads them: (group, tile; source channel, kh, kw, out channel).
   const int64_t group_weights = int64_t{k.out_c} * k.source_c * taps;
@@ -425,7 +395,7 @@ void correlate(const Correlation& k, const T* x, const T* weight, const T* b, T*
           packed.get() + group * group_weights + int64_t{tiles.begin(tile)} * k.source_c * taps;
       T bias[kMaxChannels] = {};
       if (b != nullptr) std::copy_n(b + channel, size, bias);
-      with_channels(size, [&](auto channels) {
+      with_constant<kMaxChannels>(size, [&](auto channels) {
         correlate_band<channels()>(k, band, i_begin, i_end, source.get(), w, bias, out_row,
                                    out_rows, out.get());
       });
@@ -511,11 +481,11 @@ template <class T> HWY_ATTR void add_lanes(int64_t count, T* sums) {
 template <class T> void weight_gradient(const Conv2dShape& g, const T* x, const T* dy, T* dweight) {
   constexpr int L = kLanes<T>;
   const int group_c = g.c / g.groups, group_o = g.o / g.groups, kernel = g.kh * g.kw;
-  const Tiles tiles(group_o, kMaxChannels);
+  const Parts tiles(group_o, kMaxChannels);
 
   // Channels are cut into blocks whose sums, a vector for every weight, stay in the cache.
   constexpr int kBlockTaps = 160;
-  const Tiles blocks(group_c, std::max(1, kBlockTaps / kernel));
+  const Parts blocks(group_c, std::max(1, kBlockTaps / kernel));
   const int block_c = ceil_div(group_c, blocks.count);
   const auto rows_axis = forward_axes(g.h, g.oh, g.kh, g.stride_h, g.pad_h, g.dil_h);
   const auto cols_axis = forward_axes(g.w, g.ow, g.kw, g.stride_w, g.pad_w, g.dil_w);
@@ -575,7 +545,7 @@ template <class T> void weight_gradient(const Conv2dShape& g, const T* x, const 
                         ptrdiff_t{row} * g.ow,
                     g.o * out_plane, gradient.get() + o * L, ptrdiff_t{size} * L);
         }
-        with_channels(size, [&](auto constant) {
+        with_constant<kMaxChannels>(size, [&](auto constant) {
           constexpr int kO = constant(), kT = tile_width(kO);
           // Few enough rows at a time that dy stays in the first-level cache for all taps.
           constexpr int kLevel1 = 24 << 10;

@@ -133,9 +133,6 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-template <class T> using Vec = hn::ScalableTag<T>;
-template <class T> constexpr int kLanes = static_cast<int>(hn::MaxLanes(Vec<T>()));
-
 // Accumulators of a register tile. They, a vector of each column and one broadcast must fit in the
 // vector registers: 32 with AVX-512 and NEON, else 16.
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64

@@ -29,6 +29,7 @@
 
 #include "parallel.h"
 #include "sinter/kernels.h"
+#include "tiles-inl.h"
 #include "transpose-inl.h"
 
 // ---- geometry, the same for every instruction set -----------------------------------------------
@@ -71,16 +72,7 @@ struct SmallConv {
 constexpr int kMostOutputs = 64, kMostInputs = 16;
 constexpr int64_t kMostElements = 32768;
 
-inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 inline int round_up(int a, int b) { return ceil_div(a, b) * b; }
-
-// `total` things in tiles of nearly equal size, at most `largest`.
-struct Tiles {
-  int total, count;
-  Tiles(int all, int largest) : total(all), count(ceil_div(all, largest)) {}
-  int begin(int tile) const { return static_cast<int>(int64_t{total} * tile / count); }
-  int size(int tile) const { return begin(tile + 1) - begin(tile); }
-};
 
 inline bool is_small(const Conv2dShape& g) {
   const SmallConv s(g);
@@ -202,23 +194,12 @@ void PoolRowDouble(int count, const double* top, const double* bottom, double* y
 
 // ---- layers of few channels, forward ------------------------------------------------------------
 
-template <class T> using Vec = hn::ScalableTag<T>;
-template <class T> constexpr int kLanes = static_cast<int>(hn::MaxLanes(Vec<T>()));
-
 // Accumulators of a register tile; its operands need the rest of 32 or 16 vector registers.
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
 constexpr int kAccumulators = 24;
 #else
 constexpr int kAccumulators = 12;
 #endif
-
-// Calls f with std::integral_constant<int, count>, 1 <= count <= kMost.
-template <int kMost, class F> void with_count(int count, const F& f) {
-  if constexpr (kMost > 1) {
-    if (count < kMost) return with_count<kMost - 1>(count, f);
-  }
-  f(std::integral_constant<int, kMost>());
-}
 
 // Hides from the compiler where `p` points. GCC otherwise keeps what one iteration loads for the
 // next one, in registers that the accumulators need.
@@ -274,12 +255,12 @@ template <class T> void forward_positions(const SmallConv& s, int begin, int end
   constexpr int L = kLanes<T>;
   const int cols = 2 * s.pw, vectors = ceil_div(cols, L), rows = 2 * (end - begin);
   const Taps taps{s.c, s.kh, s.kw, ptrdiff_t{s.hp} * s.wp, s.wp};
-  const Tiles tiles(s.o, kTileChannels);
+  const Parts tiles(s.o, kTileChannels);
   for (int tile = 0; tile < tiles.count; ++tile) {
     const int first = tiles.begin(tile), size = tiles.size(tile);
     T bias[kTileChannels] = {};
     if (b != nullptr) std::copy_n(b + first, size, bias);
-    with_count<kTileChannels>(size, [&](auto constant) {
+    with_constant<kTileChannels>(size, [&](auto constant) {
       constexpr int kO = constant(), kP = std::min(8, kAccumulators / kO);
       const int last = rows * vectors - 1;
       for (int position = 0; position <= last; position += kP) {
@@ -347,14 +328,14 @@ template <class T> void forward_channels(const SmallConv& s, int begin, int end,
                                          T* y, uint8_t* choice) {
   constexpr int L = kLanes<T>, kMost = kAccumulators / 4;
   const Taps taps{s.c, s.kh, s.kw, ptrdiff_t{s.hp} * s.wp, s.wp};
-  const Tiles tiles(s.pw, kMost);
+  const Parts tiles(s.pw, kMost);
   const int windows = (end - begin) * s.pw;
   for (int o = 0; o < s.o; o += L) {
     for (int i = begin; i < end; ++i) {
       for (int tile = 0; tile < tiles.count; ++tile) {
         const int j = tiles.begin(tile);
         const ptrdiff_t at = (ptrdiff_t{i - begin} * s.pw + j) * L;
-        with_count<kMost>(tiles.size(tile), [&](auto constant) {
+        with_constant<kMost>(tiles.size(tile), [&](auto constant) {
           channel_tile<constant()>(taps, x + ptrdiff_t{2 * i} * s.wp + 2 * j,
                                    packed + ptrdiff_t{o} * s.c * s.taps(), bias + o, pooled + at,
                                    taken + at);
@@ -380,7 +361,7 @@ void forward(const SmallConv& s, const T* x, const T* weight, const T* b, T* y, 
   const bool copied = s.padded() || (!by_channels && cols < L);
 
   // Weights in the order in which the kernels read them.
-  const Tiles tiles(s.o, kTileChannels);
+  const Parts tiles(s.o, kTileChannels);
   const Scratch<T> packed(int64_t{round_up(s.o, L)} * (taps + 1));
   T* bias = packed.get() + int64_t{round_up(s.o, L)} * taps;
   if (by_channels) {
@@ -403,7 +384,7 @@ void forward(const SmallConv& s, const T* x, const T* weight, const T* b, T* y, 
   // A few images a chunk, or bands of an image where there are few images.
   const int images = std::clamp(s.n / (2 * kParts), 1, 8);
   const int bands = std::clamp(kParts / std::max(1, s.n), 1, s.ph);
-  const Tiles rows(s.ph, ceil_div(s.ph, bands));
+  const Parts rows(s.ph, ceil_div(s.ph, bands));
   parallel_for(int64_t{ceil_div(s.n, images)} * rows.count, [&](int64_t item) {
     const int first = static_cast<int>(item / rows.count) * images;
     const int begin = rows.begin(static_cast<int>(item % rows.count));
@@ -595,10 +576,10 @@ HWY_NOINLINE HWY_ATTR void scatter_patches(int rows, int cols, int wp, int chann
 template <class F> void each_part(int rows, int vectors, const F& f) {
   constexpr int kMostRows = 5, kMostVectors = 4;
   for (int v = 0; v < vectors; v += kMostVectors) {
-    with_count<kMostVectors>(std::min(kMostVectors, vectors - v), [&](auto kv) {
+    with_constant<kMostVectors>(std::min(kMostVectors, vectors - v), [&](auto kv) {
       constexpr int kV = kv(), kMost = std::min(kMostRows, kAccumulators / kV);
       for (int r = 0; r < rows; r += kMost) {
-        with_count<kMost>(std::min(kMost, rows - r), [&](auto kr) { f(kr, kv, r, v); });
+        with_constant<kMost>(std::min(kMost, rows - r), [&](auto kr) { f(kr, kv, r, v); });
       }
     });
   }

@@ -132,9 +132,6 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-template <class T> using Vec = hn::ScalableTag<T>;
-template <class T> constexpr int kLanes = static_cast<int>(hn::MaxLanes(Vec<T>()));
-
 // A register tile of tiles x vectors of output channels. Its sums, a vector of each column and one
 // broadcast must fit in the vector registers: 32 with AVX-512 and NEON, else 16.
 constexpr int kVectors = 2;

@@ -24,6 +24,7 @@
 
 #include "parallel.h"
 #include "sinter/kernels.h"
+#include "tiles-inl.h"
 
 #ifndef SINTER_KERNELS_CPU_MLP_GEOMETRY
 #define SINTER_KERNELS_CPU_MLP_GEOMETRY
@@ -52,9 +53,6 @@ namespace HWY_NAMESPACE {
 namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class T> using Vec = hn::ScalableTag<T>;
-template <class T> constexpr int kLanes = static_cast<int>(hn::MaxLanes(Vec<T>()));
 
 // Register tiles: rows x outputs of a product summed over lanes, rows x vectors of the others.
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64

@@ -1,4 +1,5 @@
-// Register tiles: loops without indices in memory, and work in nearly equal parts. For files that
+// Register tiles: the vectors they are made of, loops without indices in memory, and work in nearly
+// equal parts. For files that
 // foreach_target.h compiles for each instruction set: included by them behind foreach_target.h, and
 // so once for each.
 #ifndef SINTER_KERNELS_CPU_PARTS
@@ -42,6 +43,11 @@ HWY_BEFORE_NAMESPACE();
 namespace sinter {
 namespace HWY_NAMESPACE {
 namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class T> using Vec = hn::ScalableTag<T>;
+template <class T> constexpr int kLanes = static_cast<int>(hn::MaxLanes(Vec<T>()));
 
 // Calls f with std::integral_constant<int, i>, 1 <= i <= kMost.
 template <int kMost, class F> void with_constant(int i, const F& f) {

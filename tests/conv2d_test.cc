@@ -16,21 +16,6 @@ namespace {
 
 using app::conv2d_op;
 
-// The algorithm and the precision while one lives.
-class With {
- public:
-  explicit With(ConvAlgo algo, bool tf32 = false) {
-    set_conv_algo(algo);
-    set_allow_tf32(tf32);
-  }
-  ~With() {
-    set_conv_algo(ConvAlgo::kAuto);
-    set_allow_tf32(false);
-  }
-  With(const With&) = delete;
-  With& operator=(const With&) = delete;
-};
-
 bool has_tensor_cores([[maybe_unused]] Device device) {
 #ifdef SINTER_WITH_CUDA
   return device.is_cuda() && cuda_device_info(device.index).major >= 8;
@@ -503,7 +488,6 @@ TEST_CASE("conv2d: matrix products and Winograd with every instruction set", "[c
 }
 
 TEST_CASE("conv2d: the same bits for any number of threads", "[conv2d][cpu]") {
-  const int before = num_threads();
   for (ConvAlgo algo : {ConvAlgo::kAuto, ConvAlgo::kDirect, ConvAlgo::kIm2col,
                         ConvAlgo::kImplicitGemm, ConvAlgo::kWinograd}) {
     INFO(name(algo));
@@ -514,7 +498,7 @@ TEST_CASE("conv2d: the same bits for any number of threads", "[conv2d][cpu]") {
       if (algo == ConvAlgo::kWinograd && w_shape[2] != 3) continue;
       std::vector<Tensor> first;
       for (int threads : {1, 2, 3, 7}) {
-        set_num_threads(threads);
+        const Threads set(threads);
         const TensorOptions options{kFloat32, kCpu};
         const Tensor x = leaf(noise(x_shape, 1), options), w = leaf(noise(w_shape, 2), options);
         const Tensor b = leaf(noise({w_shape[0]}, 3), options);
@@ -524,7 +508,6 @@ TEST_CASE("conv2d: the same bits for any number of threads", "[conv2d][cpu]") {
         if (threads == 1) first = now;
         for (size_t i = 0; i < now.size(); ++i) CHECK(same_bits(first[i], now[i]));
       }
-      set_num_threads(before);
     }
   }
 }

@@ -140,11 +140,10 @@ TEST_CASE("fused_conv: with an algorithm named the convolutions are the parts'",
     const Inputs in = noise_for(l);
     for (ConvAlgo algo : {ConvAlgo::kNaive, ConvAlgo::kDirect, ConvAlgo::kIm2col}) {
       INFO(name(algo));
+      const With with(algo);
       for (DType dtype : {kFloat32, kFloat64}) {
-        set_conv_algo(algo);
         const auto fused = results(l, in, {dtype, kCpu});
         const auto expected = unfused_results(l, in, {dtype, kCpu});
-        set_conv_algo(ConvAlgo::kAuto);
         for (size_t i = 0; i < fused.size(); ++i) CHECK(same_bits(fused[i], expected[i]));
       }
     }
@@ -277,12 +276,11 @@ DEVICE_TEST("fused_conv: the same input gives the same bits", "[fused]") {
 TEST_CASE("fused_conv: the same bits for any number of threads", "[fused][cpu]") {
   const Layer l{{40, 3, 20, 20}, {6, 3, 5, 5}};
   const Inputs in = noise_for(l);
-  const int before = num_threads();
-  set_num_threads(1);
-  const auto one = results(l, in, {kFloat32, kCpu});
-  set_num_threads(3);
-  const auto three = results(l, in, {kFloat32, kCpu});
-  set_num_threads(before);
+  const auto with_threads = [&](int n) {
+    const Threads set(n);
+    return results(l, in, {kFloat32, kCpu});
+  };
+  const auto one = with_threads(1), three = with_threads(3);
   for (size_t i = 0; i < one.size(); ++i) CHECK(same_bits(one[i], three[i]));
 }
 

@@ -300,11 +300,9 @@ DEVICE_TEST("mlp: the same bits from run to run", "[mlp]") {
       }
       return all;
     };
-    const int threads = num_threads();
     const std::vector<Tensor> first = results();
-    set_num_threads(threads == 1 ? 2 : 1);
+    const Threads set(num_threads() == 1 ? 2 : 1);
     const std::vector<Tensor> second = results();
-    set_num_threads(threads);
     for (size_t i = 0; i < first.size(); ++i) CHECK(same_bits(first[i], second[i]));
   }
 }

@@ -10,17 +10,10 @@
 #include <thread>
 #include <vector>
 
-#include "catch.h"
+#include "values.h"
 
 namespace sinter::test {
 namespace {
-
-// Puts the number of threads back.
-struct Threads {
-  explicit Threads(int n) { set_num_threads(n); }
-  ~Threads() { set_num_threads(before); }
-  int before = num_threads();
-};
 
 // Whether every chunk below `count` ran once.
 bool each_once(int64_t count) {

@@ -67,8 +67,7 @@ TEST_CASE("runtime: kernels called from many threads at once", "[runtime]") {
 }
 
 TEST_CASE("runtime: an error inside a parallel kernel reaches the caller", "[runtime]") {
-  const int before = num_threads();
-  set_num_threads(4);
+  const Threads set(4);
   const Tensor logits = zeros({4096, 10});
   for (int64_t place : {0, 1500, 4095}) {
     std::vector<int64_t> labels(4096, 1);
@@ -76,7 +75,6 @@ TEST_CASE("runtime: an error inside a parallel kernel reaches the caller", "[run
     check_throws<ValueError>([&] { cross_entropy(logits, from_vector(labels, {4096})); },
                              {"labels[" + std::to_string(place) + "]", "77"});
   }
-  set_num_threads(before);
 }
 
 TEST_CASE("runtime: CPU memory is aligned and reused", "[runtime]") {

@@ -81,18 +81,16 @@ DEVICE_TEST("training: two runs give equal bits", "[training]") {
 }
 
 TEST_CASE("training: any number of threads gives equal bits", "[training]") {
-  const int before = num_threads();
   for (DType dtype : {kFloat32, kFloat64})
     for (int64_t n : {1, 24, 67}) {
-      set_num_threads(1);
+      const Threads alone(1);
       const Result one = train({dtype, kCpu}, 6, n);
       for (int threads : {2, 3, 5, 8}) {
-        set_num_threads(threads);
+        const Threads set(threads);
         INFO(threads << " threads, batch " << n << ", " << dtype);
         CHECK(same(one, train({dtype, kCpu}, 6, n)));
       }
     }
-  set_num_threads(before);
 }
 
 DEVICE_TEST("training: threads train side by side undisturbed", "[training]") {

@@ -77,8 +77,35 @@ inline void check_close(const std::string& what, const Tensor& actual, const Arr
 inline bool same_bits(const Tensor& a, const Tensor& b) {
   if (!(a.shape() == b.shape()) || a.dtype() != b.dtype()) return false;
   const Tensor x = a.to(kCpu), y = b.to(kCpu);
-  return a.bytes() == 0 || std::memcmp(x.raw(), y.raw(), a.bytes()) == 0;
+  return a.bytes() == 0 || std::memcmp(x.read(), y.read(), a.bytes()) == 0;
 }
+
+// The CPU kernels' threads while one lives.
+class Threads {
+ public:
+  explicit Threads(int n) { set_num_threads(n); }
+  ~Threads() { set_num_threads(before_); }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+ private:
+  const int before_ = num_threads();
+};
+
+// The algorithm of convolutions and the precision while one lives.
+class With {
+ public:
+  explicit With(ConvAlgo algo, bool tf32 = false) {
+    set_conv_algo(algo);
+    set_allow_tf32(tf32);
+  }
+  ~With() {
+    set_conv_algo(ConvAlgo::kAuto);
+    set_allow_tf32(false);
+  }
+  With(const With&) = delete;
+  With& operator=(const With&) = delete;
+};
 
 // Forward and backward in every dtype against an oracle.
 inline void check_op(const OpCase& c, Device device,
