@@ -150,7 +150,7 @@ std::vector<Comparison> replay(const Replay& op, const json& attributes, const R
   for (const auto& [role, tensor] : recorded) {
     if (role == "y" || role == "dy" || recorded.count(role.substr(1))) continue;
     Tensor x = tensor.to(options.device);
-    if (recorded.count("d" + role)) x = x.to(options.dtype).set_requires_grad();
+    if (recorded.count("d" + role)) x = x.to(options.dtype).detach().set_requires_grad();
     inputs[role] = x;
   }
   const double allowed = tolerance(options.dtype);

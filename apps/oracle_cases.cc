@@ -521,10 +521,11 @@ namespace {
 OptimizerCase adam(const std::string& name, AdamOptions o) {
   return {name, [o](const auto& p) { return std::make_unique<Adam>(p, o); },
           [o](double p, double g, double& m, double& v, int t) {
+            const double decay = o.weight_decay.value_or(0);
             if (o.decoupled)
-              p -= o.lr * o.weight_decay * p;
+              p -= o.lr * decay * p;
             else
-              g += o.weight_decay * p;
+              g += decay * p;
             m = o.beta1 * m + (1 - o.beta1) * g;
             v = o.beta2 * v + (1 - o.beta2) * g * g;
             const double m_hat = m / (1 - std::pow(o.beta1, t));

@@ -2,10 +2,13 @@
 
 #include <atomic>
 #include <cmath>
+#include <mutex>
 #include <unordered_map>
 #include <utility>
 
+#include "leaf_use.h"
 #include "sinter/dispatch.h"
+#include "tensor_impl.h"
 
 namespace sinter {
 
@@ -64,6 +67,7 @@ namespace {
 
 thread_local bool grad_mode = true;
 thread_local bool anomaly_mode = false;
+thread_local LeafWatch* leaf_watch = nullptr;
 
 struct Unchecked {
   Unchecked() { anomaly_mode = false; }
@@ -131,6 +135,8 @@ void check_grad(const Tensor& grad, const Node& node, const char* op) {
 
 }  // namespace
 
+LeafWatch* exchange_leaf_watch(LeafWatch* watch) { return std::exchange(leaf_watch, watch); }
+
 bool grad_enabled() { return grad_mode; }
 no_grad::no_grad() : before_(std::exchange(grad_mode, false)) {}
 no_grad::~no_grad() { grad_mode = before_; }
@@ -147,21 +153,131 @@ bool recording(std::initializer_list<const Tensor*> inputs) {
   return false;
 }
 
+namespace {
+
+std::shared_ptr<Node> make_node(const char* op, const Tensor& result,
+                                const std::vector<Tensor>& inputs, BackwardFn backward) {
+  require<DtypeError>(is_floating(result.dtype()), op,
+                      ": expected a floating result to differentiate, got ", result.dtype());
+  auto node = std::make_shared<Node>(op, result);
+  node->inputs.reserve(inputs.size());
+  for (const Tensor& input : inputs) node->inputs.push_back(input.node());
+  node->backward = std::move(backward);
+  return node;
+}
+
+void watch(const char* op, const Tensor& input) {
+  if (leaf_watch != nullptr && input.requires_grad() && input.is_leaf() && !input.listed())
+    leaf_watch->unlisted(op, input);
+}
+
+}  // namespace
+
 Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs,
               BackwardFn backward, std::function<Grads()> backward_one) {
   if (anomaly_mode) check_finite(y, "the result of ", op);
   bool needed = false;
   for (const Tensor& input : inputs) needed = needed || input.requires_grad();
   if (!grad_mode || !needed) return y.requires_grad() ? y.detach() : y;
-  require<DtypeError>(is_floating(y.dtype()), op,
-                      ": expected a floating result to differentiate, got ", y.dtype());
-  auto node = std::make_shared<Node>(op, y);
-  node->inputs.reserve(inputs.size());
-  for (const Tensor& input : inputs) node->inputs.push_back(input.node());
-  node->backward = std::move(backward);
+  for (const Tensor& input : inputs) watch(op, input);
+  std::shared_ptr<Node> node = make_node(op, y, inputs, std::move(backward));
   node->backward_one = std::move(backward_one);
   return y.with_node(std::move(node));
 }
+
+bool Tensor::listed() const { return impl_->listed.load(std::memory_order_relaxed); }
+void Tensor::set_listed() const { impl_->listed.store(true, std::memory_order_relaxed); }
+
+// ---- views and changes in place -----------------------------------------------------------------
+
+namespace {
+
+// A result that is elements [offset, offset + its own) of `from`, and computes nothing.
+std::shared_ptr<Node> view_node(const char* op, const Tensor& result, const Tensor& from,
+                                int64_t offset) {
+  return make_node(op, result, {from}, [shape = from.shape(), offset](const Tensor& dy) {
+    if (dy.numel() == shape.numel()) return Grads{dy.reshape(shape)};
+    const Tensor dx = zeros(shape, dy.options());
+    dx.reshape({-1}).narrow(offset, dy.numel()).copy_(dy.reshape({-1}));
+    return Grads{dx};
+  });
+}
+
+}  // namespace
+
+Tensor Tensor::view(const char* op, const Shape& shape, int64_t offset) const {
+  Tensor t(std::make_shared<Impl>(
+      impl_->storage, impl_->data + offset * static_cast<int64_t>(size_of(impl_->dtype)), shape,
+      impl_->dtype));
+  t.impl_->base = impl_->base ? impl_->base : impl_;
+  t.impl_->offset = impl_->offset + offset;
+  t.impl_->made_in_grad_mode = grad_mode && impl_->made_in_grad_mode;
+  t.impl_->seen = t.impl_->base->changes.load();
+  if (grad_mode && requires_grad()) {
+    watch(op, *this);
+    t.impl_->node = view_node(op, t, *this, offset);
+  }
+  return t;
+}
+
+const std::shared_ptr<Node>& Tensor::node() const {
+  static const std::shared_ptr<Node> none;
+  if (!impl_ || impl_->frozen) return none;
+  Impl& t = *impl_;
+  if (t.base && t.made_in_grad_mode &&
+      t.seen.load(std::memory_order_acquire) != t.base->changes.load(std::memory_order_acquire)) {
+    static std::mutex mutex;  // threads may read the same view
+    const std::lock_guard lock(mutex);
+    const uint64_t changes = t.base->changes.load();
+    if (t.seen.load() != changes) {
+      t.node = view_node("view", detach(), Tensor(t.base), t.offset);
+      t.seen.store(changes, std::memory_order_release);
+    }
+  }
+  return t.node;
+}
+
+bool Tensor::records_in_place(const char* op, const Tensor& source) const {
+  if (!grad_mode) return false;
+  const Tensor base = impl_->base ? Tensor(impl_->base) : *this;
+  for (const Tensor& t : {base, *this}) {
+    require<GradError>(!t.requires_grad() || !t.is_leaf(), op,
+                       ": a leaf that requires grad, of shape ", base.shape(),
+                       ", cannot be changed in place while operators are recorded; put a no_grad "
+                       "around the change, or change detach()");
+  }
+  if (!is_floating(impl_->dtype) || !(base.requires_grad() || source.requires_grad())) return false;
+  require<GradError>(impl_->made_in_grad_mode, op,
+                     ": this view was made under no_grad, and so its change in place would be "
+                     "hidden from the graph of what it is a view of; change it under no_grad too, "
+                     "or make it while operators are recorded");
+  return true;
+}
+
+void Tensor::record_in_place(const char* op, const Tensor& source) const {
+  const Tensor base = impl_->base ? Tensor(impl_->base) : *this;
+  // What was overwritten has no influence any more; the source has that of its elements.
+  base.impl_->node = make_node(
+      op, base.detach(), {base, source},
+      [offset = impl_->offset, part = impl_->shape, need_base = base.requires_grad(),
+       need_source = source.requires_grad(),
+       from = source.defined() ? source.options() : TensorOptions()](const Tensor& dy) {
+        const auto changed = [&](const Tensor& t) {
+          return t.reshape({-1}).narrow(offset, part.numel());
+        };
+        Grads grads(2);
+        if (need_base) {
+          grads[0] = part.numel() == dy.numel() ? zeros(dy.shape(), dy.options()) : dy.clone();
+          changed(grads[0]).fill_(0);
+        }
+        if (need_source) grads[1] = changed(dy).reshape(part).to(from.dtype).to(from.device);
+        return grads;
+      });
+  base.impl_->frozen = false;
+  base.impl_->changes.fetch_add(1, std::memory_order_acq_rel);
+}
+
+// -------------------------------------------------------------------------------------------------
 
 std::vector<RecordedOp> recorded_ops(const Tensor& y) {
   std::vector<RecordedOp> ops;
@@ -183,43 +299,67 @@ const Tensor& Saved::get() const {
   return tensor_;
 }
 
-Tensor& Tensor::set_requires_grad(bool value) {
+const Tensor& Tensor::set_requires_grad(bool value) const {
   require<GradError>(is_leaf(),
                      "set_requires_grad: expected a leaf, got the result of a recorded operator; "
                      "use detach()");
   if (!value) {
-    node_ = nullptr;
-  } else if (!node_) {
-    require<DtypeError>(defined() && is_floating(dtype_),
-                        "set_requires_grad: expected float32 or float64, got ",
-                        defined() ? name(dtype_) : "an undefined tensor");
-    node_ = std::make_shared<Node>(nullptr, *this);
+    if (impl_ && impl_->node) impl_->frozen = true;
+    return *this;
   }
+  require<DtypeError>(defined() && is_floating(dtype()),
+                      "set_requires_grad: expected float32 or float64, got ",
+                      defined() ? name(dtype()) : "an undefined tensor");
+  if (!impl_->node) impl_->node = std::make_shared<Node>(nullptr, detach());
+  impl_->frozen = false;
+  impl_->base = nullptr;  // a leaf of its own now, no longer part of another tensor's graph
   return *this;
 }
 
-bool Tensor::is_leaf() const { return !node_ || node_->is_leaf(); }
+bool Tensor::is_leaf() const { return !node() || node()->is_leaf(); }
 
-Tensor Tensor::grad() const { return node_ ? node_->grad : Tensor(); }
+void Tensor::set_data(const Tensor& data) const {
+  require<ValueError>(defined() && data.defined(),
+                      "set_data: expected two tensors, got an undefined one");
+  require<GradError>(is_leaf(), "set_data: expected a leaf, got the result of a recorded operator");
+  impl_->storage = data.impl_->storage;
+  impl_->data = data.impl_->data;
+  impl_->shape = data.impl_->shape;
+  impl_->dtype = data.impl_->dtype;
+  impl_->base = nullptr;
+  if (!impl_->node) return;
+  // The same leaf: a graph recorded before, whose gradient is of the old kind, throws.
+  impl_->node->shape = data.shape();
+  impl_->node->options = data.options();
+  impl_->node->grad = Tensor();
+}
+
+Tensor Tensor::grad() const {
+  return impl_ && impl_->node && is_leaf() ? impl_->node->grad : Tensor();
+}
 
 void Tensor::set_grad(const Tensor& grad) const {
-  require<GradError>(node_ && node_->is_leaf(), "set_grad: expected a leaf that requires grad");
-  if (grad.defined()) check_grad(grad, *node_, "set_grad");
-  node_->grad = grad.detach();
+  if (!grad.defined() && is_leaf()) {  // also of a leaf that is frozen, or never had one
+    if (impl_ && impl_->node) impl_->node->grad = Tensor();
+    return;
+  }
+  require<GradError>(node() && node()->is_leaf(), "set_grad: expected a leaf that requires grad");
+  check_grad(grad, *node(), "set_grad");
+  node()->grad = grad.detach();
 }
 
 void Tensor::backward(bool retain_graph) const {
   require<GradError>(defined() && numel() == 1,
-                     "backward: expected a tensor of one element, got shape ", shape_,
+                     "backward: expected a tensor of one element, got shape ", shape(),
                      "; pass the gradient with respect to it, or reduce it first");
   check_differentiable();
-  run_backward(node_->backward_one ? Tensor() : ones(shape_, options()), retain_graph);
+  run_backward(node()->backward_one ? Tensor() : ones(shape(), options()), retain_graph);
 }
 
 void Tensor::backward(const Tensor& gradient, bool retain_graph) const {
   check_differentiable();
   require<GradError>(gradient.defined(), "backward: undefined gradient");
-  check_grad(gradient, *node_, "the call");
+  check_grad(gradient, *node(), "the call");
   run_backward(gradient.detach(), retain_graph);
 }
 
@@ -231,10 +371,10 @@ void Tensor::check_differentiable() const {
 
 void Tensor::run_backward(const Tensor& gradient, bool retain_graph) const {
   const no_grad guard;  // derivatives are not themselves recorded
-  const std::vector<Node*> order = topological_order(node_.get());
+  const std::vector<Node*> order = topological_order(node().get());
   std::unordered_map<Node*, Tensor> grads;  // of results, until their node is reached
   grads.reserve(order.size());
-  grads[node_.get()] = gradient;
+  grads[node().get()] = gradient;
   const auto join = [this] {
     dispatch_device(device(), [](const auto& ctx) { join_branches(ctx); });
   };

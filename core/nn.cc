@@ -1,8 +1,13 @@
 #include "sinter/nn.h"
 
-#include <cmath>
-#include <typeinfo>
+#include <cxxabi.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <ostream>
+
+#include "leaf_use.h"
 #include "sinter/fused.h"
 #include "sinter/random.h"
 
@@ -45,38 +50,146 @@ Tensor parameter(const Shape& shape, int64_t fan_in) {
 
 }  // namespace
 
+// ---- calls --------------------------------------------------------------------------------------
+
+namespace {
+
+// Calls f(name, child) for the children of a module, in their order, until f returns true.
+template <class F> bool any_child(Module& module, const F& f) {
+  class Children : public Visitor {
+   public:
+    explicit Children(const F& f) : f_(f) {}
+    void parameter(const std::string&, Tensor&) override {}
+    void buffer(const std::string&, Tensor&) override {}
+    void module(const std::string& name, Module& child) override {
+      found = found || f_(name, child);
+    }
+    bool found = false;
+
+   private:
+    const F& f_;
+  } children(f);
+  module.visit(children);
+  return children.found;
+}
+
+bool lists(Module& module, const Module& wanted) {
+  return any_child(module, [&](const std::string&, Module& child) {
+    return &child == &wanted || lists(child, wanted);
+  });
+}
+
+}  // namespace
+
+// A forward under way on this thread. The outermost one watches for parameters that nobody lists.
+class ForwardCall : private LeafWatch {
+ public:
+  // apart: as if it were the outermost.
+  ForwardCall(Module& module, const Tensor& x, bool apart)
+      : module_(module), x_(x), outer_(innermost), outermost_(apart || outer_ == nullptr) {
+    if (!outermost_) require_listed(outer_->module_, module);
+    if (outermost_) watch_before_ = exchange_leaf_watch(this);
+    innermost = this;
+  }
+  ~ForwardCall() override {
+    if (outermost_) exchange_leaf_watch(watch_before_);
+    innermost = outer_;
+  }
+  ForwardCall(const ForwardCall&) = delete;
+  ForwardCall& operator=(const ForwardCall&) = delete;
+
+  // Before `parent` uses `child`, in whatever way.
+  static void require_listed(Module& parent, Module& child) {
+    std::atomic<const Module*>& known = child.known_parent_.module;
+    if (known.load(std::memory_order_relaxed) == &parent) return;
+    if (&parent != &child && !lists(parent, child)) {
+      throw ValueError(str(parent.type_name(), ": its forward calls ", child.type_name(),
+                           ", which its visit does not list: it would not be trained, moved, saved "
+                           "or put into eval mode; add v.module(\"…\", …) to the visit of ",
+                           parent.type_name(), ", or use call_apart if it is to stay outside"));
+    }
+    known.store(&parent, std::memory_order_relaxed);
+  }
+
+  static void require_all_listed(std::span<Module* const> children) {
+    if (innermost == nullptr) return;
+    for (Module* child : children) require_listed(innermost->module_, *child);
+  }
+
+ private:
+  void unlisted(const char* op, const Tensor& leaf) override {
+    if (leaf.is(x_)) return;
+    (void)module_.named_parameters();  // marks what it finds as listed
+    if (leaf.listed()) return;
+    const std::string user = innermost->module_.type_name();
+    throw ValueError(str(user, ": its forward hands ", op, " a tensor of shape ", leaf.shape(),
+                         " that requires grad and that no visit lists: it would not be trained, "
+                         "moved or saved; add v.parameter(\"…\", …) to the visit of ",
+                         user, ", or detach() it if it is to stay outside"));
+  }
+
+  Module& module_;
+  const Tensor& x_;
+  ForwardCall* outer_;
+  const bool outermost_;
+  LeafWatch* watch_before_ = nullptr;
+  static thread_local ForwardCall* innermost;
+};
+thread_local ForwardCall* ForwardCall::innermost = nullptr;
+
+Tensor Module::call_apart(const Tensor& x) {
+  const ForwardCall call(*this, x, true);
+  return forward(x);
+}
+
 Tensor Module::operator()(const Tensor& x) {
+  const ForwardCall call(*this, x, false);
   try {
     return forward(x);
   } catch (Error& error) {
     // A module does not know its own name: whoever called it looks it up among its children, and
     // only now.
     if (error.origin() != nullptr) {
-      class Find : public Visitor {
-       public:
-        explicit Find(Error& error) : error_(error) {}
-        void parameter(const std::string&, Tensor&) override {}
-        void buffer(const std::string&, Tensor&) override {}
-        void module(const std::string& name, Module& child) override {
-          if (&child == error_.origin()) error_.prepend(name);
-        }
-
-       private:
-        Error& error_;
-      } find(error);
-      visit(find);
+      any_child(*this, [&](const std::string& name, Module& child) {
+        if (&child == error.origin()) error.prepend(name);
+        return false;
+      });
     }
     error.set_origin(this);
     throw;
   }
 }
 
-NamedTensors Module::named_parameters() {
+// ---- tensors of a module ------------------------------------------------------------------------
+
+namespace {
+
+// The tensors for which keep(is parameter) holds, each under its first name.
+template <class Keep> NamedTensors once_each(Module& module, const Keep& keep) {
   NamedTensors result;
-  walk(*this, [&](const std::string& name, Tensor& tensor, bool trained) {
-    if (trained) result.emplace_back(name, tensor);
+  walk(module, [&](const std::string& name, Tensor& tensor, bool trained) {
+    if (trained) tensor.set_listed();
+    const auto same = [&](const auto& entry) { return entry.second.is(tensor); };
+    if (keep(trained) && std::none_of(result.begin(), result.end(), same))
+      result.emplace_back(name, tensor);
   });
   return result;
+}
+
+// Puts convert(tensor) in the place of every tensor, or of none if one of them throws.
+template <class Convert> void replace_tensors(Module& module, const Convert& convert) {
+  NamedTensors tensors = once_each(module, [](bool) { return true; });
+  std::vector<Tensor> converted;
+  for (const auto& [name, tensor] : tensors) converted.push_back(convert(tensor.detach()));
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (converted[i].raw() != tensors[i].second.raw()) tensors[i].second.set_data(converted[i]);
+  }
+}
+
+}  // namespace
+
+NamedTensors Module::named_parameters() {
+  return once_each(*this, [](bool trained) { return trained; });
 }
 
 std::vector<Tensor> Module::parameters() {
@@ -86,11 +199,7 @@ std::vector<Tensor> Module::parameters() {
 }
 
 NamedTensors Module::named_buffers() {
-  NamedTensors result;
-  walk(*this, [&](const std::string& name, Tensor& tensor, bool trained) {
-    if (!trained) result.emplace_back(name, tensor);
-  });
-  return result;
+  return once_each(*this, [](bool trained) { return !trained; });
 }
 
 NamedTensors Module::state_dict() {
@@ -107,42 +216,131 @@ void Module::load_state_dict(const NamedTensors& state) {
 
 Module& Module::to(Device device) {
   require_usable(device);
-  walk(*this, [&](const std::string&, Tensor& tensor, bool) {
-    tensor = tensor.detach().to(device).set_requires_grad(tensor.requires_grad());
-  });
+  replace_tensors(*this, [&](const Tensor& tensor) { return tensor.to(device); });
   return *this;
 }
 
 Module& Module::to(DType dtype) {
   require<DtypeError>(is_floating(dtype), "to: expected float32 or float64 for a module, got ",
                       dtype);
-  walk(*this, [&](const std::string&, Tensor& tensor, bool) {
-    if (!is_floating(tensor.dtype())) return;
-    tensor = tensor.detach().to(dtype).set_requires_grad(tensor.requires_grad());
+  replace_tensors(*this, [&](const Tensor& tensor) {
+    return is_floating(tensor.dtype()) ? tensor.to(dtype) : tensor;
   });
   return *this;
 }
 
+Module& Module::set_requires_grad(bool value) {
+  for (const Tensor& parameter : parameters()) parameter.set_requires_grad(value);
+  return *this;
+}
+
 void Module::zero_grad() {
-  for (const Tensor& parameter : parameters()) {
-    if (parameter.requires_grad()) parameter.set_grad({});
-  }
+  for (const Tensor& parameter : parameters()) parameter.set_grad({});
 }
 
 void Module::train(bool on) {
   training_ = on;
-  class Children : public Visitor {
-   public:
-    explicit Children(bool on) : on_(on) {}
-    void parameter(const std::string&, Tensor&) override {}
-    void buffer(const std::string&, Tensor&) override {}
-    void module(const std::string&, Module& child) override { child.train(on_); }
-
-   private:
-    bool on_;
-  } children(on);
-  visit(children);
+  any_child(*this, [&](const std::string&, Module& child) {
+    child.train(on);
+    return false;
+  });
 }
+
+void own_tensors(Module& copy, const Module& original) {
+  // visit is for callers that change what it hands out, too.
+  auto& from = const_cast<Module&>(original);
+  const auto require_own = [&](auto&& self, Module& module) -> void {
+    any_child(module, [&](const std::string& name, Module& child) {
+      require<ValueError>(!lists(from, child), "clone: a copy of ", original.type_name(),
+                          " shares the module ", name, " (", child.type_name(),
+                          ") with it: hold it as a member or in a Sequential, not by a pointer");
+      self(self, child);
+      return false;
+    });
+  };
+  require_own(require_own, copy);
+  std::vector<std::pair<Tensor, Tensor>> owned;  // the original's and the copy's
+  walk(copy, [&](const std::string&, Tensor& tensor, bool) {
+    const auto known = std::find_if(owned.begin(), owned.end(),
+                                    [&](const auto& pair) { return pair.first.is(tensor); });
+    if (known != owned.end()) {
+      tensor = known->second;
+      return;
+    }
+    const Tensor own = tensor.detach().clone();
+    if (tensor.requires_grad()) own.set_requires_grad();
+    owned.emplace_back(tensor, own);
+    tensor = own;
+  });
+}
+
+// ---- printing -----------------------------------------------------------------------------------
+
+std::string Module::type_name() const {
+  int status = 0;
+  char* text = abi::__cxa_demangle(typeid(*this).name(), nullptr, nullptr, &status);
+  std::string name = status == 0 ? text : typeid(*this).name();
+  std::free(text);
+  // Without the namespaces, or the function, that it is declared in; template arguments stay.
+  int depth = 0;
+  size_t begin = 0;
+  for (size_t i = 0; i + 1 < name.size(); ++i) {
+    depth += (name[i] == '<' || name[i] == '(') - (name[i] == '>' || name[i] == ')');
+    if (depth == 0 && name[i] == ':' && name[i + 1] == ':') begin = i + 2;
+  }
+  return name.substr(begin);
+}
+
+std::ostream& operator<<(std::ostream& out, const Module& module) {
+  const auto indented = [](const std::string& text) {
+    std::string result;
+    for (const char c : text) result += c == '\n' ? std::string("\n  ") : std::string(1, c);
+    return result;
+  };
+  std::string children;
+  any_child(const_cast<Module&>(module), [&](const std::string& name, Module& child) {
+    children += str("\n  (", name, "): ", indented(str(child)));
+    return false;
+  });
+  const std::string own = module.extra_repr();
+  out << module.type_name() << '(';
+  if (children.empty()) return out << own << ')';
+  return out << (own.empty() ? "" : "\n  ") << own << children << "\n)";
+}
+
+namespace {
+
+std::string repr(Pair p) { return str('(', p.h, ", ", p.w, ')'); }
+
+std::string pool_repr(Pair kernel, const Pool2dOptions& options) {
+  const Pair stride{options.stride.h ? options.stride.h : kernel.h,
+                    options.stride.w ? options.stride.w : kernel.w};
+  return str("kernel_size=", repr(kernel), ", stride=", repr(stride),
+             ", padding=", repr(options.padding));
+}
+
+}  // namespace
+
+std::string Conv2d::extra_repr() const {
+  const auto different = [](Pair p, int usual) { return p.h != usual || p.w != usual; };
+  std::string text = str(weight.size(1) * options_.groups, ", ", weight.size(0), ", kernel_size=",
+                         repr({static_cast<int>(weight.size(2)), static_cast<int>(weight.size(3))}),
+                         ", stride=", repr(options_.stride));
+  if (different(options_.padding, 0)) text += ", padding=" + repr(options_.padding);
+  if (different(options_.dilation, 1)) text += ", dilation=" + repr(options_.dilation);
+  if (options_.groups != 1) text += str(", groups=", options_.groups);
+  if (!bias.defined()) text += ", bias=False";
+  return text;
+}
+std::string Linear::extra_repr() const {
+  return str("in_features=", weight.size(1), ", out_features=", weight.size(0),
+             ", bias=", bias.defined() ? "True" : "False");
+}
+std::string MaxPool2d::extra_repr() const { return pool_repr(kernel_, options_); }
+std::string AvgPool2d::extra_repr() const { return pool_repr(kernel_, options_); }
+std::string Flatten::extra_repr() const { return str("start_dim=", first_, ", end_dim=", last_); }
+
+// ---- layers -------------------------------------------------------------------------------------
 
 Conv2d::Conv2d(int in_channels, int out_channels, Pair kernel_size, const Options& options)
     : options_{options.stride, options.padding, options.dilation, options.groups} {
@@ -228,6 +426,7 @@ Fused fuse_front(const Tensor& x, std::span<Module* const> modules) {
 }  // namespace
 
 Tensor run_sequence(const Tensor& x, std::span<Module* const> modules) {
+  ForwardCall::require_all_listed(modules);  // fused layers are not called one by one
   Tensor y = x;
   while (!modules.empty()) {
     Fused front;
@@ -247,15 +446,41 @@ Tensor run_sequence(const Tensor& x, std::span<Module* const> modules) {
   return y;
 }
 
+Sequential::Sequential(const Sequential& other) : Module(other) {
+  for (const Child& child : other.children_) {
+    std::shared_ptr<Module> copy = child.copy ? child.copy(*child.module) : nullptr;
+    require<ValueError>(copy != nullptr, "Sequential: cannot copy child ", children_.size(), ", ",
+                        child.module->type_name(),
+                        ": it has no copy constructor, or was appended by a pointer to its base");
+    children_.push_back({std::move(copy), child.copy});
+  }
+}
+
+Sequential& Sequential::operator=(const Sequential& other) { return *this = Sequential(other); }
+
+Sequential& Sequential::add(Child child) {
+  require<ValueError>(child.module != nullptr, "Sequential: append: expected a module, got null");
+  require<ValueError>(child.module.get() != this && !lists(*child.module, *this),
+                      "Sequential: append: expected another module, got one that holds this one");
+  children_.push_back(std::move(child));
+  return *this;
+}
+
+Module& Sequential::operator[](size_t i) {
+  require<ValueError>(i < children_.size(), "Sequential: no child ", i, " among ",
+                      children_.size());
+  return *children_[i].module;
+}
+
 Tensor Sequential::forward(const Tensor& x) {
   std::vector<Module*> modules;
   modules.reserve(children_.size());
-  for (const auto& child : children_) modules.push_back(child.get());
+  for (const Child& child : children_) modules.push_back(child.module.get());
   return run_sequence(x, modules);
 }
 
 void Sequential::visit(Visitor& v) {
-  for (size_t i = 0; i < children_.size(); ++i) v.module(std::to_string(i), *children_[i]);
+  for (size_t i = 0; i < children_.size(); ++i) v.module(std::to_string(i), *children_[i].module);
 }
 
 }  // namespace sinter

@@ -1,24 +1,70 @@
 #include "sinter/optim.h"
 
+#include <algorithm>
+#include <functional>
+
 #include "sinter/dispatch.h"
 #include "slice_sum.h"
 
 namespace sinter {
 
 Optimizer::Optimizer(const char* name, std::vector<Tensor> params, double lr)
-    : params_(std::move(params)), lr_(lr) {
-  require<ValueError>(!params_.empty(), name, ": expected at least one parameter");
-  for (const Tensor& p : params_) {
-    require<GradError>(p.defined() && p.requires_grad() && p.is_leaf(), name,
-                       ": expected leaves that require grad");
-    require<DtypeError>(p.dtype() == params_[0].dtype(), name, ": expected one dtype, got ",
-                        params_[0].dtype(), " and ", p.dtype());
-    require<DeviceError>(p.device() == params_[0].device(), name, ": expected one device, got ",
-                         params_[0].device(), " and ", p.device());
+    : name_(name), lr_(lr) {
+  require<ValueError>(!params.empty(), name, ": expected at least one parameter");
+  for (const Tensor& p : params) {
+    require<GradError>(p.defined() && p.is_leaf() && is_floating(p.dtype()), name,
+                       ": expected leaves of a floating dtype, got ",
+                       !p.defined()  ? "an undefined tensor"
+                       : p.is_leaf() ? sinter::name(p.dtype())
+                                     : "the result of a recorded operator");
+    const auto same = [&](const Tensor& other) { return other.is(p); };
+    if (std::none_of(params_.begin(), params_.end(), same)) params_.push_back(p);
+  }
+  // One that never asked for a gradient is more likely a mistake than frozen.
+  require<GradError>(std::any_of(params_.begin(), params_.end(),
+                                 [](const Tensor& p) { return p.requires_grad(); }),
+                     name, ": expected leaves that require grad, and none does");
+  check_alike();
+  // Two updates of one place would race with each other.
+  std::vector<const Tensor*> sorted;
+  for (const Tensor& p : params_)
+    if (p.bytes() > 0) sorted.push_back(&p);
+  const auto place = [](const Tensor* p) { return static_cast<const std::byte*>(p->read()); };
+  std::sort(sorted.begin(), sorted.end(),
+            [&](const Tensor* a, const Tensor* b) { return std::less<>()(place(a), place(b)); });
+  for (size_t i = 1; i < sorted.size(); ++i) {
+    require<ValueError>(place(sorted[i - 1]) + sorted[i - 1]->bytes() <= place(sorted[i]), name,
+                        ": two parameters, of shapes ", sorted[i - 1]->shape(), " and ",
+                        sorted[i]->shape(), ", share memory; give one of them");
   }
   const Device device = params_[0].device();
   lr_device_ = full({}, lr, {kFloat64, device});
-  step_device_ = zeros({}, {kInt64, device});
+  steps_ = zeros({static_cast<int64_t>(params_.size())}, {kInt64, device});
+}
+
+void Optimizer::check_alike() const {
+  for (const Tensor& p : params_) {
+    require<DtypeError>(p.dtype() == params_[0].dtype(), name_, ": expected one dtype, got ",
+                        params_[0].dtype(), " and ", p.dtype());
+    require<DeviceError>(p.device() == params_[0].device(), name_, ": expected one device, got ",
+                         params_[0].device(), " and ", p.device());
+  }
+}
+
+void Optimizer::follow_parameters(std::initializer_list<std::vector<Tensor>*> state) {
+  check_alike();
+  const Device device = params_[0].device();
+  if (steps_.device() != device) {
+    lr_device_ = lr_device_.to(device);
+    steps_ = steps_.to(device);
+  }
+  for (std::vector<Tensor>* tensors : state) {
+    for (size_t i = 0; i < tensors->size(); ++i) {
+      Tensor& t = (*tensors)[i];
+      if (t.dtype() != params_[i].dtype()) t = t.to(params_[i].dtype());
+      if (t.device() != device) t = t.to(device);
+    }
+  }
 }
 
 void Optimizer::zero_grad() {
@@ -31,7 +77,10 @@ void Optimizer::set_lr(double lr) {
   lr_device_.fill_(lr);
 }
 
-int64_t Optimizer::steps() const { return step_device_.item<int64_t>(); }
+int64_t Optimizer::steps() const {
+  const std::vector<int64_t> counts = steps_.to_vector<int64_t>();
+  return *std::max_element(counts.begin(), counts.end());
+}
 
 void Optimizer::load_state_dict(const NamedTensors& state) {
   copy_state("load_state_dict", state_dict(), state);
@@ -59,7 +108,7 @@ Adam::Adam(std::vector<Tensor> params, const AdamOptions& options)
     : Optimizer("Adam", std::move(params), options.lr), options_(options) {
   check_rate("Adam", "lr", options.lr);
   check_rate("Adam", "eps", options.eps);
-  check_rate("Adam", "weight_decay", options.weight_decay);
+  check_rate("Adam", "weight_decay", options.weight_decay.value_or(0));
   for (double beta : {options.beta1, options.beta2}) {
     require<ValueError>(beta >= 0 && beta < 1, "Adam: expected betas in [0, 1), got ", beta);
   }
@@ -68,15 +117,14 @@ Adam::Adam(std::vector<Tensor> params, const AdamOptions& options)
 }
 
 void Adam::step() {
-  const AdamConfig config{options_.beta1, options_.beta2, options_.eps, options_.weight_decay,
-                          options_.decoupled};
+  follow_parameters({&m_, &v_});
+  const AdamConfig config{options_.beta1, options_.beta2, options_.eps,
+                          options_.weight_decay.value_or(0), options_.decoupled};
   dispatch("Adam", params_[0], [&]<class T>(const auto& ctx) {
     std::vector<AdamSlot<T>> slots;
-    for (size_t i = 0; i < params_.size(); ++i) {
-      const Tensor grad = params_[i].grad();
-      if (!grad.defined()) continue;
-      AdamSlot<T> slot{grad.numel(), params_[i].data<T>(), nullptr, m_[i].data<T>(),
-                       v_[i].data<T>()};
+    each_gradient([&](size_t i, const Tensor& grad) {
+      AdamSlot<T> slot{grad.numel(),    params_[i].data<T>(), nullptr,
+                       m_[i].data<T>(), v_[i].data<T>(),      steps_.data<int64_t>() + i};
       if (const SliceSum* sum = grad.origin<SliceSum>()) {
         slot.g = sum->slices.data<const T>() + sum->first;
         slot.slices = sum->slices.size(0);
@@ -86,18 +134,30 @@ void Adam::step() {
       }
       slots.push_back(slot);
       params_[i].bump_version();
-    }
-    adam_step(ctx, config, std::span<const AdamSlot<T>>(slots), lr_device_.data<const double>(),
-              step_device_.data<int64_t>());
+    });
+    adam_step(ctx, config, std::span<const AdamSlot<T>>(slots), lr_device_.data<const double>());
   });
 }
 
 NamedTensors Adam::state_dict() const {
-  NamedTensors state{{"step", step_device_}};
+  NamedTensors state{{"step", steps_}};
   add_named(state, m_, "exp_avg");
   add_named(state, v_, "exp_avg_sq");
   return state;
 }
+
+namespace {
+
+AdamOptions decoupled(AdamOptions options) {
+  options.decoupled = true;
+  if (!options.weight_decay) options.weight_decay = 0.01;
+  return options;
+}
+
+}  // namespace
+
+AdamW::AdamW(std::vector<Tensor> params, const AdamOptions& options)
+    : Adam(std::move(params), decoupled(options)) {}
 
 SGD::SGD(std::vector<Tensor> params, const SGDOptions& options)
     : Optimizer("SGD", std::move(params), options.lr), options_(options) {
@@ -111,24 +171,22 @@ SGD::SGD(std::vector<Tensor> params, const SGDOptions& options)
 }
 
 void SGD::step() {
+  follow_parameters({&m_});
   const SgdConfig config{options_.momentum, options_.dampening, options_.weight_decay,
                          options_.nesterov};
   dispatch("SGD", params_[0], [&]<class T>(const auto& ctx) {
     std::vector<SgdSlot<T>> slots;
-    for (size_t i = 0; i < params_.size(); ++i) {
-      const Tensor grad = params_[i].grad();
-      if (!grad.defined()) continue;
+    each_gradient([&](size_t i, const Tensor& grad) {
       slots.push_back({grad.numel(), params_[i].data<T>(), grad.data<const T>(),
-                       m_.empty() ? nullptr : m_[i].data<T>()});
+                       m_.empty() ? nullptr : m_[i].data<T>(), steps_.data<int64_t>() + i});
       params_[i].bump_version();
-    }
-    sgd_step(ctx, config, std::span<const SgdSlot<T>>(slots), lr_device_.data<const double>(),
-             step_device_.data<int64_t>());
+    });
+    sgd_step(ctx, config, std::span<const SgdSlot<T>>(slots), lr_device_.data<const double>());
   });
 }
 
 NamedTensors SGD::state_dict() const {
-  NamedTensors state{{"step", step_device_}};
+  NamedTensors state{{"step", steps_}};
   add_named(state, m_, "momentum_buffer");
   return state;
 }

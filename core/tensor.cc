@@ -12,6 +12,7 @@
 
 #include "sinter/dispatch.h"
 #include "sinter/ops.h"
+#include "tensor_impl.h"
 
 namespace sinter {
 
@@ -198,12 +199,9 @@ Tensor empty(const Shape& shape, TensorOptions options) {
     require<ShapeError>(!__builtin_mul_overflow(bytes, size, &bytes), "empty: ", shape,
                         " has more elements than memory can hold");
   }
-  Tensor t;
-  t.storage_ = std::make_shared<Storage>(options.device, static_cast<size_t>(bytes));
-  t.data_ = static_cast<std::byte*>(t.storage_->data);
-  t.shape_ = shape;
-  t.dtype_ = options.dtype;
-  return t;
+  auto storage = std::make_shared<Storage>(options.device, static_cast<size_t>(bytes));
+  auto* data = static_cast<std::byte*>(storage->data);
+  return Tensor(std::make_shared<Tensor::Impl>(std::move(storage), data, shape, options.dtype));
 }
 
 Tensor full(const Shape& shape, double value, TensorOptions options) {
@@ -233,34 +231,54 @@ template Tensor from_vector(const std::vector<uint8_t>&, const Shape&, Device);
 
 // ---- tensor -------------------------------------------------------------------------------------
 
+Tensor::Tensor(const Tensor&) = default;
+Tensor::Tensor(Tensor&&) noexcept = default;
+Tensor& Tensor::operator=(const Tensor&) = default;
+Tensor& Tensor::operator=(Tensor&&) noexcept = default;
+Tensor::~Tensor() = default;
+
+const Shape& Tensor::shape() const {
+  static const Shape none;  // trivially destroyed: there until the end
+  return impl_ ? impl_->shape : none;
+}
+
+DType Tensor::dtype() const { return impl_ ? impl_->dtype : kFloat32; }
+
 Device Tensor::device() const {
   require<ValueError>(defined(), "tensor: undefined, and so on no device");
-  return storage_->device;
+  return impl_->storage->device;
 }
 
 void Tensor::wrong_dtype(DType wanted) const {
-  throw DtypeError(
-      str("tensor: expected ", wanted, ", got ", defined() ? name(dtype_) : "an undefined tensor"));
+  throw DtypeError(str("tensor: expected ", wanted, ", got ",
+                       defined() ? name(dtype()) : "an undefined tensor"));
 }
 
 uint64_t Tensor::version() const {
-  return storage_ ? storage_->version.load(std::memory_order_relaxed) : 0;
+  return impl_ ? impl_->storage->version.load(std::memory_order_relaxed) : 0;
 }
 
 void Tensor::bump_version() const {
-  if (storage_) storage_->version.fetch_add(1, std::memory_order_relaxed);
+  if (impl_) impl_->storage->version.fetch_add(1, std::memory_order_relaxed);
+}
+
+bool Tensor::shares_storage() const {
+  return impl_ && (impl_.use_count() > 1 || impl_->storage.use_count() > 1);
 }
 
 void Tensor::set_origin(std::any origin) const {
-  storage_->origin = std::move(origin);
-  storage_->origin_shape = shape_;
-  storage_->has_origin.store(true, std::memory_order_relaxed);
+  Storage& storage = *impl_->storage;
+  storage.origin = std::move(origin);
+  storage.origin_shape = impl_->shape;
+  storage.has_origin.store(true, std::memory_order_relaxed);
 }
 
 const std::any* Tensor::current_origin() const {
-  if (!storage_ || !storage_->has_origin.load(std::memory_order_relaxed)) return nullptr;
-  const bool same = data_ == storage_->data && shape_ == storage_->origin_shape;
-  return same ? &storage_->origin : nullptr;
+  if (!impl_) return nullptr;
+  const Storage& storage = *impl_->storage;
+  if (!storage.has_origin.load(std::memory_order_relaxed)) return nullptr;
+  const bool same = impl_->data == storage.data && impl_->shape == storage.origin_shape;
+  return same ? &storage.origin : nullptr;
 }
 
 namespace {
@@ -271,10 +289,11 @@ void Tensor::defer(std::function<void(void*)> compute) const {
   constexpr size_t kMany = 64;
   if (deferred.size() >= kMany)
     std::erase_if(deferred, [](const auto& storage) { return storage.expired(); });
-  storage_->compute = std::move(compute);
-  storage_->thread = std::this_thread::get_id();
-  storage_->is_deferred.store(true, std::memory_order_release);
-  deferred.push_back(storage_);
+  const std::shared_ptr<Storage>& storage = impl_->storage;
+  storage->compute = std::move(compute);
+  storage->thread = std::this_thread::get_id();
+  storage->is_deferred.store(true, std::memory_order_release);
+  deferred.push_back(storage);
 }
 
 void compute_deferred() {
@@ -284,32 +303,33 @@ void compute_deferred() {
 }
 
 void* Tensor::raw() const {
-  if (storage_ && storage_->has_origin.load(std::memory_order_relaxed))
-    storage_->has_origin.store(false, std::memory_order_relaxed);
+  if (impl_ && impl_->storage->has_origin.load(std::memory_order_relaxed))
+    impl_->storage->has_origin.store(false, std::memory_order_relaxed);
   return const_cast<void*>(read());
 }
 
 const void* Tensor::read() const {
-  if (!storage_) return nullptr;
-  if (storage_->is_deferred.load(std::memory_order_acquire)) storage_->compute_now();
+  if (!impl_) return nullptr;
+  Storage& storage = *impl_->storage;
+  if (storage.is_deferred.load(std::memory_order_acquire)) storage.compute_now();
 #ifdef SINTER_WITH_CUDA
-  if (storage_->branch != 0 && capturing()) wait_for_branch(storage_->branch);
+  if (storage.branch != 0 && capturing()) wait_for_branch(storage.branch);
 #endif
-  return data_;
+  return impl_->data;
 }
 
-Tensor Tensor::detach() const { return with_node(nullptr); }
+Tensor Tensor::detach() const {
+  if (!impl_) return {};
+  return Tensor(std::make_shared<Impl>(impl_->storage, impl_->data, impl_->shape, impl_->dtype));
+}
 
 Tensor Tensor::with_node(std::shared_ptr<Node> node) const {
-  Tensor t = *this;
-  t.node_ = std::move(node);
-  return t;
-}
-
-Tensor Tensor::view(const Shape& shape, int64_t offset) const {
   Tensor t = detach();
-  t.shape_ = shape;
-  t.data_ += offset * static_cast<int64_t>(size_of(dtype_));
+  t.impl_->node = std::move(node);
+  t.impl_->base = impl_->base;
+  t.impl_->offset = impl_->offset;
+  t.impl_->made_in_grad_mode = impl_->made_in_grad_mode;
+  t.impl_->seen = impl_->seen.load();
   return t;
 }
 
@@ -359,49 +379,58 @@ Tensor converted(const Tensor& x, DType dtype) {
 Tensor Tensor::to(Device target) const {
   if (device() == target) return *this;
   require_usable(target);
-  Tensor y = empty(shape_, {dtype_, target});
+  Tensor y = empty(shape(), {dtype(), target});
   copy_bytes(y, *this);
   return record("to", y, {*this},
                 [from = device()](const Tensor& dy) { return Grads{dy.to(from)}; });
 }
 
 Tensor Tensor::to(DType target) const {
-  if (dtype_ == target) return *this;
+  require<ValueError>(defined(), "to: expected a tensor, got an undefined one");
+  if (dtype() == target) return *this;
   const Tensor y = converted(detach(), target);
   if (!is_floating(target)) return y;
-  return record("to", y, {*this}, [from = dtype_](const Tensor& dy) { return Grads{dy.to(from)}; });
+  return record("to", y, {*this},
+                [from = dtype()](const Tensor& dy) { return Grads{dy.to(from)}; });
 }
 
 Tensor Tensor::clone() const {
-  Tensor y = empty(shape_, options());
+  Tensor y = empty(shape(), options());
   copy_bytes(y, *this);
   return record("clone", y, {*this}, [](const Tensor& dy) { return Grads{dy}; });
 }
 
-void Tensor::copy_(const Tensor& source) {
-  require<ShapeError>(defined() && source.defined() && source.shape() == shape_,
-                      "copy_: expected a source of shape ", shape_, ", got ", source.shape());
+void Tensor::copy_(const Tensor& source) const {
+  require<ValueError>(defined() && source.defined(),
+                      "copy_: expected two tensors, got an undefined ",
+                      defined() ? "source" : "target");
+  require<ShapeError>(source.shape() == shape(), "copy_: expected a source of shape ", shape(),
+                      ", got ", source.shape());
+  const bool recorded = records_in_place("copy_", source);
   // Converting where the source is keeps the bytes that travel at the smaller end's choice simple:
   // one cast, one copy.
-  copy_bytes(*this, converted(source.detach(), dtype_));
+  copy_bytes(*this, converted(source.detach(), dtype()));
   bump_version();
+  if (recorded) record_in_place("copy_", source);
 }
 
-void Tensor::fill_(double value) {
-  if (is_floating(dtype_)) {
+void Tensor::fill_(double value) const {
+  require<ValueError>(defined(), "fill_: expected a tensor, got an undefined one");
+  const bool recorded = records_in_place("fill_", {});
+  if (is_floating(dtype())) {
     dispatch("fill_", *this, [&]<class T>(const auto& ctx) {
       fill(ctx, numel(), static_cast<T>(value), data<T>());
     });
-    bump_version();
-    return;
+  } else {
+    // Integers are rare and small (labels, counters): one value, converted and repeated.
+    const Tensor one = converted(full({1}, value, {kFloat64, device()}), dtype());
+    Strided repeat{1, {numel()}, {0}};
+    dispatch_any(dtype(), device(), [&]<class T>(const auto& ctx) {
+      strided_copy(ctx, repeat, static_cast<const T*>(one.data<T>()), data<T>());
+    });
   }
-  // Integers are rare and small (labels, counters): one value, converted and repeated.
-  const Tensor one = converted(full({1}, value, {kFloat64, device()}), dtype_);
-  Strided repeat{1, {numel()}, {0}};
-  dispatch_any(dtype_, device(), [&]<class T>(const auto& ctx) {
-    strided_copy(ctx, repeat, static_cast<const T*>(one.data<T>()), data<T>());
-  });
   bump_version();
+  if (recorded) record_in_place("fill_", {});
 }
 
 template <class T> std::vector<T> Tensor::to_vector() const {
@@ -411,7 +440,7 @@ template <class T> std::vector<T> Tensor::to_vector() const {
 }
 
 template <class T> T Tensor::item() const {
-  require<ShapeError>(defined() && numel() == 1, "item: expected one element, got shape ", shape_);
+  require<ShapeError>(defined() && numel() == 1, "item: expected one element, got shape ", shape());
   return to_vector<T>()[0];
 }
 
@@ -443,38 +472,33 @@ Tensor Tensor::reshape(const Shape& wanted) const {
   for (int64_t size : shape) fits = fits && size >= 0;
   if (!fits) {
     throw ShapeError(str("reshape: expected a shape of ", numel(), " elements for x of shape ",
-                         shape_, ", got ", wanted));
+                         this->shape(), ", got ", wanted));
   }
-  return record("reshape", view(shape, 0), {*this},
-                [from = shape_](const Tensor& dy) { return Grads{dy.reshape(from)}; });
+  return view("reshape", shape, 0);
 }
 
 Tensor Tensor::flatten(int first, int last) const {
   if (rank() == 0) return reshape({1});
-  const int a = shape_.index(first, "flatten"), b = shape_.index(last, "flatten");
+  const Shape& from = shape();
+  const int a = from.index(first, "flatten"), b = from.index(last, "flatten");
   require<ShapeError>(a <= b, "flatten: expected first <= last, got ", first, " and ", last,
-                      " for x of shape ", shape_);
-  Shape shape;
-  for (int d = 0; d < a; ++d) shape.append(shape_[d]);
-  shape.append(1);
-  for (int d = a; d <= b; ++d) shape[a] *= shape_[d];
-  for (int d = b + 1; d < rank(); ++d) shape.append(shape_[d]);
-  return reshape(shape);
+                      " for x of shape ", from);
+  Shape to;
+  for (int d = 0; d < a; ++d) to.append(from[d]);
+  to.append(1);
+  for (int d = a; d <= b; ++d) to[a] *= from[d];
+  for (int d = b + 1; d < rank(); ++d) to.append(from[d]);
+  return reshape(to);
 }
 
 Tensor Tensor::narrow(int64_t first, int64_t count) const {
   require<ShapeError>(rank() >= 1 && first >= 0 && count >= 0 && first <= size(0) - count,
                       "narrow: no rows [", first, ", ", first, " + ", count, ") in x of shape ",
-                      shape_);
-  Shape shape = shape_;
-  shape[0] = count;
+                      shape());
+  Shape rows = shape();
+  rows[0] = count;
   const int64_t row = size(0) ? numel() / size(0) : 0;
-  return record("narrow", view(shape, first * row), {*this},
-                [from = shape_, first, count](const Tensor& dy) {
-                  const Tensor dx = zeros(from, dy.options());
-                  dx.narrow(first, count).copy_(dy);
-                  return Grads{dx};
-                });
+  return view("narrow", rows, first * row);
 }
 
 Tensor reshape(const Tensor& x, const Shape& shape) { return x.reshape(shape); }

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <vector>
 
 #include "parallel.h"
@@ -131,31 +132,36 @@ template <class Slot, class F> void each_range(std::span<const Slot> slots, cons
 }  // namespace
 
 template <class T> void adam_step(const Cpu&, const AdamConfig& c,
-                                  std::span<const AdamSlot<T>> slots, const double* lr,
-                                  int64_t* step) {
-  const double t = static_cast<double>(*step + 1);
-  AdamFactors<T> f;
-  f.beta1 = static_cast<T>(c.beta1);
-  f.beta2 = static_cast<T>(c.beta2);
-  f.one_minus_beta1 = static_cast<T>(1 - c.beta1);
-  f.one_minus_beta2 = static_cast<T>(1 - c.beta2);
-  f.step_size = static_cast<T>(*lr / (1 - std::pow(c.beta1, t)));
-  f.correction = static_cast<T>(1 / std::sqrt(1 - std::pow(c.beta2, t)));
-  f.eps = static_cast<T>(c.eps);
-  f.decay = static_cast<T>(c.decoupled ? 1 - *lr * c.weight_decay : 1);
-  f.l2 = static_cast<T>(c.decoupled ? 0 : c.weight_decay);
+                                  std::span<const AdamSlot<T>> slots, const double* lr) {
+  // Nearly always all slots are at one step: its powers are made once.
+  std::map<int64_t, AdamFactors<T>> factors;
+  for (const AdamSlot<T>& s : slots) {
+    const auto [entry, is_new] = factors.try_emplace(*s.step);
+    if (!is_new) continue;
+    const double t = static_cast<double>(*s.step + 1);
+    AdamFactors<T>& f = entry->second;
+    f.beta1 = static_cast<T>(c.beta1);
+    f.beta2 = static_cast<T>(c.beta2);
+    f.one_minus_beta1 = static_cast<T>(1 - c.beta1);
+    f.one_minus_beta2 = static_cast<T>(1 - c.beta2);
+    f.step_size = static_cast<T>(*lr / (1 - std::pow(c.beta1, t)));
+    f.correction = static_cast<T>(1 / std::sqrt(1 - std::pow(c.beta2, t)));
+    f.eps = static_cast<T>(c.eps);
+    f.decay = static_cast<T>(c.decoupled ? 1 - *lr * c.weight_decay : 1);
+    f.l2 = static_cast<T>(c.decoupled ? 0 : c.weight_decay);
+  }
   each_range(slots, [&](const AdamSlot<T>& s, int64_t begin, int64_t end) {
-    adam_range(f, s, begin, end);
+    adam_range(factors.find(*s.step)->second, s, begin, end);
   });
-  ++*step;
+  for (const AdamSlot<T>& s : slots) ++*s.step;
 }
 
-template <class T> void sgd_step(const Cpu&, const SgdConfig& c, std::span<const SgdSlot<T>> slots,
-                                 const double* lr, int64_t* step) {
+template <class T>
+void sgd_step(const Cpu&, const SgdConfig& c, std::span<const SgdSlot<T>> slots, const double* lr) {
   const T rate = static_cast<T>(*lr), decay = static_cast<T>(c.weight_decay);
   const T momentum = static_cast<T>(c.momentum), fresh = static_cast<T>(1 - c.dampening);
-  const bool first = *step == 0;
   each_range(slots, [&](const SgdSlot<T>& s, int64_t begin, int64_t end) {
+    const bool first = *s.step == 0;
     for (int64_t i = begin; i < end; ++i) {
       T grad = s.g[i] + decay * s.p[i];
       if (s.m != nullptr) {
@@ -165,14 +171,13 @@ template <class T> void sgd_step(const Cpu&, const SgdConfig& c, std::span<const
       s.p[i] -= rate * grad;
     }
   });
-  ++*step;
+  for (const SgdSlot<T>& s : slots) ++*s.step;
 }
 
-#define SINTER_INSTANTIATE(T)                                                                      \
-  template void adam_step(const Cpu&, const AdamConfig&, std::span<const AdamSlot<T>>,             \
-                          const double*, int64_t*);                                                \
-  template void sgd_step(const Cpu&, const SgdConfig&, std::span<const SgdSlot<T>>, const double*, \
-                         int64_t*);
+#define SINTER_INSTANTIATE(T)                                                          \
+  template void adam_step(const Cpu&, const AdamConfig&, std::span<const AdamSlot<T>>, \
+                          const double*);                                              \
+  template void sgd_step(const Cpu&, const SgdConfig&, std::span<const SgdSlot<T>>, const double*);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)
 #undef SINTER_INSTANTIATE

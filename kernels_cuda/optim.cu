@@ -29,7 +29,6 @@ template <class T> SINTER_HD int64_t chunk_of(const SgdSlot<T>&, int64_t chunk) 
 template <class Slot> struct SlotTable {
   int count = 0;
   int64_t chunk = 0;     // elements a block updates (chunk_of)
-  bool finish = false;   // the last launch of this step: it increments the step count
   bool settled = false;  // all but the gradients may be read before the wait
   int64_t first_block[kMaxSlots + 1] = {};
   Slot slot[kMaxSlots] = {};
@@ -38,6 +37,7 @@ template <class Slot> struct SlotTable {
     for (int s = 0; s < count; ++s) {
       f(slot[s].p);
       f(slot[s].m);
+      f(slot[s].step);
       if constexpr (requires { slot[s].v; }) f(slot[s].v);
     }
   }
@@ -57,14 +57,17 @@ template <class Slot> struct SlotTable {
   }
 };
 
-// Called with the step count t, by one thread of each block. In the last launch of a step the last
-// one to call increments it: by then every block has read it, as its ticket depends on what it
-// read.
-template <class Slot> __device__ void count_step(const SlotTable<Slot>& table, unsigned* ticket,
-                                                 int64_t t, int64_t* step) {
-  if (!table.finish || atomicAdd(ticket, t >= 0 ? 1u : 0u) != gridDim.x - 1) return;
-  *ticket = 0;
-  *step = t + 1;
+// Called by a whole warp of each block, with the step count t of the block's slot. The last one to
+// call increments the counts of all slots: by then every block has read its own, as its ticket
+// depends on what it read.
+template <class Slot>
+__device__ void count_steps(const SlotTable<Slot>& table, unsigned* ticket, int64_t t) {
+  const int lane = threadIdx.x % 32;
+  unsigned before = 0;
+  if (lane == 0) before = atomicAdd(ticket, t >= 0 ? 1u : 0u);
+  if (__shfl_sync(~0u, before, 0) != gridDim.x - 1) return;
+  if (lane == 0) *ticket = 0;
+  for (int s = lane; s < table.count; s += 32) *table.slot[s].step += 1;
 }
 __device__ inline int64_t read_step(const int64_t* step) {
   return *static_cast<const volatile int64_t*>(step);
@@ -111,11 +114,15 @@ template <class T> struct AdamElement {
 
 template <class T> __global__ void __launch_bounds__(kThreads)
     adam_kernel(const SlotTable<AdamSlot<T>> table, AdamConfig c, AdamConstants<T> k,
-                const double* lr, int64_t* step, unsigned* ticket) {
+                const double* lr, unsigned* ticket) {
   __shared__ AdamRates<T> rates;
   __shared__ T sums[kSliceWarps][kSlicedChunk];
   const bool early = table.settled;
   if (!early) wait_for_earlier();
+  const int s = table.find(blockIdx.x);
+  const AdamSlot<T>& slot = table.slot[s];
+  const int64_t* step = slot.step;
+  const bool counts = threadIdx.x / 32 == 2;  // the warp that is to count
   // Two warps, so that the slow parts run side by side.
   if (threadIdx.x == 0) {
     const double rate = *lr;
@@ -124,16 +131,14 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   } else if (threadIdx.x == 32) {
     rates.root = static_cast<T>(sqrt(1.0 - power(c.beta2, read_step(step) + 1)));
   }
-  if (table.count == 0) {
-    if (early) wait_for_earlier();
-    if (threadIdx.x == 0) count_step(table, ticket, read_step(step), step);
-    return;
-  }
-  const int s = table.find(blockIdx.x);
-  const AdamSlot<T>& slot = table.slot[s];
   const int64_t chunk = chunk_of(slot, table.chunk);
   const int64_t begin = (blockIdx.x - table.first_block[s]) * chunk;
   const int64_t end = min(begin + chunk, slot.n);
+  if (begin >= end) {  // empty slots only, and one block to count for them
+    if (early) wait_for_earlier();
+    if (counts) count_steps(table, ticket, read_step(step));
+    return;
+  }
 
   // Everything is on its way before any of it is used, and before the step's constants are there.
   // Behind the barrier the other warp has read the step count too.
@@ -151,7 +156,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     }
     sums[warp][lane] = sum;
     __syncthreads();
-    if (threadIdx.x == 64) count_step(table, ticket, read_step(step), step);
+    if (counts) count_steps(table, ticket, read_step(step));
     if (warp != 0 || i >= end) return;
     for (int w = 0; w < kSliceWarps; ++w) element.g += sums[w][lane];
     element.update(c, k, rates, slot, i);
@@ -173,7 +178,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     }
     if (is_first) {
       __syncthreads();
-      if (threadIdx.x == 64) count_step(table, ticket, read_step(step), step);
+      if (counts) count_steps(table, ticket, read_step(step));
     }
 #pragma unroll
     for (int q = 0; q < kAhead; ++q) {
@@ -187,17 +192,17 @@ template <class T> struct SgdConstants { T momentum, one_minus_dampening, decay;
 
 template <class T> __global__ void __launch_bounds__(kThreads)
     sgd_kernel(const SlotTable<SgdSlot<T>> table, SgdConfig c, SgdConstants<T> k, const double* lr,
-               int64_t* step, unsigned* ticket) {
+               unsigned* ticket) {
   __shared__ bool first;
-  if (threadIdx.x == 0) {
-    const int64_t t = read_step(step);
-    first = t == 0;
-    count_step(table, ticket, t, step);
-  }
-  const T rate = static_cast<T>(*lr);
-  if (table.count == 0) return;
   const int s = table.find(blockIdx.x);
   const SgdSlot<T>& slot = table.slot[s];
+  if (threadIdx.x < 32) {
+    const int64_t t = read_step(slot.step);
+    if (threadIdx.x == 0) first = t == 0;
+    __syncwarp();  // all of them have read
+    count_steps(table, ticket, t);
+  }
+  const T rate = static_cast<T>(*lr);
   const int64_t begin = (blockIdx.x - table.first_block[s]) * table.chunk;
   const int64_t end = min(begin + table.chunk, slot.n);
   __syncthreads();
@@ -215,8 +220,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 
 // ---- launchers ----------------------------------------------------------------------------------
 
-// Calls run(table, blocks) for the slots in groups of kMaxSlots; once, with an empty table, if
-// there are none, for the step count.
+// Calls run(table, blocks) for the slots in groups of kMaxSlots.
 template <class Slot, class Run> void for_tables(std::span<const Slot> slots, const Run& run) {
   int64_t total = 0;
   for (const Slot& slot : slots) total += slot.n;
@@ -224,8 +228,7 @@ template <class Slot, class Run> void for_tables(std::span<const Slot> slots, co
   // chunks spare the repeated powers.
   const int64_t chunk =
       std::max<int64_t>(kAhead, ceil_div(total, int64_t{4096} * kThreads)) * kThreads;
-  size_t next = 0;
-  do {
+  for (size_t next = 0; next < slots.size();) {
     SlotTable<Slot> table;
     table.chunk = chunk;
     while (next < slots.size() && table.count < kMaxSlots) {
@@ -235,11 +238,9 @@ template <class Slot, class Run> void for_tables(std::span<const Slot> slots, co
           table.first_block[table.count] + ceil_div(slot.n, chunk_of(slot, chunk));
       ++table.count;
     }
-    table.finish = next == slots.size();
-    int64_t blocks = table.first_block[table.count];
-    if (blocks == 0) table.count = 0;
-    if (blocks > 0 || table.finish) run(table, static_cast<unsigned>(std::max<int64_t>(blocks, 1)));
-  } while (next < slots.size());
+    // A table of empty slots still has steps to count.
+    run(table, static_cast<unsigned>(std::max<int64_t>(table.first_block[table.count], 1)));
+  }
 }
 
 }  // namespace
@@ -249,37 +250,35 @@ template <> inline constexpr bool holds_no_pointers<AdamConstants<double>> = tru
 }  // namespace cuda
 
 template <class T> void adam_step(const Cuda& ctx, const AdamConfig& c,
-                                  std::span<const AdamSlot<T>> slots, const double* lr,
-                                  int64_t* step) {
+                                  std::span<const AdamSlot<T>> slots, const double* lr) {
   using namespace cuda;
   const AdamConstants<T> k{static_cast<T>(c.beta1), static_cast<T>(c.beta2),
                            static_cast<T>(1 - c.beta1), static_cast<T>(1 - c.beta2),
                            static_cast<T>(c.eps)};
   for_tables(slots, [&](SlotTable<AdamSlot<T>>& table, unsigned blocks) {
-    table.settled = settled(ctx, lr) && settled(ctx, step);
+    table.settled = settled(ctx, lr);
     table.each_written([&](const void* p) { table.settled = table.settled && settled(ctx, p); });
     launch_early(ctx, {"adam_step", table.count, blocks}, blocks, kThreads, 0, {}, adam_kernel<T>,
-                 table, c, k, lr, step, stream_resources(ctx).ticket);
+                 table, c, k, lr, stream_resources(ctx).ticket);
   });
 }
 
 template <class T> void sgd_step(const Cuda& ctx, const SgdConfig& c,
-                                 std::span<const SgdSlot<T>> slots, const double* lr,
-                                 int64_t* step) {
+                                 std::span<const SgdSlot<T>> slots, const double* lr) {
   using namespace cuda;
   const SgdConstants<T> k{static_cast<T>(c.momentum), static_cast<T>(1 - c.dampening),
                           static_cast<T>(c.weight_decay)};
   for_tables(slots, [&](const SlotTable<SgdSlot<T>>& table, unsigned blocks) {
     launch(ctx, {"sgd_step", table.count, blocks}, blocks, kThreads, 0, sgd_kernel<T>, table, c, k,
-           lr, step, stream_resources(ctx).ticket);
+           lr, stream_resources(ctx).ticket);
   });
 }
 
 #define SINTER_INSTANTIATE(T)                                                              \
   template void adam_step<T>(const Cuda&, const AdamConfig&, std::span<const AdamSlot<T>>, \
-                             const double*, int64_t*);                                     \
+                             const double*);                                               \
   template void sgd_step<T>(const Cuda&, const SgdConfig&, std::span<const SgdSlot<T>>,    \
-                            const double*, int64_t*);
+                            const double*);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)
 #undef SINTER_INSTANTIATE

@@ -17,6 +17,9 @@ void CifarCnn::visit(Visitor& v) {
   v.module("fc1", fc1);
   v.module("fc2", fc2);
   v.module("fc3", fc3);
+  v.module("relu", relu);
+  v.module("pool", pool);
+  v.module("flatten", flatten);
 }
 
 std::vector<std::string> model_names() { return {"cifar_cnn"}; }

@@ -1,3 +1,4 @@
+#include <atomic>
 #include <thread>
 
 #include "gradient_check.h"
@@ -459,6 +460,187 @@ DEVICE_TEST("autograd: the recorded operators, as shapes", "[autograd]") {
   CHECK(ops[2].op == std::string("mul"));
   CHECK(ops[2].inputs == std::vector<std::optional<Shape>>{Shape({4, 2}), Shape({4, 2})});
   CHECK(ops[3].result.rank() == 0);
+}
+
+// ---- changes in place ---------------------------------------------------------------------------
+
+DEVICE_TEST("autograd: copies are one tensor", "[autograd]") {
+  const Tensor x = ones({2}, {kFloat64, device});
+  const Tensor copy = x;
+  CHECK(copy.is(x));
+  CHECK(!x.detach().is(x));
+  copy.set_requires_grad();
+  CHECK(x.requires_grad());
+  sum(x * 3.0).backward();
+  check_close("dx", copy.grad(), {{2}, {3, 3}}, 0);
+  copy.set_requires_grad(false);  // frozen: keeps the gradient it has, collects none
+  CHECK(!x.requires_grad());
+  CHECK(!(x * 2.0).requires_grad());
+  check_close("kept", x.grad(), {{2}, {3, 3}}, 0);
+  x.set_requires_grad();
+  sum(copy * 2.0).backward();
+  check_close("again", x.grad(), {{2}, {5, 5}}, 0);
+  x.set_requires_grad(false);
+  x.set_grad({});
+  CHECK(!copy.grad().defined());
+}
+
+DEVICE_TEST("autograd: what is overwritten gets no gradient", "[autograd]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor x = leaf({{3}, {1, 2, 3}}, options), w = leaf({{3}, {4, 5, 6}}, options);
+  {
+    const Tensor y = x * 2.0;
+    const Tensor same = y;
+    same.fill_(3);
+    CHECK(y.requires_grad());
+    sum(y).backward();
+    check_close("fill_", x.grad(), {{3}, {0, 0, 0}}, 0);
+    x.set_grad({});
+  }
+  {
+    const Tensor y = x * 2.0;
+    y.copy_(w * w);
+    sum(y * 3.0).backward();
+    check_close("overwritten", x.grad(), {{3}, {0, 0, 0}}, 0);
+    check_close("source", w.grad(), {{3}, {24, 30, 36}}, 0);
+    x.set_grad({});
+    w.set_grad({});
+  }
+  {
+    // Into a tensor that had no gradient, of another dtype.
+    const Tensor z = zeros({3}, {kFloat32, device});
+    z.copy_(w);
+    CHECK(z.requires_grad());
+    CHECK(!z.is_leaf());
+    sum(z * z).backward();
+    check_close("converted", w.grad(), {{3}, {8, 10, 12}}, 0);
+    CHECK(w.grad().dtype() == kFloat64);
+    w.set_grad({});
+  }
+  {
+    // What was computed before the change keeps its derivative, unless it saved the values.
+    const Tensor y = x * 2.0, before = sum(y);
+    y.fill_(0);
+    (before + sum(y)).backward();
+    check_close("before the change", x.grad(), {{3}, {2, 2, 2}}, 0);
+    x.set_grad({});
+    const Tensor z = x * 2.0, squared = sum(z * z);
+    z.fill_(1);
+    check_throws<GradError>([&] { squared.backward(); }, {"in place"});
+  }
+  // Nothing is recorded of integers, nor under no_grad.
+  const Tensor counts = zeros({3}, {kInt64, device});
+  counts.copy_(w);
+  CHECK(!counts.requires_grad());
+  const no_grad guard;
+  const Tensor z = zeros({3}, options);
+  z.copy_(w);
+  CHECK(!z.requires_grad());
+}
+
+DEVICE_TEST("autograd: a view and what it is a view of change together", "[autograd]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor x = leaf({{2, 3}, {1, 2, 3, 4, 5, 6}}, options);
+  const Tensor w = leaf({{3}, {7, 8, 9}}, options),
+               c = tensor({{2, 3}, {1, 2, 3, 4, 5, 6}}, options);
+  const auto reset = [&] {
+    x.set_grad({});
+    w.set_grad({});
+  };
+  {
+    const Tensor y = x * 2.0;
+    y.narrow(1, 1).reshape({3}).copy_(w);
+    sum(y * c).backward();
+    check_close("through a view", x.grad(), {{2, 3}, {2, 4, 6, 0, 0, 0}}, 0);
+    check_close("its source", w.grad(), {{3}, {4, 5, 6}}, 0);
+    reset();
+  }
+  {
+    // Views made before the change, of the part that changes and of another, see it.
+    const Tensor y = x * 2.0, row = y.narrow(1, 1), other = y.narrow(0, 1), flat = y.reshape({6});
+    flat.narrow(3, 3).copy_(w);
+    sum(row * c.narrow(1, 1)).backward(true);
+    check_close("changed part", w.grad(), {{3}, {4, 5, 6}}, 0);
+    check_close("and x", x.grad(), {{2, 3}, {0, 0, 0, 0, 0, 0}}, 0);
+    reset();
+    sum(other).backward();
+    check_close("the rest", x.grad(), {{2, 3}, {2, 2, 2, 0, 0, 0}}, 0);
+    reset();
+  }
+  {
+    const Tensor y = x * 2.0, row = y.narrow(0, 1);
+    y.fill_(1);
+    sum(row * row).backward();
+    check_close("the base changed", x.grad(), {{2, 3}, {0, 0, 0, 0, 0, 0}}, 0);
+    reset();
+  }
+  {
+    // Rows written one by one, as a loop gathers results.
+    const Tensor all = zeros({2, 3}, options);
+    for (int i = 0; i < 2; ++i) all.narrow(i, 1).reshape({3}).copy_(w * (i + 1.0));
+    sum(all * c).backward();
+    check_close("gathered", w.grad(), {{3}, {1 + 8, 2 + 10, 3 + 12}}, 0);
+    reset();
+  }
+  // A detached tensor is outside the graph, and changed as such.
+  const Tensor y = x * 2.0;
+  y.detach().fill_(5);
+  sum(y).backward();
+  check_close("detached", x.grad(), {{2, 3}, {2, 2, 2, 2, 2, 2}}, 0);
+}
+
+DEVICE_TEST("autograd: leaves change in place only outside the graph", "[autograd]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor x = leaf({{2}, {1, 2}}, options);
+  check_throws<GradError>([&] { x.fill_(1); }, {"fill_", "leaf", "no_grad"});
+  check_throws<GradError>([&] { x.copy_(zeros({2}, options)); }, {"copy_", "leaf"});
+  check_throws<GradError>([&] { x.narrow(0, 1).fill_(1); }, {"fill_", "leaf"});
+  const auto view_without = [&] {
+    const no_grad guard;
+    return (x * 1.0).reshape({2, 1});
+  };
+  CHECK(!view_without().requires_grad());
+  const Tensor y = x * 2.0;
+  const Tensor hidden = [&] {
+    const no_grad guard;
+    return y.narrow(0, 1);
+  }();
+  check_throws<GradError>([&] { hidden.fill_(1); }, {"fill_", "no_grad"});
+  CHECK(x.to_vector<double>() == std::vector<double>{1, 2});
+  {
+    const no_grad guard;
+    x.fill_(3);
+    x.narrow(1, 1).fill_(4);
+    hidden.fill_(1);
+  }
+  CHECK(x.to_vector<double>() == std::vector<double>{3, 4});
+  CHECK(x.is_leaf());
+  check_throws<ValueError>([&] { Tensor().fill_(1); }, {"fill_", "undefined"});
+  check_throws<ValueError>([&] { Tensor().copy_(x); }, {"copy_", "undefined"});
+  check_throws<ValueError>([&] { zeros({2}, options).copy_({}); }, {"copy_", "undefined"});
+}
+
+TEST_CASE("autograd: threads may meet a view after a change", "[autograd]") {
+  const Tensor x = leaf({{4}, {1, 2, 3, 4}}, {kFloat64, kCpu});
+  const Tensor y = x * 2.0, row = y.narrow(1, 2);
+  y.fill_(1);
+  std::vector<std::thread> threads;
+  std::atomic<int> connected = 0;
+  for (int i = 0; i < 4; ++i)
+    threads.emplace_back([&] { connected += row.requires_grad() && !row.is_leaf(); });
+  for (std::thread& t : threads) t.join();
+  CHECK(connected == 4);
+}
+
+DEVICE_TEST("autograd: anomalies are looked for in results alone", "[autograd]") {
+  const anomaly_guard guard;
+  // Memory that nothing has written yet: views compute nothing.
+  const Tensor slots = full({4}, std::nan(""), {kFloat32, device});
+  const Tensor one = slots.narrow(2, 1).reshape({}).flatten();
+  one.copy_(ones({1}, {kFloat32, device}));
+  CHECK(slots.narrow(2, 1).item<float>() == 1);
+  const Tensor bad = slots.narrow(0, 1);
+  check_throws<AnomalyError>([&] { (void)(bad * 1.0); }, {"mul", "nan"});
 }
 
 }  // namespace sinter::test

@@ -342,4 +342,287 @@ TEST_CASE("nn: errors begin with the path of the module they came from", "[nn]")
   }
 }
 
+// ---- shared, frozen, copied ---------------------------------------------------------------------
+
+namespace {
+
+// One matrix both ways.
+struct Tied : Module {
+  Linear encode{3, 3}, decode{3, 3};
+  Tied() { decode.weight = encode.weight; }
+  Tensor forward(const Tensor& x) override { return decode(encode(x)); }
+  void visit(Visitor& v) override {
+    v.module("encode", encode);
+    v.module("decode", decode);
+  }
+};
+
+}  // namespace
+
+DEVICE_TEST("nn: tied weights are one parameter", "[nn]") {
+  Tied net;
+  CHECK(names(net.named_parameters()) ==
+        std::vector<std::string>{"encode.weight", "encode.bias", "decode.bias"});
+  CHECK(net.parameters().size() == 3);
+  CHECK(names(net.state_dict()) ==
+        std::vector<std::string>{"encode.weight", "encode.bias", "decode.weight", "decode.bias"});
+  net.to(kCpu).to(kFloat32);  // nothing moves
+  CHECK(net.decode.weight.is(net.encode.weight));
+  net.to(device).to(kFloat64);
+  CHECK(net.decode.weight.is(net.encode.weight));
+  CHECK(net.encode.weight.device() == device);
+  CHECK(net.encode.weight.dtype() == kFloat64);
+  SGD sgd(net.parameters(), {.lr = 1});
+  {
+    const no_grad guard;
+    net.encode.weight.fill_(1);
+  }
+  net.decode.weight.set_grad(ones({3, 3}, {kFloat64, device}));
+  sgd.step();
+  for (const double w : net.encode.weight.to_vector<double>()) CHECK(w == 0);
+  NamedTensors state = net.state_dict();
+  for (auto& entry : state) entry.second = entry.second.clone();
+  Tied other;
+  other.load_state_dict(state);
+  CHECK(values(other.state_dict()) == values(net.state_dict()));
+}
+
+DEVICE_TEST("nn: frozen parameters are left alone", "[nn]") {
+  Scaled net;
+  net.to(device);
+  const TensorOptions options{kFloat32, device};
+  for (const Tensor& p : net.layers[0].parameters()) p.set_requires_grad(false);
+  const auto before = values(net.state_dict());
+  SGD sgd(net.parameters(), {.lr = 0.1});
+  sum(net(ones({1, 3}, options))).backward();
+  const std::vector<Tensor> parameters = net.parameters();
+  CHECK(!parameters[0].grad().defined());
+  CHECK(!parameters[1].grad().defined());
+  CHECK(parameters[2].grad().defined());
+  sgd.step();
+  auto after = values(net.state_dict());
+  CHECK(after[1] == before[1]);
+  CHECK(after[2] == before[2]);
+  CHECK(after[3] != before[3]);
+
+  net.set_requires_grad(false);
+  CHECK(!net(ones({1, 3}, options)).requires_grad());
+  sgd.step();  // with gradients from before, and all of it frozen
+  CHECK(values(net.state_dict()) == after);
+  sgd.zero_grad();
+  net.set_requires_grad();
+  for (const Tensor& p : parameters) CHECK(!p.grad().defined());
+  sum(net(ones({1, 3}, options))).backward();
+  for (const Tensor& p : parameters) CHECK(p.grad().defined());
+}
+
+DEVICE_TEST("nn: an optimizer follows the module that moves", "[nn]") {
+  // The same training, moved in the middle and not.
+  const auto train = [&](bool move) {
+    manual_seed(5);
+    Linear net(3, 2);
+    if (!move) net.to(kFloat64).to(device);
+    Adam adam(net.parameters(), {.lr = 0.1});
+    if (move) net.to(kFloat64).to(device);
+    const Tensor x = tensor(noise({4, 3}, 1), {kFloat64, device});
+    for (int i = 0; i < 3; ++i) {
+      adam.zero_grad();
+      sum(net(x) * net(x)).backward();
+      adam.step();
+    }
+    CHECK(adam.steps() == 3);
+    for (const auto& [name, tensor] : adam.state_dict()) CHECK(tensor.device() == device);
+    return values(net.state_dict());
+  };
+  CHECK(train(true) == train(false));
+
+  Linear a(3, 2), b(3, 2);
+  std::vector<Tensor> both = a.parameters();
+  for (const Tensor& p : b.parameters()) both.push_back(p);
+  SGD sgd(both, {.lr = 0.1});
+  b.to(kFloat64);
+  check_throws<DtypeError>([&] { sgd.step(); }, {"SGD", "float32", "float64"});
+  // A graph of before the move has gradients of the old kind.
+  const Tensor loss = sum(a(ones({1, 3})));
+  a.to(kFloat64);
+  check_throws<GradError>([&] { loss.backward(); }, {"float64", "float32"});
+}
+
+TEST_CASE("nn: what visit forgot is noticed", "[nn]") {
+  struct Forgetful : Module {
+    Linear listed{2, 2}, forgotten{2, 2};
+    Tensor scale = ones({2}).set_requires_grad();
+    bool use_scale = false, use_forgotten = false;
+    Tensor forward(const Tensor& x) override {
+      Tensor y = listed(x);
+      if (use_forgotten) y = forgotten(y);
+      return use_scale ? y * scale : y;
+    }
+    void visit(Visitor& v) override { v.module("listed", listed); }
+  };
+  struct Outer : Module {
+    Forgetful inner;
+    Tensor forward(const Tensor& x) override { return inner(x); }
+    void visit(Visitor& v) override { v.module("inner", inner); }
+  } net;
+  const Tensor x = ones({1, 2});
+  CHECK(net(x).shape() == Shape{1, 2});
+  net.inner.use_forgotten = true;
+  check_throws<ValueError>([&] { net(x); }, {"Forgetful", "Linear", "visit"});
+  {
+    const no_grad guard;  // its mode would be forgotten too
+    check_throws<ValueError>([&] { net(x); }, {"Forgetful", "Linear"});
+  }
+  net.inner.use_forgotten = false;
+  net.inner.use_scale = true;
+  check_throws<ValueError>([&] { net(x); }, {"Forgetful", "mul", "(2,)", "visit"});
+  net.inner.scale.set_requires_grad(false);
+  CHECK(net(x).requires_grad());
+  // An input may be a leaf.
+  net.inner.use_scale = false;
+  const Tensor input = ones({1, 2}).set_requires_grad();
+  sum(net(input)).backward();
+  CHECK(input.grad().defined());
+
+  // Layers of a sequence, which may be fused rather than called.
+  struct Fused : Module {
+    Conv2d conv{1, 2, 3};
+    ReLU relu;
+    MaxPool2d pool{2};
+    Tensor forward(const Tensor& x) override {
+      Module* const layers[] = {&conv, &relu, &pool};
+      return run_sequence(x, layers);
+    }
+    void visit(Visitor& v) override {
+      v.module("relu", relu);
+      v.module("pool", pool);
+    }
+  } fused;
+  check_throws<ValueError>([&] { fused(ones({1, 1, 8, 8})); }, {"Fused", "Conv2d"});
+}
+
+TEST_CASE("nn: a network may use another one without owning it", "[nn]") {
+  struct Student : Module {
+    explicit Student(Module& teacher) : teacher_(teacher) {}
+    Linear fc{2, 2};
+    Tensor forward(const Tensor& x) override {
+      const Tensor target = teacher_.call_apart(x);
+      return fc(x) - target;
+    }
+    void visit(Visitor& v) override { v.module("fc", fc); }
+
+   private:
+    Module& teacher_;
+  };
+  Sequential teacher(Linear(2, 3), ReLU(), Linear(3, 2));
+  Student student(teacher);
+  CHECK(student.parameters().size() == 2);
+  sum(student(ones({1, 2}))).backward();
+  CHECK(student.fc.weight.grad().defined());
+  // Layers reached through the one that holds them, and one layer used twice.
+  struct Direct : Module {
+    Sequential layers{Linear(2, 2), ReLU()};
+    Tensor forward(const Tensor& x) override { return layers[0](layers(layers[0](x))); }
+    void visit(Visitor& v) override { v.module("layers", layers); }
+  } direct;
+  CHECK(direct(ones({1, 2})).shape() == Shape{1, 2});
+}
+
+TEST_CASE("nn: copies of a Sequential", "[nn]") {
+  Sequential a(Linear(2, 3), ReLU());
+  Sequential b(a);  // of a variable
+  CHECK(b.size() == 2);
+  CHECK(&b[0] != &a[0]);
+  CHECK(b.parameters()[0].is(a.parameters()[0]));  // as a copy of any module shares its tensors
+  Sequential net;
+  net.append(a).append(b);
+  CHECK(net.size() == 2);
+  CHECK(net[0].parameters().size() == 2);
+  net.eval();
+  CHECK(a.is_training());  // it is a copy that was appended
+  CHECK(net.parameters().size() == 2);
+  net.append(net);
+  CHECK(net.size() == 3);
+  const Sequential c = a;
+  Sequential d(c), e(std::move(d));
+  CHECK(e.size() == 2);
+  e = a;
+  CHECK(e.parameters()[0].is(a.parameters()[0]));
+
+  auto shared = std::make_shared<Linear>(3, 2);
+  Sequential pointers(std::make_unique<Linear>(2, 3), std::shared_ptr<Module>(shared));
+  CHECK(&pointers[1] == shared.get());
+  CHECK(pointers(ones({1, 2})).shape() == Shape{1, 2});
+  check_throws<ValueError>([&] { Sequential copy(pointers); }, {"Sequential", "Linear", "copy"});
+  check_throws<ValueError>([&] { pointers.append(std::shared_ptr<Linear>()); }, {"null"});
+  check_throws<ValueError>([&] { pointers[2]; }, {"Sequential", "2"});
+  auto self = std::make_shared<Sequential>();
+  check_throws<ValueError>([&] { self->append(self); }, {"Sequential"});
+  auto outer = std::make_shared<Sequential>();
+  outer->append(self);
+  check_throws<ValueError>([&] { self->append(outer); }, {"Sequential"});
+  CHECK(Sequential().size() == 0);
+}
+
+DEVICE_TEST("nn: a clone has tensors of its own", "[nn]") {
+  manual_seed(2);
+  Scaled net;
+  net.to(device);
+  net.eval();
+  net.layers[0].set_requires_grad(false);
+  Scaled copy = clone(net);
+  CHECK(values(copy.state_dict()) == values(net.state_dict()));
+  CHECK(names(copy.state_dict()) == names(net.state_dict()));
+  CHECK(!copy.is_training());
+  CHECK(copy.scale.device() == device);
+  const auto before = values(net.state_dict());
+  const std::vector<Tensor> parameters = copy.parameters();
+  CHECK(!parameters[0].requires_grad());
+  CHECK(parameters[2].requires_grad());
+  CHECK(parameters[2].is_leaf());
+  {
+    const no_grad guard;
+    for (const auto& [name, tensor] : copy.state_dict()) tensor.fill_(9);
+  }
+  CHECK(values(net.state_dict()) == before);
+  CHECK(values(copy.state_dict()) != before);
+
+  Tied tied;
+  const Tied other = clone(tied);
+  CHECK(other.encode.weight.is(other.decode.weight));
+  CHECK(!other.encode.weight.is(tied.encode.weight));
+
+  struct ByPointer : Module {
+    std::shared_ptr<Linear> fc = std::make_shared<Linear>(2, 2);
+    Tensor forward(const Tensor& x) override { return (*fc)(x); }
+    void visit(Visitor& v) override { v.module("fc", *fc); }
+  } shared;
+  const Tensor weight = shared.fc->weight;
+  check_throws<ValueError>([&] { clone(shared); }, {"clone", "ByPointer", "fc", "Linear"});
+  CHECK(shared.fc->weight.is(weight));
+}
+
+TEST_CASE("nn: modules print as PyTorch's", "[nn]") {
+  CHECK(str(Conv2d(3, 6, 5)) == "Conv2d(3, 6, kernel_size=(5, 5), stride=(1, 1))");
+  CHECK(
+      str(Conv2d(
+          4, 6, Pair(3, 2),
+          {.stride = 2, .padding = 1, .dilation = Pair(1, 2), .groups = 2, .bias = false})) ==
+      "Conv2d(4, 6, kernel_size=(3, 2), stride=(2, 2), padding=(1, 1), dilation=(1, 2), groups=2, "
+      "bias=False)");
+  CHECK(str(Linear(3, 2, false)) == "Linear(in_features=3, out_features=2, bias=False)");
+  CHECK(str(MaxPool2d(3, 2)) == "MaxPool2d(kernel_size=(3, 3), stride=(2, 2), padding=(0, 0))");
+  CHECK(str(Flatten()) == "Flatten(start_dim=1, end_dim=-1)");
+  Scaled net;
+  CHECK(str(net) ==
+        "Scaled(\n"
+        "  (layers): Sequential(\n"
+        "    (0): Linear(in_features=3, out_features=4, bias=True)\n"
+        "    (1): ReLU()\n"
+        "    (2): Linear(in_features=4, out_features=2, bias=False)\n"
+        "  )\n"
+        ")");
+  CHECK(str(Sequential()) == "Sequential()");
+}
+
 }  // namespace sinter::test

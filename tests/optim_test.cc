@@ -262,6 +262,91 @@ DEVICE_TEST("optim: parameters that are no leaves or unlike each other are refus
     check_throws<Error>([&] { SGD({p, leaf(noise({3}, 1))}); }, {"SGD", "cuda", "cpu"});
 }
 
+DEVICE_TEST("optim: AdamW decays whatever else is set", "[optim]") {
+  const TensorOptions options{kFloat64, device};
+  const auto after = [&](const AdamOptions& o) {
+    const Tensor p = leaf({{1}, {1}}, options);
+    p.set_grad(zeros({1}, options));
+    AdamW(std::vector<Tensor>{p}, o).step();
+    return p.item<double>();
+  };
+  CHECK(after({.lr = 0.1}) == 0.999);
+  CHECK(after({.lr = 0.1, .eps = 1e-6}) == 0.999);
+  CHECK(after({.lr = 0.1, .weight_decay = 0}) == 1);
+  CHECK(std::abs(after({}) - 0.99999) <= 1e-15);
+  const Tensor p = leaf({{1}, {1}}, options);
+  p.set_grad(zeros({1}, options));
+  Adam(std::vector<Tensor>{p}, {.lr = 0.1, .decoupled = true}).step();
+  CHECK(p.item<double>() == 1);
+}
+
+DEVICE_TEST("optim: each parameter counts its own updates", "[optim]") {
+  const TensorOptions options{kFloat64, device};
+  for (const Method& method : methods()) {
+    INFO(method.name);
+    // One with a gradient at every step, one from the tenth on: that is its first.
+    const Tensor always = leaf({{2}, {1, -1}}, options), late = leaf({{2}, {1, -1}}, options);
+    const auto optimizer = method.make({always, late});
+    double m = 0, v = 0, expected = 1;
+    for (int t = 1; t <= 12; ++t) {
+      always.set_grad(ones({2}, options));
+      if (t >= 10) {
+        late.set_grad(ones({2}, options));
+        expected = method.update(expected, 1, m, v, t - 9);
+      }
+      optimizer->step();
+    }
+    CHECK(std::abs(late.to_vector<double>()[0] - expected) <= 1e-12);
+    CHECK(optimizer->steps() == 12);
+    for (const auto& [name, tensor] : optimizer->state_dict())
+      if (name == "step") CHECK(tensor.to_vector<int64_t>() == std::vector<int64_t>{12, 3});
+  }
+  const Tensor first = leaf({{1}, {1}}, options), other = leaf({{1}, {1}}, options);
+  Adam adam({first, other}, {.lr = 0.1});
+  for (int t = 1; t <= 10; ++t) {
+    other.set_grad(ones({1}, options));
+    if (t == 10) first.set_grad(ones({1}, options));
+    adam.step();
+  }
+  CHECK(std::abs(first.item<double>() - 0.9) <= 1e-8);
+}
+
+DEVICE_TEST("optim: a tensor given twice is updated once", "[optim]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor p = leaf({{1}, {1}}, options), copy = p, q = leaf({{1}, {1}}, options);
+  SGD sgd({p, q, copy}, {.lr = 1});
+  p.set_grad(ones({1}, options));
+  sgd.step();
+  CHECK(p.item<double>() == 0);
+  // Two tensors in one place are two updates of it, at once.
+  const Tensor alias = p.detach().set_requires_grad();
+  check_throws<ValueError>([&] { SGD({p, q, alias}); }, {"SGD", "share memory"});
+  const Tensor all = zeros({4}, options);
+  const Tensor a = all.narrow(0, 3).detach().set_requires_grad(),
+               b = all.narrow(2, 2).detach().set_requires_grad(),
+               c = all.narrow(3, 1).detach().set_requires_grad();
+  check_throws<ValueError>([&] { SGD({b, a}); }, {"SGD", "share memory", "(3,)", "(2,)"});
+  SGD({a, c});
+}
+
+DEVICE_TEST("optim: frozen parameters are accepted and left alone", "[optim]") {
+  const TensorOptions options{kFloat64, device};
+  for (const Method& method : methods()) {
+    INFO(method.name);
+    const Tensor p = leaf({{1}, {1}}, options), frozen = leaf({{1}, {1}}, options);
+    frozen.set_grad(ones({1}, options));
+    frozen.set_requires_grad(false);
+    const auto optimizer = method.make({frozen, p});
+    p.set_grad(ones({1}, options));
+    optimizer->step();
+    CHECK(frozen.item<double>() == 1);
+    CHECK(p.item<double>() != 1);
+    frozen.set_requires_grad();
+    optimizer->step();
+    CHECK(frozen.item<double>() != 1);
+  }
+}
+
 TEST_CASE("optim: options out of range are refused", "[optim]") {
   const std::vector<Tensor> p = {leaf(noise({3}, 1))};
   const double nan = std::nan("");

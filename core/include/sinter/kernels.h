@@ -302,15 +302,16 @@ template <class T> void count_correct(const Cuda&, int64_t n, int64_t classes, c
 
 // ---- optimizers (optim) -------------------------------------------------------------------------
 
-// All parameters in one call. lr and step live in the context's memory, so that a captured step
-// reads them anew at every replay; step counts finished updates and is incremented once by the
-// call.
+// All parameters in one call. lr and the slots' steps live in the context's memory, so that a
+// captured step reads them anew at every replay; a slot's step counts its finished updates and is
+// incremented by the call.
 template <class T> struct AdamSlot {
   int64_t n;
   T* p;        // parameter
   const T* g;  // gradient: with slices > 1 (on Cuda), the sum of as many, g_stride apart
   T* m;        // first moment
   T* v;        // second moment
+  int64_t* step;
   int64_t slices = 1, g_stride = 0;
 };
 // Kingma and Ba 2015, algorithm 1; with `decoupled`, Loshchilov and Hutter 2019, algorithm 2 (as
@@ -322,17 +323,16 @@ struct AdamConfig {
   bool decoupled = false;
 };
 template <class T> void adam_step(const Cpu&, const AdamConfig& c,
-                                  std::span<const AdamSlot<T>> slots, const double* lr,
-                                  int64_t* step);
+                                  std::span<const AdamSlot<T>> slots, const double* lr);
 template <class T> void adam_step(const Cuda&, const AdamConfig& c,
-                                  std::span<const AdamSlot<T>> slots, const double* lr,
-                                  int64_t* step);
+                                  std::span<const AdamSlot<T>> slots, const double* lr);
 
 template <class T> struct SgdSlot {
   int64_t n;
   T* p;        // parameter
   const T* g;  // gradient
   T* m;        // momentum buffer; null without momentum
+  int64_t* step;
 };
 // g += weight_decay * p; m = g at the first step, else momentum * m + (1 - dampening) * g;
 // g = g + momentum * m if nesterov, else m; p -= lr * g (Sutskever et al. 2013, in PyTorch's form).
@@ -340,10 +340,10 @@ struct SgdConfig {
   double momentum = 0, dampening = 0, weight_decay = 0;
   bool nesterov = false;
 };
-template <class T> void sgd_step(const Cpu&, const SgdConfig& c, std::span<const SgdSlot<T>> slots,
-                                 const double* lr, int64_t* step);
-template <class T> void sgd_step(const Cuda&, const SgdConfig& c, std::span<const SgdSlot<T>> slots,
-                                 const double* lr, int64_t* step);
+template <class T>
+void sgd_step(const Cpu&, const SgdConfig& c, std::span<const SgdSlot<T>> slots, const double* lr);
+template <class T>
+void sgd_step(const Cuda&, const SgdConfig& c, std::span<const SgdSlot<T>> slots, const double* lr);
 
 // ---- data (data) --------------------------------------------------------------------------------
 

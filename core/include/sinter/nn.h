@@ -2,9 +2,14 @@
 // are PyTorch's.
 #pragma once
 
+#include <atomic>
+#include <functional>
+#include <iosfwd>
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
@@ -26,7 +31,8 @@ class Visitor {
 };
 
 // The base of layers and networks. A network derives from it, holds its layers as plain members,
-// lists them in visit and combines them in forward:
+// lists them in visit and combines them in forward. A copy of a module shares its tensors, as
+// copies of tensors do; clone (below) makes one with tensors of its own.
 //
 //   struct Net : sinter::Module {
 //     sinter::Conv2d conv{3, 8, 3};
@@ -45,26 +51,38 @@ class Module {
   virtual Tensor forward(const Tensor& x) = 0;
   // forward. Networks call their children this way: an error on the way says which module it came
   // from, by the names of visit ("features.3.conv2").
+  //   What forward uses and visit forgot would silently not be trained, moved, saved or put into
+  // eval mode. So a module called inside the forward of another that lists neither it nor a module
+  // it is part of throws ValueError naming both; likewise, while operators are recorded, a leaf
+  // that requires grad and is neither x nor listed by any module.
   Tensor operator()(const Tensor& x);
+  // The same for a network that another one uses in its forward without owning it, such as the
+  // teacher of a distillation: called as if no other module were running.
+  Tensor call_apart(const Tensor& x);
   // Hands every parameter, buffer and child to v, in PyTorch's registration order. Undefined
   // tensors (no bias) are left out by the callers' side.
   virtual void visit(Visitor& v) { (void)v; }
 
-  // Depth first, names joined by dots ("features.0.weight"). The tensors share storage with the
-  // module's.
+  // Depth first, names joined by dots ("features.0.weight"). They are the module's own tensors, not
+  // copies of their values. One that is listed twice (tied weights) comes once, under its first
+  // name.
   NamedTensors named_parameters();
   std::vector<Tensor> parameters();
   NamedTensors named_buffers();
-  // Parameters and buffers, detached.
+  // Parameters and buffers, detached: they share storage with the module's, and so follow what
+  // training does to it; clone() them for a snapshot. Tied ones come under each of their names.
   NamedTensors state_dict();
   // Copies values in, converting dtype and device. Throws ValueError naming every missing and every
   // unexpected key, ShapeError naming a key whose shape differs; the module is unchanged then.
   void load_state_dict(const NamedTensors& state);
 
-  // Moves parameters and buffers. Parameters stay leaves; gradients are dropped. Make the optimizer
-  // afterwards.
+  // Moves parameters and buffers, all or (if memory runs out) none. They stay the tensors they are:
+  // optimizers and tied weights follow. Gradients of what is moved are dropped.
   Module& to(Device device);
   Module& to(DType dtype);
+  // Of every parameter: false freezes the module, so that backward passes and optimizers leave it
+  // alone.
+  Module& set_requires_grad(bool value = true);
   // Drops the gradients, so that the next backward pass writes instead of adding.
   void zero_grad();
   // Mode of layers that behave differently in training; reaches children.
@@ -72,9 +90,40 @@ class Module {
   void eval() { train(false); }
   bool is_training() const { return training_; }
 
+  // How operator<< prints a module: its type without namespaces, and between the brackets behind it
+  // what it was made with ("3, 6, kernel_size=(5, 5), stride=(1, 1)").
+  virtual std::string type_name() const;
+  virtual std::string extra_repr() const { return {}; }
+
  private:
+  friend class ForwardCall;
+  // Known to list this module; belongs to no copy of it.
+  struct KnownParent {
+    KnownParent() = default;
+    KnownParent(const KnownParent&) {}
+    KnownParent& operator=(const KnownParent&) { return *this; }
+    std::atomic<const Module*> module{nullptr};
+  };
   bool training_ = true;
+  KnownParent known_parent_;
 };
+// As PyTorch prints modules: the type, what it was made with, and its children, indented.
+std::ostream& operator<<(std::ostream& out, const Module& module);
+
+// For clone: gives every tensor of `copy`, a copy of `original`, a storage of its own; tensors that
+// were one stay one.
+void own_tensors(Module& copy, const Module& original);
+// A module of the same kind, with its own tensors of the same values, on the same devices. What the
+// original ties stays tied inside the clone. Throws ValueError if a copy of the module shares
+// layers with it, as one that holds them by pointer does: layers must be members, or in a
+// Sequential.
+template <class M> M clone(const M& module) {
+  static_assert(std::is_base_of_v<Module, M> && !std::is_same_v<Module, M>,
+                "clone: expected a layer or a network by its own type");
+  M copy(module);
+  own_tensors(copy, module);
+  return copy;
+}
 
 // weight: (out, in / groups, kernel), bias: (out), both drawn from U(-b, b), b = 1 / sqrt(fan in),
 // as PyTorch does (He et al. 2015 with a = sqrt(5)).
@@ -89,6 +138,7 @@ class Conv2d : public Module {
          const Options& options = default_options());
   Tensor forward(const Tensor& x) override;
   void visit(Visitor& v) override;
+  std::string extra_repr() const override;
   const Conv2dOptions& options() const { return options_; }
 
   Tensor weight, bias;
@@ -104,6 +154,7 @@ class Linear : public Module {
   Linear(int in_features, int out_features, bool bias = true);
   Tensor forward(const Tensor& x) override { return linear(x, weight, bias); }
   void visit(Visitor& v) override;
+  std::string extra_repr() const override;
 
   Tensor weight, bias;
 };
@@ -118,6 +169,7 @@ class MaxPool2d : public Module {
   explicit MaxPool2d(Pair kernel_size, Pair stride = 0, Pair padding = 0)
       : kernel_(kernel_size), options_{stride, padding} {}
   Tensor forward(const Tensor& x) override { return max_pool2d(x, kernel_, options_); }
+  std::string extra_repr() const override;
   // Windows of 2 x 2 side by side, which a convolution's kernel can make on the way.
   bool is_2x2() const;
 
@@ -131,6 +183,7 @@ class AvgPool2d : public Module {
   explicit AvgPool2d(Pair kernel_size, Pair stride = 0, Pair padding = 0)
       : kernel_(kernel_size), options_{stride, padding} {}
   Tensor forward(const Tensor& x) override { return avg_pool2d(x, kernel_, options_); }
+  std::string extra_repr() const override;
 
  private:
   Pair kernel_;
@@ -141,6 +194,7 @@ class Flatten : public Module {
  public:
   explicit Flatten(int first = 1, int last = -1) : first_(first), last_(last) {}
   Tensor forward(const Tensor& x) override { return flatten(x, first_, last_); }
+  std::string extra_repr() const override;
 
  private:
   int first_, last_;
@@ -151,23 +205,57 @@ class Flatten : public Module {
 // derived classes are left as they are.
 Tensor run_sequence(const Tensor& x, std::span<Module* const> modules);
 
-// run_sequence as a module; children are named "0", "1", …
+// run_sequence as a module; children are named "0", "1", …. A copy has copies of the children,
+// which share their tensors with the originals.
 class Sequential : public Module {
  public:
-  template <class... Layers> explicit Sequential(Layers&&... layers) {
+  Sequential() = default;
+  // Each a module, which is copied or moved in, or a std::shared_ptr or std::unique_ptr to one.
+  template <class... Layers>
+  requires(sizeof...(Layers) > 1 || !(std::is_same_v<std::decay_t<Layers>, Sequential> ||
+                                      ...)) explicit Sequential(Layers&&... layers) {
     (append(std::forward<Layers>(layers)), ...);
   }
-  template <class Layer> Sequential& append(Layer&& layer) {
-    children_.push_back(std::make_shared<std::decay_t<Layer>>(std::forward<Layer>(layer)));
-    return *this;
+  Sequential(const Sequential& other);
+  Sequential& operator=(const Sequential& other);
+  Sequential(Sequential&&) noexcept = default;
+  Sequential& operator=(Sequential&&) noexcept = default;
+
+  template <class Layer>
+  requires std::is_base_of_v<Module, std::decay_t<Layer>> Sequential& append(Layer&& layer) {
+    return append(std::make_shared<std::decay_t<Layer>>(std::forward<Layer>(layer)));
+  }
+  // The module itself. Throws ValueError for null and for one that holds this Sequential.
+  template <class Layer>
+  requires std::is_base_of_v<Module, Layer> Sequential& append(std::shared_ptr<Layer> layer) {
+    std::function<std::shared_ptr<Module>(const Module&)> copy;  // of exactly a Layer
+    if constexpr (std::is_copy_constructible_v<Layer> && !std::is_abstract_v<Layer>) {
+      copy = [](const Module& from) -> std::shared_ptr<Module> {
+        return typeid(from) == typeid(Layer)
+                   ? std::make_shared<Layer>(static_cast<const Layer&>(from))
+                   : nullptr;
+      };
+    }
+    return add({std::move(layer), std::move(copy)});
+  }
+  template <class Layer>
+  requires std::is_base_of_v<Module, Layer> Sequential& append(std::unique_ptr<Layer> layer) {
+    return append(std::shared_ptr<Layer>(std::move(layer)));
   }
   Tensor forward(const Tensor& x) override;
   void visit(Visitor& v) override;
   size_t size() const { return children_.size(); }
-  Module& operator[](size_t i) { return *children_.at(i); }
+  Module& operator[](size_t i);  // throws ValueError unless i < size()
 
  private:
-  std::vector<std::shared_ptr<Module>> children_;
+  struct Child {
+    std::shared_ptr<Module> module;
+    // Copies it; null, or returning null, if it cannot.
+    std::function<std::shared_ptr<Module>(const Module&)> copy;
+  };
+  Sequential& add(Child child);
+
+  std::vector<Child> children_;
 };
 
 }  // namespace sinter

@@ -1,15 +1,23 @@
 // Optimizers, after the papers' equations and with PyTorch's defaults.
 #pragma once
 
+#include <initializer_list>
+#include <optional>
 #include <vector>
 
 #include "sinter/tensor.h"
 
 namespace sinter {
 
-// Updates parameters in place from their gradients. A parameter without a gradient is left alone.
-// All parameters share one device and one floating dtype. Learning rate and step count live on that
-// device, so that an update can be captured in a CUDA graph and replayed.
+// Updates parameters in place from their gradients. A parameter without a gradient, or frozen, is
+// left alone; each counts its own updates, so that one whose first gradient comes late is corrected
+// for as if the others began then. Given twice, a tensor is updated once. All parameters share one
+// device and one floating dtype; when a module moves them (Module::to), the state follows at the
+// next step. Learning rate and step counts live on that device, so that an update can be captured
+// in a CUDA graph and replayed.
+//   Throws ValueError for no parameters, GradError for one that is no leaf or not floating,
+// DtypeError or DeviceError if they differ in either (step() too), ValueError for two that share
+// memory without being one tensor.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
@@ -19,24 +27,38 @@ class Optimizer {
   void zero_grad();
   void set_lr(double lr);
   double lr() const { return lr_; }
-  int64_t steps() const;  // updates done; waits for the device
-  // Everything but the parameters: for each parameter i "i.name" tensors, and "step". Copies in;
-  // throws ValueError or ShapeError if the keys or shapes differ.
+  // Updates done of the parameter that had most; waits for the device.
+  int64_t steps() const;
+  // Everything but the parameters: for each parameter i "i.name" tensors, and "step", the updates
+  // of each. Copies in; throws ValueError or ShapeError if the keys or shapes differ.
   virtual NamedTensors state_dict() const = 0;
   void load_state_dict(const NamedTensors& state);
 
  protected:
   Optimizer(const char* name, std::vector<Tensor> params, double lr);
+  // At the beginning of step(): whether the parameters still are like each other, and `state`, one
+  // tensor for each, like them. Moves it there if not.
+  void follow_parameters(std::initializer_list<std::vector<Tensor>*> state);
+  // Calls f(i, gradient) for the parameters to update.
+  template <class F> void each_gradient(const F& f) const {
+    for (size_t i = 0; i < params_.size(); ++i) {
+      const Tensor grad = params_[i].requires_grad() ? params_[i].grad() : Tensor();
+      if (grad.defined()) f(i, grad);
+    }
+  }
   std::vector<Tensor> params_;
-  Tensor lr_device_, step_device_;  // one float64, one int64
+  Tensor lr_device_, steps_;  // one float64; an int64 for each parameter
 
  private:
+  void check_alike() const;
+  const char* name_;
   double lr_;
 };
 
 struct AdamOptions {
-  double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
-  bool decoupled = false;  // AdamW
+  double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  std::optional<double> weight_decay = std::nullopt;  // unset: 0, of AdamW 0.01
+  bool decoupled = false;                             // AdamW
 };
 // Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1, with bias
 // correction. decoupled: Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019,
@@ -54,8 +76,7 @@ class Adam : public Optimizer {
 // Adam with decoupled weight decay, 0.01 unless set.
 class AdamW : public Adam {
  public:
-  explicit AdamW(std::vector<Tensor> params, AdamOptions options = {.weight_decay = 0.01})
-      : Adam(std::move(params), (options.decoupled = true, options)) {}
+  explicit AdamW(std::vector<Tensor> params, const AdamOptions& options = {});
 };
 
 struct SGDOptions {
@@ -64,8 +85,7 @@ struct SGDOptions {
 };
 // Stochastic gradient descent; momentum and Nesterov's variant as Sutskever et al., ICML 2013, in
 // PyTorch's form. Throws ValueError for negative values, and for nesterov without momentum or with
-// dampening. Unlike PyTorch, with dampening a parameter whose first gradient comes after the first
-// step starts its buffer with (1 - dampening) of it.
+// dampening.
 class SGD : public Optimizer {
  public:
   explicit SGD(std::vector<Tensor> params, const SGDOptions& options = {});

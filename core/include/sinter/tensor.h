@@ -90,27 +90,35 @@ struct TensorOptions {
 struct Storage;  // a block of device memory, freed with its last owner
 class Node;      // a step of the autograd graph (autograd.h)
 
-// A contiguous, row-major array on one device. Copies share storage, gradient and place in the
-// autograd graph; views (reshape, narrow, detach) share storage. Work on a CUDA device is
-// asynchronous; item, to_vector and copies to the CPU wait for it. A tensor may be read from
-// several threads at once; on a CUDA device each thread has its own stream, so hand one over only
-// after synchronize().
+// A contiguous, row-major array on one device. Copies are the same tensor: what one is told
+// (set_requires_grad, fill_, backward) holds for all; views (reshape, narrow) and detach() are
+// tensors of their own that share storage. Work on a CUDA device is asynchronous; item, to_vector
+// and copies to the CPU wait for it. A tensor may be read from several threads at once; on a CUDA
+// device each thread has its own stream, so hand one over only after synchronize().
 class Tensor {
  public:
   Tensor() = default;  // undefined: stands for 'no tensor' (no bias, no gradient)
-  bool defined() const { return storage_ != nullptr; }
+  // Not inline: GCC 12 warns of a vector of tensors that grows if they are.
+  Tensor(const Tensor&);
+  Tensor(Tensor&&) noexcept;
+  Tensor& operator=(const Tensor&);
+  Tensor& operator=(Tensor&&) noexcept;
+  ~Tensor();
+  bool defined() const { return impl_ != nullptr; }
+  // Whether both are the same tensor, not only equal ones.
+  bool is(const Tensor& other) const { return impl_ == other.impl_; }
 
-  const Shape& shape() const { return shape_; }
-  int rank() const { return shape_.rank(); }
-  int64_t size(int dim) const { return shape_[dim]; }
-  int64_t numel() const { return shape_.numel(); }
-  DType dtype() const { return dtype_; }
+  const Shape& shape() const;
+  int rank() const { return shape().rank(); }
+  int64_t size(int dim) const { return shape()[dim]; }
+  int64_t numel() const { return shape().numel(); }
+  DType dtype() const;
   Device device() const;
-  TensorOptions options() const { return {dtype_, device()}; }
+  TensorOptions options() const { return {dtype(), device()}; }
 
   // The first element, in the device's memory. Throws DtypeError unless T is the element type.
   template <class T> T* data() const {
-    if (DTypeOf<std::remove_const_t<T>>::value != dtype_)
+    if (!defined() || DTypeOf<std::remove_const_t<T>>::value != dtype())
       wrong_dtype(DTypeOf<std::remove_const_t<T>>::value);
     if constexpr (std::is_const_v<T>)
       return static_cast<T*>(read());
@@ -120,7 +128,7 @@ class Tensor {
   // As data(), for copies of bytes: to write to, and only to be read.
   void* raw() const;
   const void* read() const;
-  size_t bytes() const { return static_cast<size_t>(numel()) * size_of(dtype_); }
+  size_t bytes() const { return static_cast<size_t>(numel()) * size_of(dtype()); }
 
   // The only element, converted to T. Waits for the device. Throws ShapeError unless numel() == 1.
   template <class T> T item() const;
@@ -133,18 +141,23 @@ class Tensor {
   Tensor clone() const;  // a copy with storage of its own. Differentiable.
 
   // In place; on the storage, so every sharer sees it, and a backward pass that saved the old
-  // values throws. copy_ converts dtype and device; shapes must match.
-  void copy_(const Tensor& source);
-  void fill_(double value);
+  // values throws. copy_ converts dtype and device; shapes must match. While grad_enabled() they
+  // are recorded as operators are, through views too: the overwritten values get no gradient, the
+  // source of copy_ gets its part. Throw GradError for a leaf that requires grad and views of one,
+  // whose gradient would be another tensor's: change it under no_grad, or through detach().
+  void copy_(const Tensor& source) const;
+  void fill_(double value) const;
 
   // ---- autograd ----
   // Whether operators on this tensor are recorded for a backward pass.
-  bool requires_grad() const { return node_ != nullptr; }
-  // Makes this tensor, and copies made from now on, a leaf that collects a gradient (or stops it).
-  // Throws GradError on the result of a recorded operator, DtypeError unless floating.
-  Tensor& set_requires_grad(bool value = true);
+  bool requires_grad() const { return node() != nullptr; }
+  // Makes this tensor a leaf that collects a gradient, or stops it: a frozen leaf keeps the
+  // gradient it has. Throws GradError on the result of a recorded operator, DtypeError unless
+  // floating.
+  const Tensor& set_requires_grad(bool value = true) const;
   bool is_leaf() const;
   // Gradient of a leaf, undefined before the first backward pass; it adds up until set_grad({}).
+  // set_grad of anything else throws GradError for a tensor that does not require grad.
   Tensor grad() const;
   void set_grad(const Tensor& grad) const;
   // Adds d(this)/d(leaf), weighted by `gradient` (default 1, for which this must have one element),
@@ -163,11 +176,17 @@ class Tensor {
   Tensor narrow(int64_t first, int64_t count) const;
 
   // ---- for operators ----
-  const std::shared_ptr<Node>& node() const { return node_; }
+  const std::shared_ptr<Node>& node() const;
   Tensor with_node(std::shared_ptr<Node> node) const;
+  // Puts `data`'s storage, shape, dtype and device in the place of this tensor's: every copy of a
+  // leaf follows, stays a leaf, and loses its gradient. Throws GradError unless it is a leaf.
+  void set_data(const Tensor& data) const;
   uint64_t version() const;  // counts in-place changes of the storage
   void bump_version() const;
-  bool shares_storage() const { return storage_.use_count() > 1; }
+  // Whether a module is known to list this leaf as its parameter (nn.h).
+  bool listed() const;
+  void set_listed() const;
+  bool shares_storage() const;  // with another tensor or a copy of this one
   // How else the values can be had, kept with the storage until somebody may write to it: for an
   // operator that can make them from that on its way, instead of reading them. Null if there is
   // none of this kind or this is another view of the storage.
@@ -181,19 +200,21 @@ class Tensor {
   }
 
  private:
+  struct Impl;
+  explicit Tensor(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
   friend Tensor empty(const Shape&, TensorOptions);
   const std::any* current_origin() const;
   [[noreturn]] void wrong_dtype(DType wanted) const;
-  Tensor view(const Shape& shape, int64_t offset) const;
+  Tensor view(const char* op, const Shape& shape, int64_t offset) const;
+  // An in-place change by `op` from `source` (undefined: from nothing that has a gradient): whether
+  // it is to be recorded, or GradError; and, once it is made, the record.
+  bool records_in_place(const char* op, const Tensor& source) const;
+  void record_in_place(const char* op, const Tensor& source) const;
   void check_differentiable() const;
   // gradient undefined: 1, through the node's backward_one.
   void run_backward(const Tensor& gradient, bool retain_graph) const;
 
-  std::shared_ptr<Storage> storage_;
-  std::byte* data_ = nullptr;
-  Shape shape_;
-  DType dtype_ = kFloat32;
-  std::shared_ptr<Node> node_;
+  std::shared_ptr<Impl> impl_;
 };
 
 // ---- making tensors -----------------------------------------------------------------------------
