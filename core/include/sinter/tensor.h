@@ -215,10 +215,17 @@ void compute_deferred();
 
 // A state: tensors by name, in a fixed order.
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
+// What two states do not have in common, in their order.
+struct StateKeys {
+  std::vector<std::string> missing;     // those of the target that the source has not
+  std::vector<std::string> unexpected;  // those of the source that the target has not
+};
 // Copies `from` into `to` by name, converting dtype and device. Throws, and copies nothing, if they
-// do not fit: ValueError naming every missing and every unexpected key, ShapeError naming a key
-// whose shape differs.
-void copy_state(const char* op, const NamedTensors& to, const NamedTensors& from);
+// do not fit: ValueError naming missing and unexpected keys, unless not strict, which copies what
+// both have and returns the others; and in either case ShapeError naming a key whose shape differs,
+// ValueError for a key that `from` has twice or an undefined tensor. In time O(n log n).
+StateKeys copy_state(const char* op, const NamedTensors& to, const NamedTensors& from,
+                     bool strict = true);
 
 // Blocks of tensor memory alive in this process: a leak test's yardstick, with live_nodes().
 int64_t live_storages();
