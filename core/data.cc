@@ -68,6 +68,11 @@ void check_set(const ImageSet& set) {
     require<ValueError>(std::isfinite(set.mean[c]) && std::isfinite(set.std[c]) && set.std[c] > 0,
                         "Batches: channel ", c, ": mean ", set.mean[c], ", std ", set.std[c],
                         "; expected a finite mean and a std > 0");
+  const std::vector<uint8_t> values = set.labels.to_vector<uint8_t>();
+  for (size_t i = 0; i < values.size(); ++i)
+    if (values[i] >= set.classes)
+      throw ValueError(str("Batches: labels[", i, "] = ", int{values[i]},
+                           ", expected 0 <= label < ", set.classes));
 }
 
 }  // namespace
