@@ -425,6 +425,15 @@ SINTER_READ(int64_t);
 SINTER_READ(uint8_t);
 #undef SINTER_READ
 
+// Through float64, in which no element of another dtype becomes 0.
+template <> std::vector<bool> Tensor::to_vector<bool>() const {
+  const std::vector<double> values = to_vector<double>();
+  std::vector<bool> result(values.size());
+  for (size_t i = 0; i < values.size(); ++i) result[i] = values[i] != 0;
+  return result;
+}
+template <> bool Tensor::item<bool>() const { return item<double>() != 0; }
+
 // ---- views and shorthands -----------------------------------------------------------------------
 
 Tensor Tensor::reshape(const Shape& wanted) const {
@@ -481,5 +490,11 @@ Tensor reshape(const Tensor& x, const Shape& shape) { return x.reshape(shape); }
 Tensor flatten(const Tensor& x, int first, int last) { return x.flatten(first, last); }
 Tensor narrow(const Tensor& x, int64_t first, int64_t count) { return x.narrow(first, count); }
 Tensor Tensor::permute(const std::vector<int>& dims) const { return sinter::permute(*this, dims); }
+Tensor Tensor::sum(const Dims& dims, bool keepdim) const {
+  return sinter::sum(*this, dims, keepdim);
+}
+Tensor Tensor::mean(const Dims& dims, bool keepdim) const {
+  return sinter::mean(*this, dims, keepdim);
+}
 
 }  // namespace sinter
