@@ -238,7 +238,7 @@ OpCase binary_case(const Binary& binary, const Sizes& a_shape, const Sizes& b_sh
 
 namespace {
 
-OpCase reduce_case(const char* name, Tensor (*op)(const Tensor&, const std::vector<int>&, bool),
+OpCase reduce_case(const char* name, Tensor (*op)(const Tensor&, const Dims&, bool),
                    const Sizes& shape, const std::vector<int>& dims, bool keepdim) {
   const bool is_mean = std::string(name) == "mean";
   const int rank = static_cast<int>(shape.size());

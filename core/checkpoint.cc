@@ -84,16 +84,16 @@ void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkp
   NamedTensors tensors;
   for_each_part(checkpoint, [&](const std::string& prefix, const NamedTensors& part) {
     for (const auto& [name, tensor] : part) {
-      require<ValueError>(tensor.defined(), "save_checkpoint: tensor '", prefix, name,
-                          "' is undefined");
+      require<ValueError>(tensor.defined(), "save_checkpoint: tensor ", in_quotes(prefix + name),
+                          " is undefined");
       // Copied from the device once, then hashed and written from there.
       tensors.emplace_back(prefix + name, tensor.detach().to(kCpu));
     }
   });
   std::map<std::string, std::string> metadata = checkpoint.metadata;
   for (const auto& [key, value] : metadata) {
-    require<ValueError>(key.rfind(kReserved, 0) != 0, "save_checkpoint: metadata key '", key,
-                        "': keys that begin with ", kReserved, " are taken");
+    require<ValueError>(key.rfind(kReserved, 0) != 0, "save_checkpoint: metadata key ",
+                        in_quotes(key), ": keys that begin with ", kReserved, " are taken");
   }
   metadata.emplace(kVersionKey, kVersion);
   metadata.emplace(kHashKey, hash_of(tensors, metadata));

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 #include "file.h"
 #include "sinter/dispatch.h"
@@ -68,6 +67,12 @@ void check_set(const ImageSet& set) {
     require<ValueError>(std::isfinite(set.mean[c]) && std::isfinite(set.std[c]) && set.std[c] > 0,
                         "Batches: channel ", c, ": mean ", set.mean[c], ", std ", set.std[c],
                         "; expected a finite mean and a std > 0");
+  const Tensor here = set.labels.to(kCpu);
+  const uint8_t* label = here.data<const uint8_t>();
+  for (int64_t i = 0; i < labels[0]; ++i)
+    if (label[i] >= set.classes)
+      throw ValueError(str("Batches: labels[", i, "] = ", int{label[i]}, ", expected 0 <= label < ",
+                           set.classes));
 }
 
 }  // namespace
@@ -162,10 +167,7 @@ void Batches::start_epoch(uint64_t epoch) {
   const int64_t n = set_.size();
   const Device device = set_.labels.device();
   if (!options_.shuffle) {
-    if (index_.defined()) return;
-    std::vector<int64_t> order(static_cast<size_t>(n));
-    std::iota(order.begin(), order.end(), int64_t{0});
-    index_ = from_vector(order, {n}, device);
+    if (!index_.defined()) index_ = arange(n, {kInt64, device});
     return;
   }
   // In place, since a captured graph reads it; unless a copy of this Batches does, which is to stay

@@ -204,6 +204,32 @@ Tensor operator*(const Tensor& a, double b) {
 Tensor operator/(const Tensor& a, double b) { return div(a, full({}, b, a.options())); }
 Tensor operator+(const Tensor& a, double b) { return add(a, full({}, b, a.options())); }
 Tensor operator-(const Tensor& a, double b) { return sub(a, full({}, b, a.options())); }
+Tensor operator-(double a, const Tensor& b) { return sub(full({}, a, b.options()), b); }
+Tensor operator/(double a, const Tensor& b) { return div(full({}, a, b.options()), b); }
+
+namespace {
+
+Tensor& assign(const char* op, Tensor& x, const Tensor& result) {
+  if (!(result.shape() == x.shape()))
+    throw ShapeError(str(op, ": expected a right side that broadcasts to x's shape ", x.shape(),
+                         ", got one that makes it ", result.shape()));
+  x.copy_(result);
+  return x;
+}
+
+}  // namespace
+
+Tensor& operator+=(Tensor& x, const Tensor& y) { return assign("+=", x, x + y); }
+Tensor& operator-=(Tensor& x, const Tensor& y) { return assign("-=", x, x - y); }
+Tensor& operator*=(Tensor& x, const Tensor& y) {
+  // y's gradient needs the values that x had.
+  return assign("*=", x, (recording({&y}) ? x.clone() : x) * y);
+}
+Tensor& operator/=(Tensor& x, const Tensor& y) { return assign("/=", x, x / y); }
+Tensor& operator+=(Tensor& x, double y) { return assign("+=", x, x + y); }
+Tensor& operator-=(Tensor& x, double y) { return assign("-=", x, x - y); }
+Tensor& operator*=(Tensor& x, double y) { return assign("*=", x, x * y); }
+Tensor& operator/=(Tensor& x, double y) { return assign("/=", x, x / y); }
 
 Tensor relu(const Tensor& x) {
   require<ValueError>(x.defined(), "relu: expected a tensor, got an undefined one");
@@ -256,11 +282,11 @@ Tensor reduce_op(const char* op, bool mean, const Tensor& x, const std::vector<i
 
 }  // namespace
 
-Tensor sum(const Tensor& x, const std::vector<int>& dims, bool keepdim) {
-  return reduce_op("sum", false, x, dims, keepdim);
+Tensor sum(const Tensor& x, const Dims& dims, bool keepdim) {
+  return reduce_op("sum", false, x, dims.list, keepdim);
 }
-Tensor mean(const Tensor& x, const std::vector<int>& dims, bool keepdim) {
-  return reduce_op("mean", true, x, dims, keepdim);
+Tensor mean(const Tensor& x, const Dims& dims, bool keepdim) {
+  return reduce_op("mean", true, x, dims.list, keepdim);
 }
 
 Tensor permute(const Tensor& x, const std::vector<int>& dims) {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "sinter/dispatch.h"
 #include "sinter/philox.h"
 
 namespace sinter {
@@ -30,23 +31,52 @@ void manual_seed(uint64_t seed) { default_generator() = Generator(seed); }
 
 namespace {
 
+// draw(T()): the next element, T being x's.
 template <class Draw> void fill_with(const char* op, const Tensor& x, Draw draw) {
   require<DtypeError>(is_floating(x.dtype()), op, ": expected float32 or float64, got ", x.dtype());
-  std::vector<double> values(static_cast<size_t>(x.numel()));
-  for (double& value : values) value = draw();
-  x.detach().copy_(from_vector(values, x.shape()).to(x.device()));
+  const bool here = x.device() == kCpu;
+  const Tensor host = here ? x.detach() : empty(x.shape(), {x.dtype(), kCpu});
+  dispatch(op, host, [&]<class T>(const auto&) {
+    T* const first = host.data<T>();
+    for (int64_t i = 0, n = host.numel(); i < n; ++i) first[i] = draw(T());
+  });
+  if (here)
+    x.bump_version();
+  else
+    x.detach().copy_(host);
 }
 
 }  // namespace
 
 void uniform_(const Tensor& x, double low, double high, Generator& generator) {
-  require<ValueError>(low <= high, "uniform_: expected low <= high, got ", low, " and ", high);
-  fill_with("uniform_", x, [&] { return low + (high - low) * generator.uniform(); });
+  require<ValueError>(low <= high && std::isfinite(high - low),
+                      "uniform_: expected low <= high at a finite distance, got ", low, " and ",
+                      high);
+  fill_with("uniform_", x, [&]<class T>(T) {
+    const T value = static_cast<T>(low + (high - low) * generator.uniform());
+    if (value < high) return value;
+    // Rounded up to high, which is not to be drawn.
+    const T before = std::nextafter(value, static_cast<T>(low));
+    return before >= low ? before : value;
+  });
 }
 
 void normal_(const Tensor& x, double mean, double stddev, Generator& generator) {
   require<ValueError>(stddev >= 0, "normal_: expected stddev >= 0, got ", stddev);
-  fill_with("normal_", x, [&] { return mean + stddev * generator.normal(); });
+  fill_with("normal_", x,
+            [&]<class T>(T) { return static_cast<T>(mean + stddev * generator.normal()); });
+}
+
+Tensor rand(const Shape& shape, TensorOptions options, Generator& generator) {
+  const Tensor x = empty(shape, options);
+  uniform_(x, 0, 1, generator);
+  return x;
+}
+
+Tensor randn(const Shape& shape, TensorOptions options, Generator& generator) {
+  const Tensor x = empty(shape, options);
+  normal_(x, 0, 1, generator);
+  return x;
 }
 
 }  // namespace sinter

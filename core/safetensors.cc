@@ -27,14 +27,50 @@ using nlohmann::json;
 constexpr uint64_t kMaxHeader = 100'000'000;  // the reference implementation's limit
 constexpr const char* kMetadata = "__metadata__";
 
+// Copies what nothing aligns: n elements as they are in the file, to those of a tensor.
+using Convert = void (*)(const std::byte* from, int64_t n, void* to);
+
+template <class From, class To, To (*convert)(From)>
+void each(const std::byte* from, int64_t n, void* to) {
+  for (int64_t i = 0; i < n; ++i) {
+    From stored;
+    std::memcpy(&stored, from + i * static_cast<int64_t>(sizeof(From)), sizeof(From));
+    const To value = convert(stored);
+    std::memcpy(static_cast<std::byte*>(to) + i * static_cast<int64_t>(sizeof(To)), &value,
+                sizeof(To));
+  }
+}
+
+// The bits of the float of the same value: half precision is 1 bit of sign, 5 of exponent (bias 15)
+// and 10 of mantissa. As bits, so that a NaN keeps its own.
+uint32_t half_bits(uint16_t half) {
+  const uint32_t sign = uint32_t{half} >> 15 << 31, exponent = half >> 10 & 31;
+  const uint32_t mantissa = half & 1023;
+  if (exponent == 31) return sign | 0x7F800000 | mantissa << 13;  // infinity, NaN
+  if (exponent > 0) return sign | (exponent + 127 - 15) << 23 | mantissa << 13;
+  return sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-24F);  // subnormal, 0
+}
+// bfloat16 is a float's upper half.
+uint32_t bfloat_bits(uint16_t bfloat) { return uint32_t{bfloat} << 16; }
+uint8_t truth(uint8_t byte) { return byte != 0 ? 1 : 0; }  // as PyTorch takes it
+
 struct Format {
-  DType dtype;
   const char* name;
+  DType dtype;
+  int64_t bytes;              // of an element in the file
+  Convert convert = nullptr;  // where that is not the dtype's own form
 };
-// In the order in which the reference implementation lays tensors out. Since wider ones come first,
-// each tensor is aligned to its element size.
-constexpr std::array<Format, 5> kFormats = {
-    {{kInt64, "I64"}, {kFloat64, "F64"}, {kFloat32, "F32"}, {kInt32, "I32"}, {kUInt8, "U8"}}};
+// Those that are written first, in the order in which the reference implementation lays tensors
+// out. Since wider ones come first, each tensor is aligned to its element size.
+constexpr std::array<Format, 8> kFormats = {
+    {{"I64", kInt64, 8},
+     {"F64", kFloat64, 8},
+     {"F32", kFloat32, 4},
+     {"I32", kInt32, 4},
+     {"U8", kUInt8, 1},
+     {"F16", kFloat32, 2, each<uint16_t, uint32_t, half_bits>},
+     {"BF16", kFloat32, 2, each<uint16_t, uint32_t, bfloat_bits>},
+     {"BOOL", kUInt8, 1, each<uint8_t, uint8_t, truth>}}};
 
 int rank_of(DType dtype) {
   for (size_t i = 0; i < kFormats.size(); ++i)
@@ -48,55 +84,75 @@ template <class... Args> [[noreturn]] void fail(const std::string& file, const A
 
 // ---- reading ------------------------------------------------------------------------------------
 
-// Parses the header as JSON, but refuses duplicate keys, which a JSON library resolves silently,
-// and what is nested deeper or is a longer list than any tensor's entry: memory stays within a
-// small multiple of the header's size.
+// Refuses what JSON allows and a header must not have: duplicate keys, which a JSON library
+// resolves silently, and what is nested deeper or is a longer list than any tensor's entry, so that
+// memory stays within a small multiple of the header's size.
+class HeaderCheck : public json::json_sax_t {
+ public:
+  explicit HeaderCheck(const std::string& file) : file_(file) {}
+  bool start_object(size_t) override {
+    if (depth_ > 1) fail(file_, "header: an object nested deeper than a tensor's entry");
+    keys_[depth_++].clear();
+    return true;
+  }
+  bool key(std::string& key) override {
+    if (!keys_[depth_ - 1].insert(key).second)
+      fail(file_, "header: duplicate key ", in_quotes(key));
+    return true;
+  }
+  bool end_object() override { return leave(); }
+  bool start_array(size_t) override {
+    if (depth_ > 2) fail(file_, "header: a list nested deeper than a tensor's shape");
+    ++depth_;
+    elements_ = 0;
+    return true;
+  }
+  bool end_array() override { return leave(); }
+  bool null() override { return value(); }
+  bool boolean(bool) override { return value(); }
+  bool number_integer(int64_t) override { return value(); }
+  bool number_unsigned(uint64_t) override { return value(); }
+  bool number_float(double, const std::string&) override { return value(); }
+  bool string(std::string&) override { return value(); }
+  bool binary(json::binary_t&) override { return value(); }
+  bool parse_error(size_t, const std::string&, const json::exception& e) override {
+    fail(file_, "header: ", printable(e.what(), 200));  // it quotes what it could not read
+  }
+
+ private:
+  bool leave() {
+    --depth_;
+    return true;
+  }
+  bool value() {
+    if (depth_ > 2 && ++elements_ > kMaxRank)
+      fail(file_, "header: a list of more than ", kMaxRank,
+           " numbers, expected at most that many dimensions");
+    return true;
+  }
+
+  const std::string& file_;
+  int depth_ = 0;                  // objects and lists that are open
+  std::set<std::string> keys_[2];  // of the objects that are open
+  int elements_ = 0;               // of the list that is open
+};
+
 json parse_header(const std::string& file, const char* begin, const char* end) {
   // The parser takes a NUL for the end of its input and would ignore what follows.
   if (const void* nul = std::memchr(begin, 0, static_cast<size_t>(end - begin)))
     fail(file, "header: NUL at byte ", 8 + (static_cast<const char*>(nul) - begin));
   if (begin == end || *begin != '{') fail(file, "header: expected it to begin with '{'");
-
-  std::vector<std::set<std::string>> keys;  // of the objects that are open
-  int elements = 0;                         // of the list that is open
-  const auto check = [&](int depth, json::parse_event_t event, json& parsed) {
-    switch (event) {
-      case json::parse_event_t::object_start:
-        if (depth > 1) fail(file, "header: an object nested deeper than a tensor's entry");
-        keys.emplace_back();
-        break;
-      case json::parse_event_t::key:
-        if (const std::string key = parsed; !keys.back().insert(key).second)
-          fail(file, "header: duplicate key ", in_quotes(key));
-        break;
-      case json::parse_event_t::object_end:
-        keys.pop_back();
-        break;
-      case json::parse_event_t::array_start:
-        if (depth > 2) fail(file, "header: a list nested deeper than a tensor's shape");
-        elements = 0;
-        break;
-      case json::parse_event_t::value:
-        if (depth > 2 && ++elements > kMaxRank)
-          fail(file, "header: a list of more than ", kMaxRank,
-               " numbers, expected at most that many dimensions");
-        break;
-      case json::parse_event_t::array_end:
-        break;
-    }
-    return true;
-  };
-  try {
-    return json::parse(begin, end, check);
-  } catch (const json::exception& e) {
-    fail(file, "header: ", printable(e.what(), 200));  // it quotes what it could not read
-  }
+  // Read twice, since a parser that asks for approval while it builds the tree walks an object's
+  // members anew at each of them.
+  HeaderCheck check(file);
+  json::sax_parse(begin, end, &check);
+  return json::parse(begin, end);
 }
 
 // A tensor's entry, checked by itself and against the buffer.
 struct Entry {
   std::string name;
-  DType dtype = kFloat32;
+  const Format* format = nullptr;
   Shape shape;
   uint64_t begin = 0, end = 0;
 };
@@ -130,21 +186,21 @@ Entry read_entry(const std::string& file, const std::string& name, const json& f
   entry.name = name;
   const json& dtype = field("dtype");
   if (!dtype.is_string()) bad("dtype: expected a string, got ", dtype.type_name());
-  const auto format = std::find_if(kFormats.begin(), kFormats.end(),
-                                   [&](const Format& f) { return dtype == f.name; });
-  if (format == kFormats.end())
-    bad("dtype ", in_quotes(dtype.get<std::string>()), ", expected F32, F64, I32, I64 or U8");
-  entry.dtype = format->dtype;
+  for (const Format& format : kFormats)
+    if (dtype == format.name) entry.format = &format;
+  if (entry.format == nullptr)
+    bad("dtype ", in_quotes(dtype.get<std::string>()),
+        ", expected F64, F32, F16, BF16, I64, I32, U8 or BOOL");
 
   // The product of the extents other than 0 must fit too: strides are made of such products.
-  int64_t product = static_cast<int64_t>(size_of(entry.dtype));
+  int64_t product = static_cast<int64_t>(size_of(entry.format->dtype));
   for (const uint64_t extent : numbers("shape")) {
     if (extent > uint64_t{std::numeric_limits<int64_t>::max()} ||
         (extent != 0 && __builtin_mul_overflow(product, static_cast<int64_t>(extent), &product)))
       bad("shape ", field("shape").dump(), " overflows 2^63 bytes");
     entry.shape.append(static_cast<int64_t>(extent));
   }
-  const uint64_t bytes = static_cast<uint64_t>(entry.shape.numel()) * size_of(entry.dtype);
+  const auto bytes = static_cast<uint64_t>(entry.shape.numel() * entry.format->bytes);
 
   const std::vector<uint64_t> offsets = numbers("data_offsets");
   if (offsets.size() != 2) bad("data_offsets: expected 2 numbers, got ", offsets.size());
@@ -155,7 +211,7 @@ Entry read_entry(const std::string& file, const std::string& name, const json& f
         ", the bytes after the header");
   if (entry.end - entry.begin != bytes)
     bad("data_offsets ", field("data_offsets").dump(), " span ", entry.end - entry.begin,
-        " bytes, expected ", bytes, " for ", entry.dtype, " ", entry.shape);
+        " bytes, expected ", bytes, " for ", entry.format->name, " ", entry.shape);
   return entry;
 }
 
@@ -232,9 +288,13 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::s
          ", the end of the file");
 
   for (const Entry& entry : entries) {
-    const Tensor tensor = empty(entry.shape, {entry.dtype, kCpu});
+    const Tensor tensor = empty(entry.shape, {entry.format->dtype, kCpu});
+    const std::byte* from = buffer.data() + entry.begin;
     // memcpy: nothing in the format aligns a tensor.
-    if (tensor.bytes() > 0) std::memcpy(tensor.raw(), buffer.data() + entry.begin, tensor.bytes());
+    if (entry.format->convert != nullptr)
+      entry.format->convert(from, tensor.numel(), tensor.raw());
+    else if (tensor.bytes() > 0)
+      std::memcpy(tensor.raw(), from, tensor.bytes());
     file.tensors.emplace_back(entry.name, tensor);
   }
   return file;
@@ -263,24 +323,28 @@ void save_safetensors(const std::filesystem::path& path, const NamedTensors& ten
            std::pair(rank_of(tensors[b].second.dtype()), tensors[b].first);
   });
 
-  nlohmann::ordered_json header = nlohmann::ordered_json::object();
-  if (!metadata.empty()) header[kMetadata] = metadata;
+  // Not one tree of JSON: one that keeps the order looks a key up by walking all the others.
+  std::string text = "{";
+  const auto add = [&](const std::string& key, const nlohmann::ordered_json& value) {
+    try {
+      text += str(text.size() > 1 ? "," : "", json(key).dump(), ":", value.dump());
+    } catch (const json::exception& e) {
+      throw ValueError(
+          str("save_safetensors: ", path.string(), ": a name or the metadata: ", e.what()));
+    }
+  };
+  if (!metadata.empty()) add(kMetadata, metadata);
   size_t offset = 0;
   for (const size_t i : order) {
     const auto& [name, tensor] = tensors[i];
-    nlohmann::ordered_json& entry = header[name];
+    nlohmann::ordered_json entry;
     entry["dtype"] = kFormats[rank_of(tensor.dtype())].name;
     entry["shape"] = std::vector<int64_t>(tensor.shape().begin(), tensor.shape().end());
     entry["data_offsets"] = {offset, offset + tensor.bytes()};
+    add(name, entry);
     offset += tensor.bytes();
   }
-  std::string text;
-  try {
-    text = header.dump();
-  } catch (const json::exception& e) {
-    throw ValueError(
-        str("save_safetensors: ", path.string(), ": a name or the metadata: ", e.what()));
-  }
+  text += '}';
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the tensors begin at a multiple of 8
   const uint64_t header_bytes = text.size();
   require<ValueError>(header_bytes <= kMaxHeader, "save_safetensors: ", path.string(),

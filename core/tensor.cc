@@ -454,6 +454,15 @@ SINTER_READ(int64_t);
 SINTER_READ(uint8_t);
 #undef SINTER_READ
 
+// Through float64, in which no element of another dtype becomes 0.
+template <> std::vector<bool> Tensor::to_vector<bool>() const {
+  const std::vector<double> values = to_vector<double>();
+  std::vector<bool> result(values.size());
+  for (size_t i = 0; i < values.size(); ++i) result[i] = values[i] != 0;
+  return result;
+}
+template <> bool Tensor::item<bool>() const { return item<double>() != 0; }
+
 // ---- views and shorthands -----------------------------------------------------------------------
 
 Tensor Tensor::reshape(const Shape& wanted) const {
@@ -505,36 +514,11 @@ Tensor reshape(const Tensor& x, const Shape& shape) { return x.reshape(shape); }
 Tensor flatten(const Tensor& x, int first, int last) { return x.flatten(first, last); }
 Tensor narrow(const Tensor& x, int64_t first, int64_t count) { return x.narrow(first, count); }
 Tensor Tensor::permute(const std::vector<int>& dims) const { return sinter::permute(*this, dims); }
-
-// ---- states -------------------------------------------------------------------------------------
-
-void copy_state(const char* op, const NamedTensors& to, const NamedTensors& from) {
-  auto find = [](const NamedTensors& in, const std::string& name) {
-    return std::find_if(in.begin(), in.end(),
-                        [&](const auto& entry) { return entry.first == name; });
-  };
-  std::string missing, unexpected, twice;
-  for (const auto& [name, tensor] : to) {
-    if (find(from, name) == from.end()) missing += (missing.empty() ? "" : ", ") + name;
-  }
-  for (const auto& entry : from) {
-    const std::string& name = entry.first;
-    if (find(to, name) == to.end()) unexpected += (unexpected.empty() ? "" : ", ") + name;
-    if (&*find(from, name) != &entry) twice += (twice.empty() ? "" : ", ") + name;
-  }
-  require<ValueError>(missing.empty() && unexpected.empty(), op,
-                      ": missing keys: ", missing.empty() ? "none" : missing,
-                      "; unexpected keys: ", unexpected.empty() ? "none" : unexpected);
-  require<ValueError>(twice.empty(), op, ": keys given more than once: ", twice);
-  for (const auto& [name, tensor] : to) {
-    const Tensor& source = find(from, name)->second;
-    require<ValueError>(source.defined(), op, ": ", name, " is an undefined tensor");
-    if (source.shape() != tensor.shape()) {
-      throw ShapeError(
-          str(op, ": expected ", name, " of shape ", tensor.shape(), ", got ", source.shape()));
-    }
-  }
-  for (const auto& [name, tensor] : to) Tensor(tensor).copy_(find(from, name)->second);
+Tensor Tensor::sum(const Dims& dims, bool keepdim) const {
+  return sinter::sum(*this, dims, keepdim);
+}
+Tensor Tensor::mean(const Dims& dims, bool keepdim) const {
+  return sinter::mean(*this, dims, keepdim);
 }
 
 }  // namespace sinter

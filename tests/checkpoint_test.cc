@@ -192,14 +192,14 @@ TEST_CASE("checkpoint: other files are refused, saying what they are", "[checkpo
 
   check_throws<ValueError>(
       [&] {
-        save_checkpoint(file, {{{"a", Tensor()}}, {}, {}, {}});
+        save_checkpoint(file, {{{"a\x1b", Tensor()}}, {}, {}, {}});
       },
-      {"model.a", "undefined"});
+      {R"("model.a\x1b")", "undefined"});
   check_throws<ValueError>(
       [&] {
-        save_checkpoint(file, {{}, {}, {}, {{"sinter_hash", "0"}}});
+        save_checkpoint(file, {{}, {}, {}, {{"sinter_hash\x07", "0"}}});
       },
-      {"sinter_hash"});
+      {R"("sinter_hash\x07")"});
   CHECK_THROWS_AS(save_checkpoint(file, {{}, {{"a", one}, {"a", one}}, {}, {}}), ValueError);
   check_throws<DataError>(load, {"sinter_new"});  // what was there is still there
 }

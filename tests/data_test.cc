@@ -1,6 +1,7 @@
 #include <sinter/data.h>
 
 #include <fstream>
+#include <iterator>
 #include <set>
 
 #include "catch.h"
@@ -355,6 +356,46 @@ TEST_CASE("batches: every image is as likely in every place", "[data]") {
   INFO("chi2 " << chi2 << ", of pairs " << chi2_pairs);
   CHECK(std::abs(chi2 - 361) <= 5 * std::sqrt(2 * 361.0));
   CHECK(std::abs(chi2_pairs - 361) <= 5 * std::sqrt(2 * 361.0));
+}
+
+DEVICE_TEST("batches: a loop over them", "[data]") {
+  Batches batches(numbered(23, device), {.batch_size = 5, .seed = 3});
+  for (const uint64_t epoch : {0, 1}) {
+    batches.start_epoch(epoch);
+    int64_t i = 0;
+    for (const auto& [x, y] : batches) {
+      CHECK(same_bits(x, batches.get(i).x));
+      CHECK(same_bits(y, batches.get(i).y));
+      ++i;
+    }
+    CHECK(i == batches.size());
+  }
+  int64_t images = 0;
+  const Batches& unchanging = batches;
+  for (const Batch& batch : unchanging) images += batch.y.size(0);
+  CHECK(images == 23);
+  for (const Batch& batch : Batches(numbered(0, device), {})) FAIL_CHECK(batch.y.shape());
+  static_assert(std::input_iterator<Batches::Iterator>);
+  CHECK(std::distance(batches.begin(), batches.end()) == 5);
+  auto it = batches.begin();
+  CHECK(same_bits((*it++).x, batches.get(0).x));
+  CHECK(same_bits((*it).x, batches.get(1).x));
+}
+
+DEVICE_TEST("batches: a label that is no class is refused", "[data]") {
+  ImageSet set = numbered(40, kCpu);
+  set.labels.narrow(17, 1).fill_(12);
+  set = set.to(device);
+  check_throws<ValueError>([&] { Batches(set, {}); },
+                           {"labels[17] = 12, expected 0 <= label < 10"});
+  set.classes = 13;
+  CHECK(Batches(set, {}).size() == 1);
+  set.labels.narrow(39, 1).fill_(255);
+  check_throws<ValueError>([&] { Batches(set, {}); }, {"labels[39] = 255", "label < 13"});
+  set.classes = 256;
+  CHECK(Batches(set, {}).size() == 1);
+  set.classes = 0;
+  check_throws<ValueError>([&] { Batches(set, {}); }, {"labels[0] = 0", "label < 0"});
 }
 
 TEST_CASE("batches: misuse", "[data]") {

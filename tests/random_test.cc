@@ -213,4 +213,50 @@ DEVICE_TEST("random fills: the same numbers on every device and dtype", "[random
   check_throws<ValueError>([&] { normal_(a, 0, -1); }, {"normal_"});
 }
 
+DEVICE_TEST("rand and randn: the same numbers on every device", "[random]") {
+  for (const DType dtype : {kFloat32, kFloat64})
+    for (const Shape& shape : {Shape{}, Shape{0}, Shape{3, 5}, Shape{1031}}) {
+      Generator g(5), by_hand(5);
+      const Tensor u = rand(shape, {dtype, device}, g), z = randn(shape, {dtype, device}, g);
+      const Tensor expected_u = empty(shape, {dtype}), expected_z = empty(shape, {dtype});
+      uniform_(expected_u, 0, 1, by_hand);
+      normal_(expected_z, 0, 1, by_hand);
+      CHECK(same_bits(u, expected_u));
+      CHECK(same_bits(z, expected_z));
+      CHECK(u.device() == device);
+      CHECK(g.position() == by_hand.position());
+      CHECK(!u.requires_grad());
+    }
+  manual_seed(3);
+  const Tensor a = randn({4}, {kFloat32, device}), b = rand({4}, {kFloat32, device});
+  manual_seed(3);
+  CHECK(same_bits(randn({4}), a));
+  CHECK(same_bits(rand({4}), b));
+  check_throws<DtypeError>([&] { rand({2}, {kInt64, device}); }, {"int64"});
+  check_throws<DtypeError>([&] { randn({2}, {kUInt8, device}); }, {"uint8"});
+}
+
+DEVICE_TEST("random fills: the upper bound is never drawn", "[random]") {
+  // A draw so close to 1 that float32 rounds it up.
+  constexpr uint64_t kPosition = 22063287;
+  Generator g(0);
+  g.set_position(kPosition);
+  REQUIRE(static_cast<float>(g.uniform()) == 1);
+  g.set_position(kPosition);
+  CHECK(rand({1}, {kFloat32, device}, g).item<float>() == std::nextafter(1.0F, 0.0F));
+  g.set_position(kPosition);
+  CHECK(rand({1}, {kFloat64, device}, g).item<double>() > 1 - 0x1p-25);
+  const Tensor x = empty({1}, {kFloat32, device});
+  g.set_position(kPosition);
+  uniform_(x, -3, -2, g);
+  CHECK(x.item<float>() == std::nextafter(-2.0F, -3.0F));
+  // Bounds between which there is nothing.
+  uniform_(x, 7, 7, g);
+  CHECK(x.item<float>() == 7);
+  const double inf = std::numeric_limits<double>::infinity();
+  check_throws<ValueError>([&] { uniform_(x, 0, inf); }, {"uniform_", "finite", "inf"});
+  check_throws<ValueError>([&] { uniform_(x, std::nan(""), 1); }, {"uniform_", "nan"});
+  check_throws<ValueError>([&] { uniform_(x, -1.5e308, 1.5e308); }, {"uniform_", "finite"});
+}
+
 }  // namespace sinter::test

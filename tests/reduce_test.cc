@@ -16,8 +16,7 @@ void check_reduce(Device device, const Sizes& shape, const std::vector<int>& dim
 
 DEVICE_TEST("reduce: hand-computed case", "[reduce]") {
   const Array x{{2, 3}, {1, 2, 3, 4, 5, 6}};
-  const auto op = [](Tensor (*f)(const Tensor&, const std::vector<int>&, bool),
-                     const std::vector<int>& dims) {
+  const auto op = [](Tensor (*f)(const Tensor&, const Dims&, bool), const std::vector<int>& dims) {
     return [f, dims](const std::vector<Tensor>& in) { return f(in[0], dims, false); };
   };
   check_op({"sum", {x}, op(sum, {}), {{}, {21}}, {{}, {2}}, {filled({2, 3}, 2)}, 0, {0}}, device);
@@ -122,10 +121,28 @@ DEVICE_TEST("reduce: gradient check", "[reduce]") {
   }
 }
 
+DEVICE_TEST("reduce: dimensions as a number or a list, and as members", "[reduce]") {
+  const Tensor x = tensor(noise({2, 3, 4}, 1), {kFloat32, device});
+  const std::vector<int> list = {0, -1};
+  CHECK(same_bits(sum(x, 1), sum(x, {1})));
+  CHECK(sum(x, 0).shape() == Shape{3, 4});
+  CHECK(same_bits(sum(x, -1, true), sum(x, {2}, true)));
+  CHECK(sum(x, 1, true).shape() == Shape{2, 1, 4});
+  CHECK(same_bits(sum(x, {0, -1}), sum(x, list)));
+  CHECK(sum(x, {}).rank() == 0);
+  CHECK(sum(x, {}, true).shape() == Shape{1, 1, 1});
+  CHECK(same_bits(mean(x, 1), mean(x, {1})));
+  CHECK(mean(x, {0, 2}, true).shape() == Shape{1, 3, 1});
+  CHECK(same_bits(x.sum(), sum(x)));
+  CHECK(same_bits(x.sum(1), sum(x, 1)));
+  CHECK(same_bits(x.mean({0, 1}, true), mean(x, {0, 1}, true)));
+  static_assert(!std::is_constructible_v<Dims, bool>);
+}
+
 DEVICE_TEST("reduce: errors", "[reduce]") {
   const TensorOptions options{kFloat32, device};
   const Tensor x = zeros({2, 3}, options);
-  using Function = Tensor (*)(const Tensor&, const std::vector<int>&, bool);
+  using Function = Tensor (*)(const Tensor&, const Dims&, bool);
   for (const bool is_mean : {false, true}) {
     const std::string op = is_mean ? "mean" : "sum";
     const Function f = is_mean ? static_cast<Function>(mean) : static_cast<Function>(sum);

@@ -2,8 +2,10 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <bit>
 #include <csignal>
 #include <cstring>
+#include <ctime>
 #include <limits>
 #include <numeric>
 
@@ -157,6 +159,130 @@ TEST_CASE("safetensors: valid files that look odd", "[safetensors]") {
   }
 }
 
+TEST_CASE("safetensors: half precision becomes float32 of the same value", "[safetensors]") {
+  // Every one of them, at an odd address.
+  std::string halves = "x";
+  for (int i = 0; i < 1 << 16; ++i) halves += {static_cast<char>(i), static_cast<char>(i >> 8)};
+  const auto read = [&](const std::string& dtype) {
+    const SafetensorsFile f =
+        parse(file_of(R"({"b":{"dtype":"U8","shape":[],"data_offsets":[0,1]},)"
+                      R"("w":{"dtype":")" +
+                      dtype + R"(","shape":[256,256],"data_offsets":[1,131073]}})") +
+              halves);
+    REQUIRE(f.tensors.size() == 2);
+    const Tensor& w = f.tensors[1].second;
+    CHECK(w.dtype() == kFloat32);
+    CHECK(w.shape() == Shape{256, 256});
+    return std::vector<float>(w.data<const float>(), w.data<const float>() + w.numel());
+  };
+  const auto wrong = [](const std::vector<float>& values, int exponent_bits) {
+    const int mantissa_bits = 15 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1;
+    int count = 0;
+    for (int i = 0; i < 1 << 16; ++i) {
+      const double sign = i >> 15 != 0 ? -1 : 1;
+      const int exponent = i >> mantissa_bits & ((1 << exponent_bits) - 1);
+      const double mantissa = (i & ((1 << mantissa_bits) - 1)) * std::exp2(-mantissa_bits);
+      const float value = values[static_cast<size_t>(i)];
+      if (exponent == (1 << exponent_bits) - 1 && mantissa > 0) {
+        count += !std::isnan(value);
+        continue;
+      }
+      const double expected =
+          sign * (exponent == (1 << exponent_bits) - 1 ? std::numeric_limits<double>::infinity()
+                  : exponent > 0                       ? std::ldexp(1 + mantissa, exponent - bias)
+                                                       : std::ldexp(mantissa, 1 - bias));
+      count += !(value == expected && std::signbit(value) == std::signbit(expected));
+    }
+    return count;
+  };
+  const std::vector<float> half = read("F16"), bfloat = read("BF16");
+  CHECK(wrong(half, 5) == 0);
+  CHECK(wrong(bfloat, 8) == 0);
+  CHECK(half[0x3C01] == 1 + 0x1p-10F);
+  CHECK(half[0x0001] == 0x1p-24F);
+  CHECK(half[0xFBFF] == -65504);
+  CHECK(bfloat[0x3F81] == 1 + 0x1p-7F);
+  CHECK(std::bit_cast<uint32_t>(half[0x7C01]) == 0x7F802000);  // NaNs keep their bits
+  CHECK(std::bit_cast<uint32_t>(bfloat[0xFF81]) == 0xFF810000);
+}
+
+TEST_CASE("safetensors: what is converted on the way in", "[safetensors]") {
+  const SafetensorsFile f =
+      parse(file_of(R"({"truth":{"dtype":"BOOL","shape":[2,2],"data_offsets":[0,4]},)"
+                    R"("none":{"dtype":"BOOL","shape":[0],"data_offsets":[4,4]},)"
+                    R"("half":{"dtype":"F16","shape":[],"data_offsets":[4,6]},)"
+                    R"("no half":{"dtype":"F16","shape":[3,0],"data_offsets":[6,6]}})") +
+            std::string("\0\1\2\xFF\0\xC0", 6));
+  REQUIRE(f.tensors.size() == 4);
+  for (const auto& [name, tensor] : f.tensors) {
+    INFO(name);
+    if (name == "truth") {
+      CHECK(tensor.dtype() == kUInt8);
+      CHECK(tensor.shape() == Shape{2, 2});
+      CHECK(tensor.to_vector<int>() == std::vector<int>{0, 1, 1, 1});
+    } else if (name == "none") {
+      CHECK(tensor.dtype() == kUInt8);
+      CHECK(tensor.shape() == Shape{0});
+    } else if (name == "half") {
+      CHECK(tensor.item<float>() == -2);
+    } else {
+      CHECK(tensor.dtype() == kFloat32);
+      CHECK(tensor.shape() == Shape{3, 0});
+    }
+  }
+}
+
+TEST_CASE("safetensors: the reference implementation's half precision and booleans",
+          "[safetensors]") {
+  // Recorded from the Python package, version 0.8.0, safetensors.torch.save of
+  //   {"h": float16 [1.5, -0.1, 6e-8], "b": bfloat16 [[3.140625]], "t": bool [True, False]}
+  const std::string recorded = little_endian(168) +
+                               R"({"b":{"dtype":"BF16","shape":[1,1],"data_offsets":[0,2]},)"
+                               R"("h":{"dtype":"F16","shape":[3],"data_offsets":[2,8]},)"
+                               R"("t":{"dtype":"BOOL","shape":[2],"data_offsets":[8,10]}}   )" +
+                               std::string("\x49\x40\x00\x3e\x66\xae\x01\x00\x01\x00", 10);
+  const SafetensorsFile f = parse(recorded);
+  REQUIRE(f.tensors.size() == 3);
+  const auto values = [&](const std::string& wanted) {
+    for (const auto& [name, tensor] : f.tensors)
+      if (name == wanted) return tensor.to_vector<double>();
+    return std::vector<double>();
+  };
+  CHECK(values("h") == std::vector<double>{1.5, -0.0999755859375, 0x1p-24});
+  CHECK(values("b") == std::vector<double>{3.140625});
+  CHECK(values("t") == std::vector<double>{1, 0});
+}
+
+TEST_CASE("safetensors: many tensors take time in proportion", "[safetensors]") {
+  const TempDir dir;
+  // Seconds of this process's, the least of three tries.
+  const auto seconds = [](auto&& f) {
+    double least = 1e9;
+    for (int i = 0; i < 3; ++i) {
+      const std::clock_t begin = std::clock();
+      f();
+      least = std::min(least, static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC);
+    }
+    return least;
+  };
+  const auto times = [&](int count) {
+    NamedTensors state;
+    for (int i = 0; i < count; ++i) state.emplace_back(str("layer.", i, ".weight"), zeros({0}));
+    const std::filesystem::path file = dir / str(count);
+    SafetensorsFile loaded;
+    return std::vector<double>{seconds([&] { save_safetensors(file, state); }),
+                               seconds([&] { loaded = load_safetensors(file); }),
+                               seconds([&] { copy_state("load", state, loaded.tensors); }),
+                               seconds([&] { state_hash(state); })};
+  };
+  const std::vector<double> few = times(1000), many = times(32'000);
+  for (size_t i = 0; i < few.size(); ++i) {
+    INFO("step " << i << ": " << few[i] << " s, then " << many[i] << " s");
+    // In proportion, 32 times; in proportion to the square, 1,024 times.
+    CHECK(many[i] <= 150 * std::max(few[i], 1e-3));
+  }
+}
+
 TEST_CASE("safetensors: malformed files", "[safetensors]") {
   struct Case {
     std::string what, bytes;
@@ -226,7 +352,18 @@ TEST_CASE("safetensors: malformed files", "[safetensors]") {
       {"no dtype", file_of(R"({"w":{"shape":[1],"data_offsets":[0,1]}})", 1), {"no dtype"}},
       {"no shape", file_of(R"({"w":{"dtype":"U8","data_offsets":[0,1]}})", 1), {"no shape"}},
       {"no offsets", file_of(R"({"w":{"dtype":"U8","shape":[1]}})", 1), {"no data_offsets"}},
-      {"unknown dtype", with(R"("BF16")", "[2]", "[0,4]"), {"\"w\"", "\"BF16\"", "expected F32"}},
+      {"int8", with(R"("I8")", "[4]", "[0,4]"), {"\"w\"", "\"I8\"", "BF16, I64"}},
+      {"int16", with(R"("I16")", "[2]", "[0,4]"), {"\"w\"", "\"I16\"", "BF16, I64"}},
+      {"uint16", with(R"("U16")", "[2]", "[0,4]"), {"\"w\"", "\"U16\"", "BF16, I64"}},
+      {"uint32", with(R"("U32")", "[1]", "[0,4]"), {"\"w\"", "\"U32\"", "BF16, I64"}},
+      {"uint64", with(R"("U64")", "[0]", "[0,0]", 0), {"\"w\"", "\"U64\"", "BF16, I64"}},
+      {"float8", with(R"("F8_E4M3")", "[4]", "[0,4]"), {"\"w\"", "\"F8_E4M3\"", "U8 or BOOL"}},
+      {"half as wide as float",
+       with(R"("F16")", "[1]", "[0,4]"),
+       {"span 4 bytes", "expected 2 for F16"}},
+      {"half whose floats overflow",
+       with(R"("F16")", "[0,4611686018427387904]", "[0,0]", 0),
+       {"overflows"}},
       {"dtype in lower case", with(R"("f32")", "[1]", "[0,4]"), {"\"f32\""}},
       {"dtype a number", with("32", "[1]", "[0,4]"), {"dtype: expected a string, got number"}},
       {"control characters in a name",

@@ -1,6 +1,9 @@
 #include <sinter/dispatch.h>
 
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <set>
 #include <sstream>
 #include <thread>
 
@@ -107,6 +110,25 @@ DEVICE_TEST("tensor: making and reading", "[tensor]") {
   CHECK(t.to_vector<int64_t>() == std::vector<int64_t>{1, -2, 3, int64_t{1} << 60});
   CHECK(from_vector(std::vector<uint8_t>{255}, {}, device).item<int>() == 255);
   CHECK(from_vector(std::vector<float>{}, {0}, device).to_vector<float>().empty());
+}
+
+DEVICE_TEST("tensor: as truth values", "[tensor]") {
+  for (const DType dtype : {kFloat32, kFloat64, kInt32, kInt64, kUInt8}) {
+    const TensorOptions options{dtype, device};
+    CHECK(!zeros({}, options).item<bool>());
+    CHECK(full({1, 1}, 5, options).item<bool>());
+    const Tensor x = from_vector(std::vector<double>{0, 1, 200, 0}, {4}, device).to(dtype);
+    CHECK(x.to_vector<bool>() == std::vector<bool>{false, true, true, false});
+  }
+  const double nan = std::nan("");
+  CHECK(full({}, nan, {kFloat32, device}).item<bool>());  // as in PyTorch
+  CHECK(full({}, -0.25, {kFloat32, device}).item<bool>());
+  CHECK(full({}, 1e-45, {kFloat32, device}).item<bool>());
+  CHECK(!full({}, -0.0, {kFloat64, device}).item<bool>());
+  CHECK(from_vector<int64_t>({int64_t{1} << 62}, {}, device).item<bool>());
+  CHECK(zeros({0}, {kFloat32, device}).to_vector<bool>().empty());
+  check_throws<ShapeError>([&] { zeros({2}, {kFloat32, device}).item<bool>(); }, {"(2,)"});
+  check_throws<Error>([] { Tensor().item<bool>(); }, {});
 }
 
 DEVICE_TEST("tensor: reading errors", "[tensor]") {
@@ -315,6 +337,23 @@ CUDA_TEST("tensor: copies between devices", "[tensor]") {
   CHECK(y.device() == cuda(1));
   CHECK(same_bits(y, x));
   CHECK(same_bits(y.to(device), x));
+}
+
+TEST_CASE("sinter.h: includes every header that is installed", "[tensor]") {
+  const std::filesystem::path root = std::filesystem::path(SINTER_GOLDEN_DIR) / "../..";
+  std::set<std::string> installed, included;
+  for (const char* room : {"core", "models"})
+    for (const auto& entry :
+         std::filesystem::directory_iterator(root / room / "include" / "sinter"))
+      installed.insert("sinter/" + entry.path().filename().string());
+  CHECK(installed.erase("sinter/sinter.h") == 1);
+  std::ifstream text(root / "core/include/sinter/sinter.h");
+  const std::string before = "#include \"";
+  for (std::string line; std::getline(text, line);)
+    if (line.starts_with(before))
+      included.insert(line.substr(before.size(), line.size() - before.size() - 1));
+  CHECK(included == installed);
+  CHECK(included.size() >= 18);
 }
 
 }  // namespace sinter::test

@@ -11,7 +11,8 @@ import pathlib
 import struct
 
 HERE = pathlib.Path(__file__).parent / "corpus"
-WIDTH = {"I64": 8, "F64": 8, "F32": 4, "I32": 4, "U8": 1}
+WIDTH = {"I64": 8, "F64": 8, "F32": 4, "I32": 4, "U8": 1, "F16": 2, "BF16": 2, "BOOL": 1, "I16": 2}
+KEPT = ["I64", "F64", "F32", "I32", "U8"]  # the others are converted; I16 is refused
 
 
 def write(target, name, data):
@@ -62,7 +63,13 @@ ENTRY = b'"w":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}'
 write("safetensors", "no-tensors", safetensors({}))
 write("safetensors", "one-tensor", safetensors({"w": ("F32", [2, 3], ramp(24))}))
 write("safetensors", "every-dtype", safetensors(
-    {name: (name, [1], ramp(width)) for name, width in WIDTH.items()}, {"format": "pt"}))
+    {name: (name, [1], ramp(WIDTH[name])) for name in KEPT}, {"format": "pt"}))
+# Zero, subnormals, the largest, infinity and NaN of each; an empty one; truths that are not 1.
+write("safetensors", "converted", safetensors(
+    {"h": ("F16", [6], struct.pack("<6H", 0x8000, 1, 0x83FF, 0x7BFF, 0xFC00, 0x7C01)),
+     "b": ("BF16", [2, 3], struct.pack("<6H", 0x8000, 1, 0x807F, 0x7F7F, 0xFF80, 0x7F81)),
+     "e": ("F16", [2, 0], b""), "t": ("BOOL", [4], b"\x00\x01\x02\xff")}))
+write("safetensors", "int16", safetensors({"w": ("I16", [2], ramp(4))}))
 write("safetensors", "scalar-and-empty", safetensors(
     {"s": ("F64", [], ramp(8)), "e": ("I32", [0, 5], b""), "é\n": ("U8", [1] * 8, b"x")}))
 write("safetensors", "escapes", raw(b'{"\\u0077\\n":{"dtype":"U8","shape":[],"data_offsets":[0,1]}}',

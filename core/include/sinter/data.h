@@ -5,6 +5,7 @@
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -94,13 +95,40 @@ class Batches {
     uint64_t seed = 0;
     DType dtype = kFloat32;
   };
-  // Throws ValueError unless batch_size >= 1.
+  // Throws ValueError unless batch_size >= 1 and every label is below set.classes, for which it
+  // waits for the device; ShapeError, DtypeError or DeviceError for tensors that are not an
+  // ImageSet's.
   Batches(const ImageSet& set, const Options& options);
   int64_t size() const;  // batches an epoch
   // Draws the order of `epoch` (0, 1, …). Without shuffle the order of the set.
   void start_epoch(uint64_t epoch);
   // Batch i of the current epoch, 0 <= i < size().
   Batch get(int64_t i) const;
+
+  // for (const auto& [x, y] : batches): get(0), get(1), … of the current epoch.
+  class Iterator {
+   public:
+    using iterator_category = std::input_iterator_tag;
+    using value_type = Batch;
+    using difference_type = int64_t;
+    using pointer = void;
+    using reference = Batch;
+    Iterator() = default;
+    Iterator(const Batches& batches, int64_t i) : batches_(&batches), i_(i) {}
+    Batch operator*() const { return batches_->get(i_); }
+    Iterator& operator++() {
+      ++i_;
+      return *this;
+    }
+    Iterator operator++(int) { return {*batches_, i_++}; }
+    bool operator==(const Iterator&) const = default;
+
+   private:
+    const Batches* batches_ = nullptr;
+    int64_t i_ = 0;
+  };
+  Iterator begin() const { return {*this, 0}; }
+  Iterator end() const { return {*this, size()}; }
 
   // The batch_size images from a position that is kept on the device, at first 0: a captured graph
   // takes the next batch at every replay. seek moves it to the beginning of batch i; behind the end

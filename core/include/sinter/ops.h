@@ -71,11 +71,34 @@ Tensor operator/(const Tensor& a, double b);
 inline Tensor operator*(double a, const Tensor& b) { return b * a; }
 inline Tensor operator+(double a, const Tensor& b) { return b + a; }
 inline Tensor operator-(const Tensor& a) { return a * -1.0; }
+Tensor operator-(double a, const Tensor& b);
+Tensor operator/(double a, const Tensor& b);
+
+// In place: x = x + y by copy_, so that every sharer of x's storage sees it. y broadcasts to x's
+// shape; x's shape and dtype stay. Throws ShapeError for a y that would make x larger, and what
+// copy_ throws.
+Tensor& operator+=(Tensor& x, const Tensor& y);
+Tensor& operator-=(Tensor& x, const Tensor& y);
+Tensor& operator*=(Tensor& x, const Tensor& y);
+Tensor& operator/=(Tensor& x, const Tensor& y);
+Tensor& operator+=(Tensor& x, double y);
+Tensor& operator-=(Tensor& x, double y);
+Tensor& operator*=(Tensor& x, double y);
+Tensor& operator/=(Tensor& x, double y);
+// Of a view made on the spot: x.narrow(0, 1) += y.
+inline Tensor operator+=(Tensor&& x, const Tensor& y) { return x += y; }
+inline Tensor operator-=(Tensor&& x, const Tensor& y) { return x -= y; }
+inline Tensor operator*=(Tensor&& x, const Tensor& y) { return x *= y; }
+inline Tensor operator/=(Tensor&& x, const Tensor& y) { return x /= y; }
+inline Tensor operator+=(Tensor&& x, double y) { return x += y; }
+inline Tensor operator-=(Tensor&& x, double y) { return x -= y; }
+inline Tensor operator*=(Tensor&& x, double y) { return x *= y; }
+inline Tensor operator/=(Tensor&& x, double y) { return x /= y; }
 
 // Over `dims` (negative from the end; empty: all of them). keepdim leaves extents of 1 in their
 // place.
-Tensor sum(const Tensor& x, const std::vector<int>& dims = {}, bool keepdim = false);
-Tensor mean(const Tensor& x, const std::vector<int>& dims = {}, bool keepdim = false);
+Tensor sum(const Tensor& x, const Dims& dims = {}, bool keepdim = false);
+Tensor mean(const Tensor& x, const Dims& dims = {}, bool keepdim = false);
 
 // The same elements in another shape, sharing storage; one extent may be -1 and is inferred. Any
 // dtype.

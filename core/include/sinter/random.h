@@ -29,9 +29,19 @@ class Generator {
 Generator& default_generator();
 void manual_seed(uint64_t seed);
 
-// Fills x, on whatever device, with draws; float32 gets the float64 draws rounded.
+// Fills x, on whatever device, with draws; float32 gets the float64 draws rounded. uniform_ draws
+// from [low, high); where these are so close that x's dtype has no number in between, low or high.
+// Throws DtypeError unless x is floating, ValueError unless low <= high, both and their difference
+// finite, and stddev >= 0.
 void uniform_(const Tensor& x, double low, double high, Generator& generator = default_generator());
 void normal_(const Tensor& x, double mean, double stddev,
+             Generator& generator = default_generator());
+
+// New tensors of draws from [0, 1) and of normal ones with mean 0 and variance 1; the same numbers
+// on every device.
+Tensor rand(const Shape& shape, TensorOptions options = {},
+            Generator& generator = default_generator());
+Tensor randn(const Shape& shape, TensorOptions options = {},
              Generator& generator = default_generator());
 
 }  // namespace sinter

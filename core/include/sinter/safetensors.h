@@ -15,9 +15,10 @@ struct SafetensorsFile {
   NamedTensors tensors;                         // on the CPU, in the order of their offsets
   std::map<std::string, std::string> metadata;  // the header's "__metadata__"
 };
-// Dtypes F32, F64, I32, I64, U8; at most kMaxRank dimensions. Throws DataError, naming file and
-// fault, for a file that is missing, truncated, oversized or malformed: bad JSON, an unknown dtype,
-// a duplicate key, offsets that overlap, leave gaps or disagree with dtype and shape.
+// Reads F64, F32, I64, I32 and U8 as they are; F16 and BF16 as float32 of the same values, BOOL as
+// uint8 0 (false) or 1 (any other byte). At most kMaxRank dimensions. Throws DataError, naming file
+// and fault, for a file that is missing, truncated, oversized or malformed: bad JSON, another
+// dtype, a duplicate key, offsets that overlap, leave gaps or disagree with dtype and shape.
 SafetensorsFile load_safetensors(const std::filesystem::path& path);
 // The same from memory; `name` stands for the file in messages.
 SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::string& name);

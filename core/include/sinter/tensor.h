@@ -2,10 +2,13 @@
 #pragma once
 
 #include <any>
+#include <concepts>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
+#include <iosfwd>
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -87,6 +90,18 @@ struct TensorOptions {
 
 // ---- tensor -------------------------------------------------------------------------------------
 
+// Dimensions of a tensor, negative from the end: sum(x, 1), sum(x, {0, -1}).
+struct Dims {
+  Dims() = default;
+  // NOLINTBEGIN: implicit, so that the calls read as above
+  Dims(int dim) : list{dim} {}
+  Dims(std::initializer_list<int> dims) : list(dims) {}
+  Dims(std::vector<int> dims) : list(std::move(dims)) {}
+  template <std::same_as<bool> T> Dims(T) = delete;  // a keepdim in the wrong place
+  // NOLINTEND
+  std::vector<int> list;
+};
+
 struct Storage;  // a block of device memory, freed with its last owner
 class Node;      // a step of the autograd graph (autograd.h)
 
@@ -130,9 +145,10 @@ class Tensor {
   const void* read() const;
   size_t bytes() const { return static_cast<size_t>(numel()) * size_of(dtype()); }
 
-  // The only element, converted to T. Waits for the device. Throws ShapeError unless numel() == 1.
+  // The only element, converted to T; to bool: whether it is not 0. Waits for the device. Throws
+  // ShapeError unless numel() == 1.
   template <class T> T item() const;
-  // All elements, row-major, converted to T. Waits for the device.
+  // All elements, row-major, converted to T as item does. Waits for the device.
   template <class T> std::vector<T> to_vector() const;
 
   // A tensor of the same values there, itself if it is there already. Differentiable.
@@ -174,6 +190,8 @@ class Tensor {
   Tensor permute(const std::vector<int>& dims) const;
   // Rows [first, first + count) of dimension 0, sharing storage.
   Tensor narrow(int64_t first, int64_t count) const;
+  Tensor sum(const Dims& dims = {}, bool keepdim = false) const;
+  Tensor mean(const Dims& dims = {}, bool keepdim = false) const;
 
   // ---- for operators ----
   const std::shared_ptr<Node>& node() const;
@@ -217,6 +235,14 @@ class Tensor {
   std::shared_ptr<Impl> impl_;
 };
 
+template <> bool Tensor::item<bool>() const;
+template <> std::vector<bool> Tensor::to_vector<bool>() const;
+
+// As PyTorch prints it: "tensor([[1., 2.], [3., 4.]], requires_grad=True)", rows below each other,
+// four digits after the point, of more than 1,000 elements the first and last three of each
+// dimension. Waits for the device.
+std::ostream& operator<<(std::ostream& out, const Tensor& tensor);
+
 // ---- making tensors -----------------------------------------------------------------------------
 
 Tensor empty(const Shape& shape, TensorOptions options = {});  // uninitialized
@@ -227,6 +253,47 @@ inline Tensor zeros(const Shape& shape, TensorOptions options = {}) {
 inline Tensor ones(const Shape& shape, TensorOptions options = {}) {
   return full(shape, 1, options);
 }
+// Of x's shape, dtype and device.
+inline Tensor empty_like(const Tensor& x) { return empty(x.shape(), x.options()); }
+inline Tensor full_like(const Tensor& x, double value) {
+  return full(x.shape(), value, x.options());
+}
+inline Tensor zeros_like(const Tensor& x) { return full_like(x, 0); }
+inline Tensor ones_like(const Tensor& x) { return full_like(x, 1); }
+
+// A number that remembers whether it is an integer.
+struct Number {
+  // NOLINTBEGIN: implicit, so that arange takes both
+  template <std::integral T> Number(T n)
+      : Number(static_cast<double>(n), static_cast<int64_t>(n), std::in_range<int64_t>(n)) {}
+  template <std::floating_point T> Number(T x) : Number(static_cast<double>(x), 0, false) {}
+  // NOLINTEND
+  double real;
+  int64_t integer;
+  bool is_integer;
+
+ private:
+  Number(double x, int64_t n, bool is_n) : real(x), integer(n), is_integer(is_n) {}
+};
+struct ArangeOptions {
+  std::optional<DType> dtype = {};  // none: int64 if all numbers are integers, else float32
+  Device device = kCpu;
+};
+// start, start + step, … as long as they lie before end (behind it, if step < 0). Throws ValueError
+// for a step of 0 or one that leads away from end, numbers that are not finite, or elements that
+// the dtype cannot hold.
+Tensor arange(Number start, Number end, Number step, const ArangeOptions& options = {});
+inline Tensor arange(Number start, Number end, const ArangeOptions& options = {}) {
+  return arange(start, end, 1, options);
+}
+inline Tensor arange(Number end, const ArangeOptions& options = {}) {
+  return arange(0, end, 1, options);
+}
+// `steps` numbers at equal distances from start to end, both included; for one step, start. Throws
+// ValueError for steps < 0, DtypeError unless floating.
+Tensor linspace(double start, double end, int64_t steps, TensorOptions options = {});
+Tensor eye(int64_t n, TensorOptions options = {});  // (n, n): ones on the diagonal, else zeros
+
 // A copy of `values` with T's dtype. Throws ShapeError unless there are shape.numel() of them.
 template <class T>
 Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device = kCpu);
@@ -236,10 +303,17 @@ void compute_deferred();
 
 // A state: tensors by name, in a fixed order.
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
+// What two states do not have in common, in their order.
+struct StateKeys {
+  std::vector<std::string> missing;     // those of the target that the source has not
+  std::vector<std::string> unexpected;  // those of the source that the target has not
+};
 // Copies `from` into `to` by name, converting dtype and device. Throws, and copies nothing, if they
-// do not fit: ValueError naming every missing and every unexpected key, ShapeError naming a key
-// whose shape differs.
-void copy_state(const char* op, const NamedTensors& to, const NamedTensors& from);
+// do not fit: ValueError naming missing and unexpected keys, unless not strict, which copies what
+// both have and returns the others; and in either case ShapeError naming a key whose shape differs,
+// ValueError for a key that `from` has twice or an undefined tensor. In time O(n log n).
+StateKeys copy_state(const char* op, const NamedTensors& to, const NamedTensors& from,
+                     bool strict = true);
 
 // Blocks of tensor memory alive in this process: a leak test's yardstick, with live_nodes().
 int64_t live_storages();
