@@ -3,7 +3,6 @@
 #include "commands.h"
 #include "load.h"
 #include "machine.h"
-#include "sinter/checkpoint.h"
 #include "sinter/safetensors.h"
 
 namespace sinter::app {
@@ -13,7 +12,7 @@ void eval_command(const Options& options) {
   const Output logits_output("--logits", options.logits);
   Job job = options.job;
   job.device = choose_device(options.device);
-  job.initial = load_weights(options.weights);
+  job.initial = load_weights("--weights", options.weights);
   const std::unique_ptr<Module> model = initial_model(job);
 
   Progress progress(options.quiet);

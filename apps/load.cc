@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "sinter/checkpoint.h"
+
 namespace sinter::app {
 
 namespace {
@@ -72,6 +74,14 @@ Dataset load_cifar10(const Options& options, Progress& progress) {
 
 Dataset load_dataset(const Options& options, Progress& progress) {
   return options.dataset == "cifar10" ? load_cifar10(options, progress) : synthetic(options);
+}
+
+NamedTensors load_weights(const char* option, const std::filesystem::path& path) {
+  try {
+    return sinter::load_weights(path);
+  } catch (const DataError& e) {
+    throw DataError(str(option, ": ", e.what()));
+  }
 }
 
 }  // namespace sinter::app

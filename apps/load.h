@@ -12,4 +12,7 @@ namespace sinter::app {
 // Ctrl-C.
 Dataset load_dataset(const Options& options, Progress& progress);
 
+// The weights in the file that `option` names, a checkpoint's too. Throws DataError.
+NamedTensors load_weights(const char* option, const std::filesystem::path& path);
+
 }  // namespace sinter::app
