@@ -32,9 +32,9 @@ template <class T> std::string exact(T value) {
   return std::string(text, std::to_chars(text, text + sizeof text, value).ptr);
 }
 
-// A hash of bytes, eight at a time in lanes that do not wait for each other: about as fast as memory
-// is read, some 50 ms for the 154 MB of CIFAR-10. Each step is a bijection of its lane's state, so
-// that no single changed word goes unnoticed.
+// A hash of bytes, eight at a time in lanes that do not wait for each other: about as fast as
+// memory is read, some 50 ms for the 154 MB of CIFAR-10. Each step is a bijection of its lane's
+// state, so that no single changed word goes unnoticed.
 class Fingerprint {
  public:
   void add(const void* data, size_t bytes) {
