@@ -215,9 +215,10 @@ Json to_json(const Report& r) {
 }  // namespace
 
 void bench_command(const Options& options) {
-  require_parent("--json", options.json);
-  require_parent("--markdown", options.markdown);
-  require_parent("--metrics", options.metrics);
+  require_distinct(
+      {{"--json", options.json}, {"--markdown", options.markdown}, {"--metrics", options.metrics}});
+  const Output json("--json", options.json), page_output("--markdown", options.markdown);
+  const Output metrics_output("--metrics", options.metrics);
   const std::vector<Device> devices = devices_asked_for("--devices", options.devices);
   std::optional<Device> profiled;
   if (options.profile) profiled = require_profilable(devices);

@@ -1,33 +1,49 @@
 #include "console.h"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 
-#include "sinter/check.h"
+#include "core/file.h"
 
 namespace sinter::app {
 
-namespace {
-std::atomic<bool> interrupt_flag{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler may only touch such");
-}  // namespace
-
-void catch_interrupts() {
-  struct sigaction action {};
-  action.sa_handler = [](int) { interrupt_flag = true; };
-  // A second Ctrl-C finds the default action; system calls under way are resumed.
-  action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
-  sigaction(SIGINT, &action, nullptr);
+void occupy_standard_descriptors() {
+  // open takes the lowest number that is free. The wrong mode makes their use fail.
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(fd, F_GETFD) < 0 && errno == EBADF)
+      (void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+  }
 }
 
-bool interrupted() { return interrupt_flag; }
+namespace {
+std::atomic<int> signal_that_came{0};
+static_assert(std::atomic<int>::is_always_lock_free, "a signal handler may only touch such");
+}  // namespace
+
+void handle_signals() {
+  struct sigaction action {};
+  action.sa_handler = [](int signal) { signal_that_came = signal; };
+  // The second one finds the default action; system calls under way are resumed.
+  action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  struct sigaction before {};  // nohup has it ignored
+  if (sigaction(SIGHUP, nullptr, &before) == 0 && before.sa_handler != SIG_IGN)
+    sigaction(SIGHUP, &action, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+int interrupt_signal() { return signal_that_came; }
+bool interrupted() { return interrupt_signal() != 0; }
 
 void check_interrupt(const char* message) {
   if (interrupted()) throw Interrupted(message);
@@ -106,44 +122,87 @@ void Progress::warning(const std::string& text) {
   std::fprintf(stderr, "sinter: warning: %s\n", text.c_str());
 }
 
+namespace {
+
+// As far as the cursor of standard error may go without wrapping. COLUMNS may be set where the
+// terminal does not tell, or be out of date: the smaller one counts.
+int terminal_width() {
+  int columns = 0;
+  winsize size{};
+  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0) columns = size.ws_col;
+  if (const char* text = std::getenv("COLUMNS")) {
+    int named = 0;
+    std::from_chars(text, text + std::strlen(text), named);
+    if (named > 0 && (columns == 0 || named < columns)) columns = named;
+  }
+  return (columns > 0 ? columns : 80) - 1;
+}
+
+}  // namespace
+
+std::string progress_text(const std::string& what, double fraction, const std::string& state,
+                          int width) {
+  constexpr int kWidest = 24, kNarrowest = 6;
+  const auto others = static_cast<int>(app::width(what) + app::width(state)) + 4;
+  const int cells = std::min(kWidest, width - others);
+  std::string text = what + " ";
+  if (cells >= kNarrowest) {
+    std::string bar(static_cast<size_t>(std::clamp(fraction, 0.0, 1.0) * cells), '#');
+    bar.resize(static_cast<size_t>(cells), '.');
+    text += "[" + bar + "] ";
+  }
+  text += state;
+  size_t end = 0;
+  for (int characters = 0; end < text.size(); ++end) {
+    if ((text[end] & 0xC0) != 0x80 && ++characters > width) break;
+  }
+  return text.substr(0, end);
+}
+
 void Progress::bar(const std::string& what, double fraction, const std::string& state) {
   if (!live_) return;
-  constexpr int kWidth = 24;
-  const double filled = std::clamp(fraction, 0.0, 1.0) * kWidth;
-  std::string cells(static_cast<size_t>(filled), '#');
-  cells.resize(kWidth, '.');
   // One write for the whole line: anything less flickers.
-  std::fprintf(stderr, "\r%s [%s] %s\x1b[K", what.c_str(), cells.c_str(), state.c_str());
+  std::fprintf(stderr, "\r%s\x1b[K",
+               progress_text(what, fraction, state, terminal_width()).c_str());
   std::fflush(stderr);
   drawn_ = true;
 }
 
-void require_parent(const char* option, const std::filesystem::path& path) {
+Output::Output(const char* option, const std::filesystem::path& path) {
   if (path.empty()) return;
-  std::error_code error;
-  const std::filesystem::path parent =
-      path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
-  require<DataError>(std::filesystem::is_directory(parent, error), option, ": the folder ",
-                     parent.string(), " does not exist; make it first");
-  require<DataError>(access(parent.c_str(), W_OK) == 0, option, ": the folder ", parent.string(),
-                     " cannot be written: ", std::strerror(errno));
-  require<DataError>(!std::filesystem::is_directory(path, error), option, ": ", path.string(),
-                     " is a folder, expected a file name");
+  try {
+    held_ = std::make_unique<AtomicFile>(path);
+  } catch (const DataError& e) {
+    throw DataError(str(option, ": ", e.what()));
+  }
+  if (!held_->in_place()) held_.reset();
+}
+
+Output::~Output() = default;
+
+void require_distinct(
+    std::initializer_list<std::pair<const char*, std::filesystem::path>> options_and_files) {
+  namespace fs = std::filesystem;
+  const auto same = [](const fs::path& a, const fs::path& b) {
+    std::error_code error;
+    if (fs::exists(a, error) && fs::exists(b, error))
+      return fs::is_regular_file(a, error) && fs::equivalent(a, b, error);
+    const fs::path x = fs::weakly_canonical(fs::absolute(link_target(a)), error);
+    return !error && x == fs::weakly_canonical(fs::absolute(link_target(b)), error) && !error;
+  };
+  for (auto a = options_and_files.begin(); a != options_and_files.end(); ++a) {
+    for (auto b = options_and_files.begin(); b != a; ++b) {
+      if (!a->second.empty() && !b->second.empty() && same(a->second, b->second))
+        throw UsageError(str(a->first, ": ", a->second.string(), " is the file of ", b->first,
+                             " too; name another one"));
+    }
+  }
 }
 
 void write_file(const std::filesystem::path& path, const std::string& text) {
-  std::filesystem::path temporary = path;
-  temporary += str(".", getpid(), ".tmp");
-  std::ofstream file(temporary, std::ios::binary);
-  file << text;
-  file.close();
-  std::error_code error;
-  if (file) std::filesystem::rename(temporary, path, error);
-  if (!file || error) {
-    const std::string reason = error ? error.message() : std::strerror(errno);
-    std::filesystem::remove(temporary, error);
-    throw DataError(str("cannot write ", path.string(), ": ", reason));
-  }
+  AtomicFile file(path);
+  file.write(text.data(), text.size());
+  file.commit();
 }
 
 }  // namespace sinter::app

@@ -77,23 +77,27 @@ bool can_download(const std::filesystem::path& data_dir, std::string& reason) {
 }
 
 bool check_data(const Options& options) {
-  const std::filesystem::path folder = find_cifar10(options.data_dir);
-  if (!folder.empty()) {
-    try {
-      const Dataset data = read_cifar10(folder);
+  const std::filesystem::path& dir = options.data_dir;
+  std::filesystem::path folder;
+  try {
+    folder = find_cifar10(dir);
+    std::error_code error;
+    if (!folder.empty() || options.data_dir_named || std::filesystem::is_regular_file(dir, error)) {
+      const Dataset data = read_cifar10(dir);
       report(Verdict::kOk, "data",
              str(data.name, " in ", folder.string(), ": ", grouped(data.train.size()), " + ",
                  grouped(data.test.size()), " images"));
       return true;
-    } catch (const DataError& e) {
-      report(Verdict::kFailure, "data",
-             str(e.what(), "; remove ", folder.string(), " and `sinter train` downloads it anew"));
-      return false;
     }
+  } catch (const DataError& e) {
+    report(Verdict::kFailure, "data",
+           str(e.what(), "; ", folder.empty() ? "" : str("remove ", folder.string(), ", and "),
+               "`sinter train --download` fetches it", folder.empty() ? "" : " anew"));
+    return false;
   }
   std::string reason;
-  const std::string absent = str("no CIFAR-10 in ", options.data_dir.string(), "; ");
-  if (can_download(options.data_dir, reason)) {
+  const std::string absent = str("no CIFAR-10 in ", dir.string(), "; ");
+  if (can_download(dir, reason)) {
     report(Verdict::kNote, "data", absent + "`sinter train` will download it (170 MB)");
   } else {
     report(Verdict::kWarning, "data",

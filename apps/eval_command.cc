@@ -8,10 +8,11 @@
 namespace sinter::app {
 
 void eval_command(const Options& options) {
-  require_parent("--logits", options.logits);
+  require_distinct({{"--weights", options.weights}, {"--logits", options.logits}});
+  const Output logits_output("--logits", options.logits);
   Job job = options.job;
   job.device = choose_device(options.device);
-  job.initial = load_safetensors(options.weights).tensors;
+  job.initial = load_weights("--weights", options.weights);
   const std::unique_ptr<Module> model = initial_model(job);
 
   Progress progress(options.quiet);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "sinter/checkpoint.h"
+
 namespace sinter::app {
 
 namespace {
@@ -9,7 +11,7 @@ namespace {
 std::string megabytes(int64_t bytes) { return fixed(static_cast<double>(bytes) / 1e6, 1) + " MB"; }
 
 std::filesystem::path download(const std::filesystem::path& dir, Progress& progress) {
-  progress.line(str("no CIFAR-10 in ", dir.string(), ": downloading ",
+  progress.line(str("downloading CIFAR-10 to ", dir.string(), ", ",
                     megabytes(cifar10_source().bytes), " from ", cifar10_source().url));
   const Stopwatch clock;
   double redrawn = -1;
@@ -28,24 +30,58 @@ std::filesystem::path download(const std::filesystem::path& dir, Progress& progr
   return folder;
 }
 
+Dataset synthetic(const Options& options) {
+  const int64_t size = options.synthetic_size;
+  return synthetic_dataset(size, std::max<int64_t>(size / 5, 1));
+}
+
+// What is there is read, and a fault in it is an error: going on without would hide it.
+Dataset load_cifar10(const Options& options, Progress& progress) {
+  const std::filesystem::path& dir = options.data_dir;
+  const std::filesystem::path found = find_cifar10(dir);
+  if (!found.empty()) {
+    try {
+      return read_cifar10(dir);
+    } catch (const DataError& e) {
+      // A download replaces files of its own folder only.
+      if (!options.download || found != dir / kCifar10Folder) throw;
+      progress.warning(e.what());
+    }
+  }
+  std::error_code error;
+  const bool usable = !std::filesystem::exists(dir, error) || std::filesystem::is_directory(dir);
+  if (!options.download && (options.data_dir_named || !usable)) {
+    try {
+      return read_cifar10(dir);
+    } catch (const DataError& e) {
+      throw DataError(str("--data-dir: ", e.what(), "; name its folder, or add --download"));
+    }
+  }
+  std::filesystem::path folder;
+  try {
+    folder = download(dir, progress);
+  } catch (const DataError& e) {
+    check_interrupt("download stopped; what came is kept and the next run resumes it");
+    if (options.download) throw;
+    progress.warning(str(e.what(), "\nCIFAR-10 cannot be had: going on with ", kSyntheticName,
+                         ". Accuracies say nothing about CIFAR-10."));
+    return synthetic(options);
+  }
+  return read_cifar10(folder);
+}
+
 }  // namespace
 
 Dataset load_dataset(const Options& options, Progress& progress) {
-  if (options.dataset == "cifar10") {
-    // What is there is read, and a fault in it is an error: falling back would hide it.
-    if (!find_cifar10(options.data_dir).empty()) return read_cifar10(options.data_dir);
-    std::filesystem::path folder;
-    try {
-      folder = download(options.data_dir, progress);
-    } catch (const DataError& e) {
-      check_interrupt("download stopped; what came is kept and the next run resumes it");
-      progress.warning(str(e.what(), "\nCIFAR-10 cannot be had: going on with ", kSyntheticName,
-                           ". Accuracies say nothing about CIFAR-10."));
-    }
-    if (!folder.empty()) return read_cifar10(folder);
+  return options.dataset == "cifar10" ? load_cifar10(options, progress) : synthetic(options);
+}
+
+NamedTensors load_weights(const char* option, const std::filesystem::path& path) {
+  try {
+    return sinter::load_weights(path);
+  } catch (const DataError& e) {
+    throw DataError(str(option, ": ", e.what()));
   }
-  const int64_t size = options.synthetic_size;
-  return synthetic_dataset(size, std::max<int64_t>(size / 5, 1));
 }
 
 }  // namespace sinter::app

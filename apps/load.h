@@ -5,9 +5,14 @@
 
 namespace sinter::app {
 
-// CIFAR-10 from options.data_dir, downloaded if it is not there; the synthetic set if it was asked
-// for, or if the download fails, saying so. Throws DataError for files that are there but damaged,
-// Interrupted after Ctrl-C.
+// CIFAR-10 from options.data_dir; with --download it is fetched there if it is not there whole.
+// Only where neither --data-dir nor --download is given and the default folder has none is it
+// fetched unasked, and replaced by the synthetic set, saying so, if that fails. Throws DataError
+// for a named folder without it and for files that are damaged or cannot be read, Interrupted after
+// Ctrl-C.
 Dataset load_dataset(const Options& options, Progress& progress);
+
+// The weights in the file that `option` names, a checkpoint's too. Throws DataError.
+NamedTensors load_weights(const char* option, const std::filesystem::path& path);
 
 }  // namespace sinter::app

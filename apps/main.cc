@@ -52,15 +52,16 @@ int failed(const std::string& message, int code) {
 
 int main(int argc, char** argv) {
   using namespace sinter::app;
+  occupy_standard_descriptors();
   settle_environment(argv);
   command_clock();
-  catch_interrupts();
+  handle_signals();
   try {
     return run(argc, argv);
   } catch (const UsageError& e) {
     return failed(std::string("error: ") + e.what(), 2);
   } catch (const Interrupted& e) {
-    return failed(std::string("interrupted: ") + e.what(), 130);
+    return failed(std::string("interrupted: ") + e.what(), 128 + interrupt_signal());
   } catch (const std::bad_alloc&) {
     return failed("error: out of memory; try a smaller --batch-size", 1);
   } catch (const std::exception& e) {

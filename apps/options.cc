@@ -20,12 +20,15 @@ template <class T> bool parse_number(const std::string& text, T& value) {
   return error == std::errc() && stop == end;
 }
 
+// For transform: it leaves plain digits, since CLI11 takes a leading 0 for octal.
 CLI::Validator integer_in(int64_t low, int64_t high) {
   return CLI::Validator(
-      [=](const std::string& text) -> std::string {
+      [=](std::string& text) -> std::string {
         int64_t value = 0;
-        if (parse_number(text, value) && low <= value && value <= high) return "";
-        return str("expected a whole number from ", low, " to ", high, ", got '", text, "'");
+        if (!parse_number(text, value) || !(low <= value && value <= high))
+          return str("expected a whole number from ", low, " to ", high, ", got '", text, "'");
+        text = std::to_string(value);
+        return "";
       },
       "");
 }
@@ -60,15 +63,41 @@ std::string check_device(const std::string& text) {
   }
 }
 
+// What a variable of the shell that is not set leaves of "--save $FILE" or "--save=$FILE", and an
+// option that stands where a value is missing: for options of every command.
+std::string check_value(const std::string& text) {
+  if (text.empty()) return "expected a value, got an empty one";
+  if (text.rfind("--", 0) == 0) return str("expected a value, got the option ", text);
+  return "";
+}
+
+void refuse_missing_values(CLI::App& app) {
+  for (CLI::App* command : app.get_subcommands({})) {
+    for (CLI::Option* option : command->get_options()) {
+      if (option->get_items_expected_max() > 0) option->check(check_value);
+    }
+  }
+}
+
+// CLI11 takes the word after "--save=" for its value.
+void refuse_empty_assignments(int argc, const char* const* argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    if (arg.rfind("--", 0) == 0 && arg.find('=') == arg.size() - 1)
+      throw UsageError(arg.substr(0, arg.size() - 1) + ": " + check_value(""));
+  }
+}
+
 void add_threads_option(CLI::App& app, Options& o) {
   app.add_option("--threads", o.threads, "CPU threads (default: the cores it may run on)")
-      ->check(integer_in(1, 4096))
+      ->transform(integer_in(1, 4096))
       ->type_name("N");
 }
 
 void add_common_options(CLI::App& app, Options& o) {
   add_threads_option(app, o);
-  app.add_option("--data-dir", o.data_dir, "folder of CIFAR-10, downloaded there if it has none")
+  app.add_option("--data-dir", o.data_dir,
+                 "folder of CIFAR-10 (the default one: filled if it has none)")
       ->capture_default_str()
       ->type_name("DIR");
 }
@@ -82,9 +111,11 @@ void add_data_options(CLI::App& app, Options& o) {
       ->check(one_of({"cifar10", "synthetic"}))
       ->capture_default_str()
       ->type_name("NAME");
+  app.add_flag("--download", o.download,
+               "fetch CIFAR-10 (170 MB) to --data-dir if it is not there, or fail");
   app.add_option("--synthetic-size", o.synthetic_size,
                  "training images of the synthetic set; a fifth as many test images")
-      ->check(integer_in(5, 10'000'000))
+      ->transform(integer_in(5, 10'000'000))
       ->capture_default_str()
       ->type_name("N");
   app.add_flag("--quiet", o.quiet, "no progress, only results and errors");
@@ -109,20 +140,30 @@ void add_device_option(CLI::App& app, Options& o) {
       ->type_name("NAME");
 }
 
-void add_devices_option(CLI::App& app, Options& o) {
-  app.add_option("--device", o.devices, "such as cpu,cuda (default: every usable device)")
-      ->delimiter(',')
-      ->check(check_device)
+void add_devices_option(CLI::App& app, const char* name, Options& o) {
+  // Not CLI11's delimiter, which passes over empty names.
+  const auto split = [&o, name](const std::vector<std::string>& lists) {
+    for (const std::string& list : lists) {
+      for (size_t first = 0, end = 0; end != std::string::npos; first = end + 1) {
+        end = list.find(',', first);
+        o.devices.push_back(list.substr(first, end - first));
+        const std::string fault = check_device(o.devices.back());
+        if (!fault.empty()) throw CLI::ValidationError(name, fault);
+      }
+    }
+  };
+  app.add_option_function<std::vector<std::string>>(
+         name, split, "such as cpu,cuda (default: every usable device)")
       ->type_name("NAME,...");
 }
 
 void add_job_options(CLI::App& app, Options& o) {
   app.add_option("--epochs", o.job.epochs, "passes over the training images")
-      ->check(integer_in(1, 1'000'000))
+      ->transform(integer_in(1, 1'000'000))
       ->capture_default_str()
       ->type_name("N");
   app.add_option("--batch-size", o.job.batch_size, "images an update")
-      ->check(integer_in(1, 1'000'000))
+      ->transform(integer_in(1, 1'000'000))
       ->capture_default_str()
       ->type_name("N");
   app.add_option("--lr", o.job.lr, "learning rate")
@@ -141,15 +182,20 @@ void add_job_options(CLI::App& app, Options& o) {
       ->check(number_in(0, 1e6))
       ->type_name("X");
   app.add_option("--seed", o.job.seed, "of initial weights and shuffling")
-      ->check(integer_in(0, std::numeric_limits<int64_t>::max()))
+      ->transform(integer_in(0, std::numeric_limits<int64_t>::max()))
       ->capture_default_str()
       ->type_name("N");
   app.add_option("--max-steps", o.job.max_steps, "stop after N updates")
-      ->check(integer_in(1, std::numeric_limits<int64_t>::max()))
+      ->transform(integer_in(1, std::numeric_limits<int64_t>::max()))
       ->type_name("N");
-  app.add_flag("!--no-graph", o.job.graph,
+  // By functions: CLI11 would print "--no-graph{false}".
+  const auto add_negation = [&](const char* name, bool& value, const char* text) {
+    app.add_flag_function(
+        name, [&value](int64_t count) { value = count <= 0; }, text);
+  };
+  add_negation("--no-graph", o.job.graph,
                "launch every kernel of a training step on a GPU by itself: what the graph gains");
-  app.add_flag("!--no-shuffle", o.job.shuffle, "take the images in their stored order");
+  add_negation("--no-shuffle", o.job.shuffle, "take the images in their stored order");
   app.add_option("--metrics", o.metrics, "write every loss and accuracy, one JSON object a line")
       ->type_name("FILE.jsonl");
 }
@@ -170,14 +216,14 @@ Options parse_options(int argc, const char* const* argv) {
   add_common_options(*train, o);
   train->add_option("--save", o.save, "write the trained weights")->type_name("W.safetensors");
   train->add_option("--init", o.init, "start from these weights")->type_name("W.safetensors");
-  train->add_flag("--detect-anomaly", o.detect_anomaly,
+  train->add_flag("--detect-anomaly", o.job.detect_anomaly,
                   "stop at the first operator that makes a NaN or an infinity, and name it (slow)");
 
   CLI::Option* checkpoint =
       train->add_option("--checkpoint", o.checkpoint, "keep a checkpoint, saved after each epoch")
           ->type_name("DIR");
   train->add_option("--every", o.every, "save the checkpoint also after every N updates")
-      ->check(integer_in(1, std::numeric_limits<int64_t>::max()))
+      ->transform(integer_in(1, std::numeric_limits<int64_t>::max()))
       ->needs(checkpoint)
       ->type_name("N");
   train->add_flag("--resume", o.resume, "go on from the checkpoint, if there is one")
@@ -185,11 +231,9 @@ Options parse_options(int argc, const char* const* argv) {
 
   CLI::App* bench = app.add_subcommand(
       "bench", "check that the devices agree, train on each, and tabulate time and accuracy");
-  std::string devices;
-  bench->add_option("--devices", devices, "such as cpu,cuda (default: every usable device)")
-      ->type_name("NAME,...");
+  add_devices_option(*bench, "--devices", o);
   bench->add_option("--runs", o.runs, "runs on each device, with seeds counting up from --seed")
-      ->check(integer_in(1, 1000))
+      ->transform(integer_in(1, 1000))
       ->capture_default_str()
       ->type_name("R");
   bench->add_flag("--profile", o.profile,
@@ -223,7 +267,7 @@ Options parse_options(int argc, const char* const* argv) {
   bool all = false;  // the default: it need not be looked at
   gradcheck->add_flag("--all", all, "every one of them (default)")->excludes(op);
   gradcheck->add_flag("--full", o.full, "every element by itself, not random directions");
-  add_devices_option(*gradcheck, o);
+  add_devices_option(*gradcheck, "--device", o);
   add_threads_option(*gradcheck, o);
 
   CLI::App* verify = app.add_subcommand(
@@ -238,9 +282,11 @@ Options parse_options(int argc, const char* const* argv) {
       ->capture_default_str()
       ->type_name("DIR");
   verify->add_flag("--quiet", o.quiet, "no progress, only results and errors");
-  add_devices_option(*verify, o);
+  add_devices_option(*verify, "--device", o);
   add_threads_option(*verify, o);
 
+  refuse_missing_values(app);
+  refuse_empty_assignments(argc, argv);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {  // --help, --version
@@ -264,16 +310,15 @@ Options parse_options(int argc, const char* const* argv) {
     throw UsageError(e.what());
   }
 
-  o.command = app.get_subcommands().front()->get_name();
+  const CLI::App& command = *app.get_subcommands().front();
+  o.command = command.get_name();
+  const CLI::Option* data_dir = command.get_option_no_throw("--data-dir");
+  o.data_dir_named = data_dir != nullptr && data_dir->count() > 0;
   if (o.job.optimizer != "sgd" && o.job.momentum != 0) {
     throw UsageError(str("--momentum: expected --optimizer sgd beside it, got ", o.job.optimizer));
   }
-  std::istringstream list(devices);
-  for (std::string name; std::getline(list, name, ',');) {
-    const std::string fault = check_device(name);
-    if (!fault.empty()) throw UsageError("--devices: " + fault);
-    o.devices.push_back(name);
-  }
+  if (o.download && o.dataset == "synthetic")
+    throw UsageError("--download: expected --dataset cifar10 beside it, got synthetic");
   return o;
 }
 

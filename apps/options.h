@@ -21,6 +21,8 @@ struct Options {
   bool profile = false;              // bench
   int threads = 0;                   // 0: as many as cores
   std::filesystem::path data_dir = "data";
+  bool data_dir_named = false;      // on the command line
+  bool download = false;            // asked for
   std::string dataset = "cifar10";  // or synthetic
   int64_t synthetic_size = 50000;   // training images; a fifth as many test images
   bool quiet = false;
@@ -28,7 +30,6 @@ struct Options {
   std::filesystem::path metrics, save, init;                                       // train
   std::filesystem::path checkpoint;                                                // train
   int64_t every = 0;                                                               // train
-  bool detect_anomaly = false;                                                     // train
   bool resume = false;                                                             // train
   std::filesystem::path weights, logits;                                           // eval
   std::filesystem::path json = "sinter-bench.json", markdown = "sinter-bench.md";  // bench

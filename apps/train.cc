@@ -1,14 +1,14 @@
 #include "train.h"
 
 #include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "core/file.h"
 #include "sinter/models.h"
 #include "sinter/random.h"
 #include "train_checkpoint.h"
@@ -25,6 +25,7 @@ std::string describe(const Job& job) {
   if (!job.shuffle) out << ", not shuffled";
   if (job.conv_algo != "auto") out << ", conv-algo " << job.conv_algo;
   if (job.tf32) out << ", TF32";
+  if (job.detect_anomaly) out << ", anomalies looked for";
   out << ", seed " << job.seed;
   return out.str();
 }
@@ -44,6 +45,7 @@ nlohmann::ordered_json to_json(const Job& job) {
   if (job.max_steps > 0) json["max_steps"] = job.max_steps;
   if (job.conv_algo != "auto") json["conv_algo"] = job.conv_algo;
   if (job.tf32) json["tf32"] = true;
+  if (job.detect_anomaly) json["detect_anomaly"] = true;
   return json;
 }
 
@@ -137,15 +139,17 @@ uintmax_t length_to_step(const std::filesystem::path& path, int64_t step) {
 
 }  // namespace
 
-Metrics::Metrics(const std::filesystem::path& path, int64_t resume_after) : path_(path) {
-  std::error_code error;
-  appending_ = resume_after > 0 && std::filesystem::exists(path, error);
-  if (appending_) std::filesystem::resize_file(path, length_to_step(path, resume_after), error);
-  require<DataError>(!error, "--metrics: cannot cut ", path.string(), ": ", error.message());
-  file_.open(path, appending_ ? std::ios::app : std::ios::trunc);
-  require<DataError>(file_.is_open(), "--metrics: cannot write ", path.string(), ": ",
-                     std::strerror(errno));
+Metrics::Metrics(const std::filesystem::path& path, int64_t resume_after)
+    : file_(open_in_place(path)) {
+  if (file_) return;
+  file_ = std::make_unique<File>(path, O_WRONLY | O_CREAT | O_APPEND);
+  require<DataError>(file_->lock(), "--metrics: ", path.string(),
+                     ": another process is writing it; name another file");
+  appending_ = resume_after > 0 && file_->size() > 0;
+  file_->truncate(appending_ ? static_cast<int64_t>(length_to_step(path, resume_after)) : 0);
 }
+
+Metrics::~Metrics() = default;
 
 void Metrics::start_run(const Job& job, const Dataset& data) {
   if (appending_) return;
@@ -159,24 +163,16 @@ void Metrics::start_run(const Job& job, const Dataset& data) {
   flush();
 }
 
-void Metrics::write(const nlohmann::ordered_json& record) { file_ << record.dump() << '\n'; }
+void Metrics::write(const nlohmann::ordered_json& record) { buffer_ += record.dump() + '\n'; }
 
 void Metrics::flush() {
-  file_.flush();
-  require<DataError>(file_.good(), "--metrics: cannot write ", path_.string(), ": ",
-                     std::strerror(errno));
+  file_->write(buffer_.data(), buffer_.size());
+  buffer_.clear();
 }
 
 void Metrics::sync() {
   flush();
-  // Through a descriptor of its own, since a stream does not show its one.
-  const int fd = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
-  const bool synced = fd >= 0 && ::fsync(fd) == 0;
-  const int error = errno;
-  if (fd >= 0) ::close(fd);
-  // A pipe or a device has no disk to be on.
-  require<DataError>(synced || error == EINVAL, "--metrics: cannot write ", path_.string(), ": ",
-                     std::strerror(error));
+  file_->sync();
 }
 
 // ---- the loop -----------------------------------------------------------------------------------
@@ -209,12 +205,27 @@ double mean_of(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.) / static_cast<double>(values.size());
 }
 
+[[noreturn]] void diverged(const std::string& what, double value, const Job& job) {
+  throw Error(str("training diverged: ", what, " is ", value, ", expected a finite number; try ",
+                  "--lr below ", job.lr,
+                  ". Weights and checkpoints saved before are as they were"));
+}
+
 void require_finite(const std::vector<double>& losses, int64_t first_step, const Job& job) {
   const auto bad =
       std::find_if(losses.begin(), losses.end(), [](double x) { return !std::isfinite(x); });
-  if (bad == losses.end()) return;
-  throw Error(str("training diverged: the loss of step ", first_step + (bad - losses.begin()) + 1,
-                  " is ", *bad, ", expected a finite number; try --lr below ", job.lr));
+  if (bad != losses.end())
+    diverged(str("the loss of step ", first_step + (bad - losses.begin()) + 1), *bad, job);
+}
+
+// A loss tells of the weights before its step, not of those after it.
+void require_finite(Module& model, int64_t step, const Job& job) {
+  for (const auto& [key, tensor] : model.state_dict()) {
+    for (const float value : tensor.to_vector<float>()) {
+      if (!std::isfinite(value))
+        diverged(str("an element of ", key, " after step ", step), value, job);
+    }
+  }
 }
 
 }  // namespace
@@ -237,6 +248,7 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
   const int64_t full_epoch = epoch_steps(job, data), total = total_steps(job, data);
   const int64_t epochs = (total - 1) / full_epoch + 1;
   std::optional<GraphedSteps> graphed;
+  bool ran = false;  // a step of this process: what a capture needs
   bool graph = job.graph && job.device.is_cuda() && !anomaly_enabled();
 
   // Redrawing the bar reads losses. On the CPU that is free; a GPU has to be waited for, and its
@@ -268,11 +280,16 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
       }
       require_finite(values, first + known, job);
     };
-    const auto checkpoint = [&] {
-      // The metrics first: a checkpoint must not be ahead of them.
+    // What a checkpoint says, apart from the state of model and optimizer. Nothing that has
+    // diverged gets past here, and into one.
+    const auto take_stock = [&] {
       record();
+      require_finite(*result.model, first + done, job);
       at.epoch_seconds = seconds();
+    };
+    const auto checkpoint = [&] {
       if (checkpoints == nullptr) return;
+      // The metrics first: a checkpoint must not be ahead of them.
       if (metrics != nullptr) metrics->sync();
       checkpoints->save(*result.model, *optimizer, at);
     };
@@ -288,7 +305,6 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
     };
 
     double redrawn = 0;
-    bool ran = result.steps > 0;  // a step of this process: what a capture needs
     batches.start_epoch(static_cast<uint64_t>(epoch));
     while (done < steps && !interrupted()) {
       if (graph && ran && replay_fits()) {
@@ -314,9 +330,13 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
         }
         ran = true;
       }
-      if (checkpoints != nullptr && done < steps && checkpoints->due(first + done)) checkpoint();
+      if (checkpoints != nullptr && done < steps && checkpoints->due(first + done)) {
+        take_stock();
+        checkpoint();
+      }
       if (progress.live() && clock.seconds() - redrawn >= redraw_seconds) {
         const double loss = mean_of(losses.narrow(0, done).to_vector<double>());
+        if (!std::isfinite(loss)) record();  // says which
         const double all_seconds = at.seconds + seconds();
         const int64_t all_done = first + done;
         const auto all_images = static_cast<double>(epoch * data.train.size() + images());
@@ -328,11 +348,12 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
       }
     }
     synchronize(job.device);
-    checkpoint();
+    take_stock();
     result.steps = first + done;
     result.images = epoch * data.train.size() + images();
     result.seconds = at.seconds + at.epoch_seconds;
     if (done < steps) {
+      checkpoint();
       throw Interrupted(str("stopped in epoch ", epoch + 1, " of ", epochs, " after ",
                             grouped(result.steps), " of ", grouped(total), " steps",
                             checkpoints == nullptr ? "" : "; --resume goes on from there"));
@@ -340,7 +361,16 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
 
     result.train_loss = mean_of(at.losses);
     progress.bar(title, 1, "evaluating");
-    result.test = evaluate(*result.model, data.test);
+    try {
+      result.test = evaluate(*result.model, data.test);
+    } catch (const Interrupted&) {
+      checkpoint();
+      throw;
+    }
+    // Finite weights can be far out too.
+    if (!std::isfinite(result.test.loss))
+      diverged(str("the test loss after step ", first + done), result.test.loss, job);
+    checkpoint();
     const auto images_per_second =
         static_cast<int64_t>(static_cast<double>(images()) / at.epoch_seconds);
     progress.line(str(title, "  loss ", fixed(result.train_loss, 4), "  test accuracy ",

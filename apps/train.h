@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
@@ -14,6 +13,10 @@
 #include "sinter/graph.h"
 #include "sinter/nn.h"
 #include "sinter/optim.h"
+
+namespace sinter {
+class File;
+}
 
 namespace sinter::app {
 
@@ -29,9 +32,10 @@ struct Job {
   bool shuffle = true;
   std::string conv_algo = "auto";  // see ConvAlgo; set for the process by main, like tf32
   bool tf32 = false;
-  bool graph = true;     // on a GPU, replay captured steps; the weights are the same
-  uint64_t seed = 0;     // of the initial weights and the shuffling
-  NamedTensors initial;  // weights to start from; empty: drawn from seed
+  bool detect_anomaly = false;  // which runs fused operators apart: other bits
+  bool graph = true;            // on a GPU, replay captured steps; the weights are the same
+  uint64_t seed = 0;            // of the initial weights and the shuffling
+  NamedTensors initial;         // weights to start from; empty: drawn from seed
   Device device;
 };
 std::string describe(const Job& job);  // "cifar_cnn, 10 epochs, batch 64, adam, lr 0.001, seed 0"
@@ -81,17 +85,21 @@ Evaluation evaluate(Module& model, const ImageSet& set, const Tensor& logits = {
 class Metrics {
  public:
   // Empties the file. A run that resumes after step `resume_after` instead drops what follows that
-  // step's line and appends; if there is no file, it begins one. Throws DataError, also for a file
-  // without that line.
+  // step's line and appends; if there is no file, it begins one. A pipe or a device only takes what
+  // is written now. Throws DataError, also for a file without that line, or one that another
+  // process writes.
   explicit Metrics(const std::filesystem::path& path, int64_t resume_after = 0);
+  ~Metrics();
+  Metrics(const Metrics&) = delete;
+  Metrics& operator=(const Metrics&) = delete;
   void start_run(const Job& job, const Dataset& data);  // the configuration, unless appending
   void write(const nlohmann::ordered_json& record);
   void flush();  // throws DataError
   void sync();   // flush, and on to the disk; throws DataError
 
  private:
-  std::filesystem::path path_;
-  std::ofstream file_;
+  std::unique_ptr<File> file_;
+  std::string buffer_;
   bool appending_ = false;
 };
 
@@ -108,8 +116,9 @@ struct TrainResult {
 };
 // Trains and, after each epoch, evaluates. Takes the data set by value so that, moved in, the
 // host's copy is gone once the device has its own. metrics and checkpoints may be null; with
-// checkpoints, goes on from the one there is. Throws Error when the loss is no longer finite;
-// Interrupted after Ctrl-C, with metrics and checkpoint written.
+// checkpoints, goes on from the one there is. Throws Error when a loss or a weight is no longer
+// finite, and keeps the checkpoint from before; Interrupted after Ctrl-C, with metrics and
+// checkpoint written.
 TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* metrics,
                   Checkpoints* checkpoints = nullptr);
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
 #include <vector>
 
 #include "sinter/checkpoint.h"
@@ -19,16 +20,33 @@ struct Position {
   double epoch_seconds = 0;    // of training in this epoch
 };
 
-// Throws DataError if it cannot be made or written.
-void make_checkpoint_folder(const std::filesystem::path& dir);
+// The folder of a training's checkpoint, which no other process has while this lives.
+class CheckpointFolder {
+ public:
+  // Makes it, if need be. Throws DataError if it cannot be made or written, or if another process
+  // has it.
+  explicit CheckpointFolder(const std::filesystem::path& dir);
+  ~CheckpointFolder();
+  CheckpointFolder(const CheckpointFolder&) = delete;
+  CheckpointFolder& operator=(const CheckpointFolder&) = delete;
+
+  const std::filesystem::path& file() const { return file_; }  // where the checkpoint lies
+  bool holds_one() const;
+  // What a process that was killed while it wrote a checkpoint left beside it.
+  void remove_leftovers() const;
+
+ private:
+  std::filesystem::path file_;
+  std::unique_ptr<File> lock_;
+};
 
 class Checkpoints {
  public:
-  // Reads the checkpoint in the folder `dir` if there is one, and says from where the training
-  // starts. `every`: also after so many updates; 0: at the ends of epochs only. Throws UsageError
-  // if there is one and not `resume`, or one of a job whose weights would differ; DataError for a
-  // damaged one.
-  Checkpoints(const std::filesystem::path& dir, int64_t every, bool resume, const Job& job,
+  // Reads the checkpoint in `folder`, which has to outlive this, if there is one, and says from
+  // where the training starts. `every`: also after so many updates; 0: at the ends of epochs only.
+  // Throws UsageError if there is one and not `resume`, or one of a job or of images whose weights
+  // would differ; DataError for a damaged one. Reads all of data's training images.
+  Checkpoints(const CheckpointFolder& folder, int64_t every, bool resume, const Job& job,
               const Dataset& data, Progress& progress);
 
   int64_t step() const { return step_; }  // updates in the checkpoint; 0: there is none

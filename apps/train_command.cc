@@ -3,7 +3,6 @@
 #include "commands.h"
 #include "load.h"
 #include "machine.h"
-#include "sinter/checkpoint.h"
 #include "sinter/safetensors.h"
 #include "train_checkpoint.h"
 
@@ -11,15 +10,19 @@ namespace sinter::app {
 
 void train_command(const Options& options) {
   // What can fail at once does so before the work, not after it.
-  if (!options.checkpoint.empty()) make_checkpoint_folder(options.checkpoint);
-  require_parent("--save", options.save);
-  require_parent("--metrics", options.metrics);
+  std::optional<CheckpointFolder> folder;
+  if (!options.checkpoint.empty()) folder.emplace(options.checkpoint);
+  const std::filesystem::path checkpoint = folder ? folder->file() : std::filesystem::path();
+  require_distinct(
+      {{"--save", options.save}, {"--metrics", options.metrics}, {"--checkpoint", checkpoint}});
+  require_distinct({{"--init", options.init}, {"--metrics", options.metrics}});
+  const Output save_output("--save", options.save), metrics_output("--metrics", options.metrics);
   Job job = options.job;
   const Stopwatch context_clock;
   job.device = choose_device(options.device);
   synchronize(job.device);  // makes a GPU's context, which is the driver's work
   const double context_seconds = context_clock.seconds();
-  if (!options.init.empty()) job.initial = load_safetensors(options.init).tensors;
+  if (!options.init.empty()) job.initial = load_weights("--init", options.init);
 
   Progress progress(options.quiet);
   progress.line(str("sinter train: ", describe(job)));
@@ -35,15 +38,14 @@ void train_command(const Options& options) {
                     grouped(data.test.size()), " images (", data.source, ")"));
 
   std::optional<Checkpoints> checkpoints;
-  if (!options.checkpoint.empty())
-    checkpoints.emplace(options.checkpoint, options.every, options.resume, job, data, progress);
+  if (folder) checkpoints.emplace(*folder, options.every, options.resume, job, data, progress);
   std::optional<Metrics> metrics;
   if (!options.metrics.empty())
     metrics.emplace(options.metrics, checkpoints ? checkpoints->step() : 0);
   const bool resumed = checkpoints && checkpoints->step() > 0;
   const std::string name = data.name;
   std::optional<anomaly_guard> guard;
-  if (options.detect_anomaly) guard.emplace();
+  if (job.detect_anomaly) guard.emplace();
   const TrainResult result = train(job, std::move(data), progress, metrics ? &*metrics : nullptr,
                                    checkpoints ? &*checkpoints : nullptr);
 

@@ -143,8 +143,11 @@ their runs there.
 }  // namespace
 
 std::vector<VerifyCase> verify_cases(const std::filesystem::path& golden) {
-  require<DataError>(std::filesystem::is_directory(golden), "--golden: no folder ", golden.string(),
-                     "; run in Sinter's source folder, or say where its ", "tests/golden is");
+  std::error_code error;
+  if (!std::filesystem::is_directory(golden, error))
+    throw DataError(str("--golden: no folder ", golden.string(), " (",
+                        error ? error.message() : "it is something else",
+                        "); run in Sinter's source folder, or say where its tests/golden is"));
   std::vector<VerifyCase> all = oracle_cases();
   for (std::vector<VerifyCase> more : {golden_operators(golden), golden_optimizers(golden),
                                        golden_training(golden), derivative_cases()})
@@ -241,7 +244,7 @@ std::string verdict(const Proof& proof) {
 }
 
 bool verify_command(const Options& options) {
-  require_parent("--out", options.out);
+  const Output output("--out", options.out);
   const std::vector<Device> devices = devices_asked_for("--device", options.devices);
   std::vector<VerifyCase> cases = verify_cases(options.golden);
   if (!options.op.empty()) cases = cases_of(options.op, std::move(cases));

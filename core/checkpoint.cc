@@ -72,6 +72,38 @@ template <class C, class F> void for_each_part(C& checkpoint, F&& part) {
   part("extra.", checkpoint.extra);
 }
 
+// The checkpoint in `file`, which was read from `path`.
+Checkpoint checkpoint_in(SafetensorsFile file, const std::filesystem::path& path) {
+  Checkpoint checkpoint;
+  checkpoint.metadata = std::move(file.metadata);
+  const auto version = checkpoint.metadata.find(kVersionKey);
+  require<DataError>(version != checkpoint.metadata.end(), path.string(),
+                     ": not a checkpoint of Sinter: its metadata have no ", kVersionKey);
+  require<DataError>(version->second == kVersion, path.string(), ": a checkpoint of version ",
+                     in_quotes(version->second), ", expected version ", kVersion);
+  const auto stored = checkpoint.metadata.extract(kHashKey);
+  const std::string found = hash_of(file.tensors, checkpoint.metadata);
+  require<DataError>(!stored.empty() && stored.mapped() == found, path.string(),
+                     ": damaged: its contents have the hash ", found, ", expected ",
+                     stored.empty() ? "one in its metadata" : in_quotes(stored.mapped()));
+  checkpoint.metadata.erase(version);
+  for (const auto& [key, value] : checkpoint.metadata)
+    require<DataError>(key.rfind(kReserved, 0) != 0, path.string(), ": metadata key ",
+                       in_quotes(key), ": this version knows none of that name");
+
+  for (const auto& entry : file.tensors) {
+    bool known = false;
+    for_each_part(checkpoint, [&](const std::string& prefix, NamedTensors& part) {
+      if (known || entry.first.rfind(prefix, 0) != 0) return;
+      known = true;
+      part.emplace_back(entry.first.substr(prefix.size()), entry.second);
+    });
+    require<DataError>(known, path.string(), ": tensor ", in_quotes(entry.first),
+                       ": expected a name that begins with model., optimizer. or extra.");
+  }
+  return checkpoint;
+}
+
 }  // namespace
 
 std::string state_hash(const NamedTensors& state) {
@@ -101,35 +133,13 @@ void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkp
 }
 
 Checkpoint load_checkpoint(const std::filesystem::path& path) {
-  SafetensorsFile file = load_safetensors(path);
-  Checkpoint checkpoint;
-  checkpoint.metadata = std::move(file.metadata);
-  const auto version = checkpoint.metadata.find(kVersionKey);
-  require<DataError>(version != checkpoint.metadata.end(), path.string(),
-                     ": not a checkpoint of Sinter: its metadata have no ", kVersionKey);
-  require<DataError>(version->second == kVersion, path.string(), ": a checkpoint of version ",
-                     in_quotes(version->second), ", expected version ", kVersion);
-  const auto stored = checkpoint.metadata.extract(kHashKey);
-  const std::string found = hash_of(file.tensors, checkpoint.metadata);
-  require<DataError>(!stored.empty() && stored.mapped() == found, path.string(),
-                     ": damaged: its contents have the hash ", found, ", expected ",
-                     stored.empty() ? "one in its metadata" : in_quotes(stored.mapped()));
-  checkpoint.metadata.erase(version);
-  for (const auto& [key, value] : checkpoint.metadata)
-    require<DataError>(key.rfind(kReserved, 0) != 0, path.string(), ": metadata key ",
-                       in_quotes(key), ": this version knows none of that name");
+  return checkpoint_in(load_safetensors(path), path);
+}
 
-  for (const auto& entry : file.tensors) {
-    bool known = false;
-    for_each_part(checkpoint, [&](const std::string& prefix, NamedTensors& part) {
-      if (known || entry.first.rfind(prefix, 0) != 0) return;
-      known = true;
-      part.emplace_back(entry.first.substr(prefix.size()), entry.second);
-    });
-    require<DataError>(known, path.string(), ": tensor ", in_quotes(entry.first),
-                       ": expected a name that begins with model., optimizer. or extra.");
-  }
-  return checkpoint;
+NamedTensors load_weights(const std::filesystem::path& path) {
+  SafetensorsFile file = load_safetensors(path);
+  if (file.metadata.count(kVersionKey) == 0) return std::move(file.tensors);
+  return checkpoint_in(std::move(file), path).model;
 }
 
 }  // namespace sinter

@@ -100,8 +100,10 @@ ImageSet read_cifar10_file(const fs::path& path) {
 fs::path find_cifar10(const fs::path& dir) {
   for (const fs::path& folder : {dir, dir / kCifar10Folder})
     for (const char* name : kCifar10Files) {
-      std::error_code ignored;
-      if (fs::exists(folder / name, ignored)) return folder;
+      std::error_code error;
+      if (fs::exists(folder / name, error)) return folder;
+      // A folder that cannot be searched must not pass for an empty one.
+      if (error) throw_errno(folder / name, "look up", error.value());
     }
   return {};
 }
@@ -109,7 +111,6 @@ fs::path find_cifar10(const fs::path& dir) {
 Dataset read_cifar10(const fs::path& dir) {
   const fs::path folder = find_cifar10(dir);
   if (folder.empty()) {
-    // An unreadable folder must not pass for an empty one.
     std::error_code error;
     const bool there = fs::is_directory(dir, error);
     throw DataError(str(dir.string(), ": ",

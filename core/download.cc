@@ -6,7 +6,6 @@
 #include <archive_entry.h>
 #include <curl/curl.h>
 #include <openssl/evp.h>
-#include <sys/file.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -195,7 +194,9 @@ bool is_whole(const fs::path& archive, const DownloadSource& source,
 class ScratchFolder {
  public:
   explicit ScratchFolder(const fs::path& path) : name_(path.string() + ".XXXXXX") {
-    if (::mkdtemp(name_.data()) == nullptr) throw_errno(name_, "create");
+    if (::mkdtemp(name_.data()) != nullptr) return;
+    const int error = errno;
+    throw_errno(name_, "create", error);
   }
   ~ScratchFolder() {
     std::error_code ignored;
@@ -291,7 +292,8 @@ fs::path download_cifar10(const fs::path& dir, const DownloadProgress& progress,
     fs::path name = archive;
     name += ".partial";
     File partial(name, O_RDWR | O_CREAT | O_APPEND);
-    if (::flock(partial.descriptor(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    // One that has just finished has moved the file away.
+    if (!partial.lock() || !partial.is_at_path())
       throw DataError(str(name.string(), ": another process is downloading to it"));
     fetch(partial, dir, source, progress);
     const std::string sum = md5(partial, progress);

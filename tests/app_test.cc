@@ -1,9 +1,15 @@
 // The `sinter` command, run as its users run it.
 #ifdef SINTER_APP_PATH
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -13,7 +19,9 @@
 
 #include "agreement.h"
 #include "catch.h"
+#include "options.h"
 #include "process.h"
+#include "sinter/checkpoint.h"
 #include "sinter/data.h"
 #include "sinter/safetensors.h"
 
@@ -46,6 +54,27 @@ std::vector<std::string> job(const std::string& command, const std::vector<std::
   return args;
 }
 
+// The command in a shell, with `redirections` such as "2>&-"; its exit code.
+int run_in_shell(const std::vector<std::string>& args, const std::string& redirections) {
+  std::string command = SINTER_APP_PATH;
+  for (const std::string& arg : args) command += " '" + arg + "'";
+  const int status = std::system((command + " " + redirections).c_str());
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 1000;
+}
+
+// What the command line is refused with; empty if it is taken.
+std::string refusal(std::vector<std::string> args) {
+  args.insert(args.begin(), "sinter");
+  std::vector<const char*> argv;
+  for (const std::string& arg : args) argv.push_back(arg.c_str());
+  try {
+    app::parse_options(static_cast<int>(argv.size()), argv.data());
+  } catch (const app::UsageError& e) {
+    return e.what();
+  }
+  return "";
+}
+
 std::vector<json> json_lines(const fs::path& path) {
   std::ifstream in(path);
   std::vector<json> records;
@@ -61,6 +90,7 @@ TEST_CASE("app: help and version are answers, not errors", "[app]") {
     const Result help = run(folder, {command, "--help"});
     CHECK(help.code == 0);
     CHECK(contains(help.out, "--data-dir"));
+    CHECK(!contains(help.out, "{"));  // CLI11's note of what a flag sets
     CHECK(contains(run(folder, {"--help"}).out, command));
   }
   const Result version = run(folder, {"--version"});
@@ -92,7 +122,12 @@ TEST_CASE("app: a command line that makes no sense is refused with exit code 2",
       {{"train", "--threads", "0"}, {"--threads", "'0'"}},
       {{"bench", "--devices", "cpu,gpu"}, {"--devices", "'gpu'"}},
       {{"bench", "--devices", "cpu,cpu"}, {"--devices", "twice"}},
-      {{"eval"}, {"--weights"}}};
+      {{"train", "--save", ""}, {"--save", "empty"}},
+      {{"train", "--dataset", "synthetic", "--download"}, {"--download", "cifar10"}},
+      {{"train", "--save", "w", "--metrics", "./w"}, {"--metrics", "--save", "./w"}},
+      {{"bench", "--json", "b", "--markdown", "b"}, {"--markdown", "--json"}},
+      {{"eval"}, {"--weights"}},
+      {{"eval", "--weights", "w", "--logits", "w"}, {"--logits", "--weights"}}};
   const Folder folder;
   for (const Case& c : cases) {
     const Result result = run(folder, c.args);
@@ -104,6 +139,51 @@ TEST_CASE("app: a command line that makes no sense is refused with exit code 2",
       CHECK(contains(result.err, part));
     }
   }
+}
+
+TEST_CASE("app: a missing value is refused wherever one is expected", "[app]") {
+  const std::vector<std::pair<std::string, std::string>> commands = {
+      {"train",
+       "--save --init --metrics --checkpoint --data-dir --device --model --dataset "
+       "--optimizer --conv-algo --lr --epochs --seed"},
+      {"bench", "--json --markdown --metrics --data-dir --devices --runs"},
+      {"eval", "--weights --logits --data-dir --device"},
+      {"doctor", "--data-dir --threads"},
+      {"gradcheck", "--op --device"},
+      {"verify", "--op --out --golden --device"}};
+  for (const auto& [command, options] : commands) {
+    std::istringstream list(options);
+    for (std::string option; list >> option;) {
+      for (const std::vector<std::string>& given :
+           {std::vector<std::string>{option, ""}, {option + "="}, {option, "--quiet"}}) {
+        std::vector<std::string> args = {command};
+        args.insert(args.end(), given.begin(), given.end());
+        INFO(command << " " << given.front() << " " << given.back());
+        CHECK(refusal(args).rfind(option + ": ", 0) == 0);
+      }
+    }
+  }
+  CHECK(contains(refusal({"train", "--save", "", "--quiet"}), "an empty one"));
+  CHECK(contains(refusal({"train", "--save=", "w"}), "an empty one"));
+  CHECK(contains(refusal({"train", "--save", "--quiet"}), "got the option --quiet"));
+  CHECK(refusal({"train", "--save=w", "--lr=1e-3", "--quiet"}).empty());
+  for (const char* list : {"cpu,", ",cpu", "cpu,,cpu"})
+    CHECK(contains(refusal({"bench", "--devices", list}), "--devices: expected cpu"));
+}
+
+TEST_CASE("app: flags and numbers mean what they say", "[app]") {
+  const auto parse = [](std::vector<const char*> args) {
+    args.insert(args.begin(), "sinter");
+    return app::parse_options(static_cast<int>(args.size()), args.data());
+  };
+  CHECK(parse({"train"}).job.graph);
+  CHECK(parse({"train"}).job.shuffle);
+  CHECK(!parse({"train", "--no-graph"}).job.graph);
+  CHECK(!parse({"bench", "--no-shuffle"}).job.shuffle);
+  CHECK(parse({"train", "--seed", "010"}).job.seed == 10);  // not octal
+  CHECK(parse({"train", "--epochs", "08"}).job.epochs == 8);
+  CHECK(parse({"bench", "--devices", "cpu,cuda"}).devices ==
+        std::vector<std::string>{"cpu", "cuda"});
 }
 
 TEST_CASE("app: a device that cannot run is an error, never another device", "[app]") {
@@ -134,16 +214,129 @@ TEST_CASE("app: damaged CIFAR-10 files are an error, not a reason for synthetic 
   CHECK(contains(doctor.out, "FAIL  data"));
 }
 
+TEST_CASE("app: a folder named for CIFAR-10 has to hold it", "[app]") {
+  const Folder folder;
+  fs::create_directory(folder / "empty");
+  write(folder / "file", "");
+  fs::create_symlink("loop", folder / "loop");  // cannot be looked into, as without permission
+  const auto fails = [&](const std::vector<std::string>& args, const std::string& part) {
+    const Result result = run(folder, args);
+    INFO(result.out << result.err);
+    CHECK(result.code == 1);
+    CHECK(contains(result.out + result.err, part));
+    CHECK(!contains(result.out + result.err, "synthetic"));
+  };
+  for (const char* name : {"mistyped", "empty", "file", "loop"}) {
+    fails({"train", "--device", "cpu", "--max-steps", "1", "--data-dir", folder / name}, name);
+    fails({"bench", "--devices", "cpu", "--max-steps", "1", "--data-dir", folder / name}, name);
+    fails({"doctor", "--data-dir", folder / name}, "FAIL  data");
+  }
+  fails({"train", "--device", "cpu", "--data-dir", folder / "empty"}, "--download");
+  save_safetensors(folder / "w", app::initial_model({})->state_dict());
+  fails({"eval", "--device", "cpu", "--weights", folder / "w", "--data-dir", folder / "mistyped"},
+        "mistyped");
+  CHECK(!fs::exists(folder / "mistyped"));
+  // What was asked for is not replaced either.
+  fails({"train", "--device", "cpu", "--download", "--data-dir", folder / "file"}, "file");
+}
+
 TEST_CASE("app: files that cannot be written are noticed before the training", "[app]") {
   const Folder folder;
-  for (const char* option : {"--save", "--metrics"}) {
-    const Result result =
-        run(folder, job("train", {"--device", "cpu", option, folder / "absent/file"}));
-    INFO(result.err);
+  fs::create_directory(folder / "folder");
+  write(folder / "file", "");
+  REQUIRE(mkfifo((folder / "pipe").c_str(), 0600) == 0);
+  // Would a training begin, it would not end in a test's time.
+  for (const char* option : {"--save", "--metrics", "--checkpoint"}) {
+    for (const std::string name : {"absent/file", "folder", "file/file", "pipe", "file"}) {
+      const bool checkpoint = option == std::string("--checkpoint");
+      if (checkpoint ? name == "absent/file" || name == "folder" : name == "file") continue;
+      const Result result = run(
+          folder, job("train", {"--device", "cpu", "--epochs", "1000000", option, folder / name}));
+      INFO(result.err);
+      CHECK(result.code == 1);
+      CHECK(contains(result.err, option));
+      CHECK(contains(result.err, (folder / name).string()));
+    }
+  }
+  for (const char* option : {"--json", "--markdown", "--metrics"}) {
+    const Result result = run(folder, job("bench", {"--devices", "cpu", "--epochs", "1000000",
+                                                    option, folder / "absent/file"}));
     CHECK(result.code == 1);
     CHECK(contains(result.err, option));
-    CHECK(contains(result.err, "absent"));
   }
+  const std::string name(240, 'n');  // leaves no room for what a temporary file is told by
+  CHECK(run(folder, job("train", {"--device", "cpu", "--max-steps", "1", "--save", folder / name}))
+            .code == 0);
+  CHECK(fs::exists(folder / name));
+}
+
+TEST_CASE("app: what is replaced keeps its place and its permissions", "[app]") {
+  const Folder folder;
+  const auto train = [&](const std::vector<std::string>& more) {
+    std::vector<std::string> args = {"--device", "cpu", "--max-steps", "1"};
+    args.insert(args.end(), more.begin(), more.end());
+    const Result result = run(folder, job("train", args));
+    INFO(result.err);
+    CHECK(result.code == 0);
+  };
+  train({"--save", folder / "w"});
+  const std::string weights = test::read_file(folder / "w");
+
+  write(folder / "private", "old");
+  fs::permissions(folder / "private", fs::perms::owner_read | fs::perms::owner_write);
+  fs::create_symlink("private", folder / "link");
+  fs::create_symlink("new", folder / "dangling");
+  fs::create_symlink("/dev/null", folder / "null");
+  for (const char* name : {"link", "dangling", "null"}) {
+    train({"--save", folder / name, "--metrics", folder / "m"});
+    CHECK(fs::is_symlink(folder / name));
+  }
+  CHECK(fs::is_character_file(folder / "null"));
+  CHECK(test::read_file(folder / "private") == weights);
+  CHECK(test::read_file(folder / "new") == weights);
+  CHECK(fs::status(folder / "private").permissions() ==
+        (fs::perms::owner_read | fs::perms::owner_write));
+
+  // A pipe that is read: it stays one, and gets all there is.
+  REQUIRE(mkfifo((folder / "pipe").c_str(), 0600) == 0);
+  const int reader = open((folder / "pipe").c_str(), O_RDONLY | O_NONBLOCK);
+  REQUIRE(reader >= 0);
+  train({"--metrics", folder / "pipe"});
+  std::string got(1 << 16, '\0');
+  got.resize(static_cast<size_t>(std::max<ssize_t>(read(reader, got.data(), got.size()), 0)));
+  close(reader);
+  CHECK(contains(got, "\"step\":1,"));
+  CHECK(fs::is_fifo(folder / "pipe"));
+
+  // A device that is full.
+  for (const char* option : {"--save", "--metrics"}) {
+    const Result full =
+        run(folder, job("train", {"--device", "cpu", "--max-steps", "1", option, "/dev/full"}));
+    INFO(full.err);
+    CHECK(full.code == 1);
+    CHECK(contains(full.err, "/dev/full: cannot write: No space left on device"));
+  }
+  if (geteuid() != 0) {  // who may do anything
+    fs::permissions(folder / "private", fs::perms::owner_read);
+    const Result kept =
+        run(folder,
+            job("train", {"--device", "cpu", "--max-steps", "1", "--save", folder / "private"}));
+    CHECK(kept.code == 1);
+    CHECK(contains(kept.err, "Permission denied"));
+    CHECK(test::read_file(folder / "private") == weights);
+  }
+}
+
+TEST_CASE("app: descriptors that are closed are not taken by files", "[app]") {
+  const Folder folder;
+  const auto args = job("train", {"--device", "cpu", "--max-steps", "2", "--metrics", folder / "m",
+                                  "--save", folder / "w"});
+  CHECK(run_in_shell(args, ">/dev/null 2>&- <&-") == 0);
+  CHECK(json_lines(folder / "m").size() == 4);  // throws at what is no JSON
+  fs::remove(folder / "w");
+  CHECK(run_in_shell(args, ">&- 2>&-") == 1);  // as it cannot print its results
+  CHECK(json_lines(folder / "m").size() == 4);
+  CHECK(!load_safetensors(folder / "w").tensors.empty());
 }
 
 TEST_CASE("app: train writes losses that fall, weights that repeat, and eval agrees", "[app]") {
@@ -241,6 +434,41 @@ TEST_CASE("app: a loss that is no longer finite stops the training", "[app]") {
   CHECK(traced.code == 1);
   CHECK(contains(traced.err, "anomaly: "));
   CHECK(contains(traced.err, "at step "));
+}
+
+TEST_CASE("app: a test loss that is not finite is a failure", "[app]") {
+  const Folder folder;
+  // Adam's steps are as long as its rate: weights stay finite, what they compute does not.
+  const Result result =
+      run(folder, job("train", {"--device", "cpu", "--lr", "1e6", "--epochs", "2", "--save",
+                                folder / "w", "--checkpoint", folder / "c"}));
+  INFO(result.err);
+  CHECK(result.code == 1);
+  CHECK(contains(result.err, "diverged"));
+  CHECK(contains(result.err, "after step 16 "));
+  CHECK(contains(result.err, "--lr"));
+  CHECK(result.out.empty());
+  CHECK(!fs::exists(folder / "w"));
+  CHECK(fs::is_empty(folder / "c"));
+}
+
+TEST_CASE("app: weights are taken out of a checkpoint", "[app]") {
+  const Folder folder;
+  const Result trained =
+      run(folder, job("train", {"--device", "cpu", "--epochs", "1", "--checkpoint", folder / "c"}));
+  REQUIRE(trained.code == 0);
+  const std::string checkpoint = folder / "c/checkpoint.safetensors";
+  const Result eval = run(folder, job("eval", {"--device", "cpu", "--weights", checkpoint}));
+  INFO(eval.err);
+  CHECK(eval.code == 0);
+  CHECK(eval.out == trained.out.substr(0, trained.out.find('\n') + 1));
+  const Result again = run(folder, job("train", {"--device", "cpu", "--max-steps", "1", "--lr", "0",
+                                                 "--init", checkpoint, "--save", folder / "w"}));
+  INFO(again.err);
+  REQUIRE(again.code == 0);
+  CHECK(state_hash(load_safetensors(folder / "w").tensors) ==
+        state_hash(load_checkpoint(checkpoint).model));
+  CHECK(state_hash(load_weights(folder / "w")) == state_hash(load_weights(checkpoint)));
 }
 
 TEST_CASE("app: bench tabulates, labels synthetic data, and writes JSON and Markdown", "[app]") {
@@ -379,6 +607,39 @@ TEST_CASE("app: numbers as people read them", "[app]") {
   CHECK(app::grouped(-123) == "-123");
   CHECK(app::duration(4.214) == "4.21 s");
   CHECK(app::duration(725.4) == "12 min 05 s");
+}
+
+TEST_CASE("app: progress stays within the terminal's line", "[app]") {
+  const std::string what = "epoch 10/10",
+                    state = "loss 0.1234  1,234,567 images/s  12 min 05 s left";
+  const std::string wide = app::progress_text(what, 0.5, state, 200);
+  CHECK(wide == what + " [############............] " + state);
+  CHECK(app::progress_text(what, 0.5, state, 79) == what + " [#######........] " + state);
+  CHECK(app::progress_text(what, 0.5, state, 60) == what + " " + state.substr(0, 48));
+  for (int width = 0; width <= 100; ++width)
+    CHECK(app::progress_text(what, 1, state, width).size() <= static_cast<size_t>(width));
+  CHECK(app::progress_text("é", 1, "éé", 3) == "é é");  // characters, not bytes
+  CHECK(app::progress_text("x", 2, "y", 30).size() == 30);
+}
+
+TEST_CASE("app: being told to end is like Ctrl-C", "[app]") {
+  const Folder folder;
+  for (const int signal : {SIGTERM, SIGHUP}) {
+    Process process(folder, job("train", {"--device", "cpu", "--epochs", "100000", "--metrics",
+                                          folder / "m", "--checkpoint", folder / "c", "--resume"}));
+    const fs::path file = folder / "c/checkpoint.safetensors";
+    while (process.running() && !fs::exists(file))
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    if (signal == SIGHUP)  // the second of them: once it trains
+      while (process.running() && !contains(process.err(), "resuming"))
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    process.send(signal);
+    CHECK(process.wait() == 128 + signal);
+    INFO(process.err());
+    CHECK(contains(process.err(), "sinter: interrupted: "));
+    CHECK(contains(process.err(), "--resume goes on from there"));
+    CHECK(std::distance(fs::directory_iterator(folder / "c"), {}) == 1);
+  }
 }
 
 TEST_CASE("app: Ctrl-C stops cleanly and leaves the old weights alone", "[app]") {

@@ -1,5 +1,9 @@
 #include "sinter/checkpoint.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -9,6 +13,7 @@
 #include <thread>
 
 #include "catch.h"
+#include "sinter/data.h"
 #include "sinter/nn.h"
 #include "sinter/optim.h"
 #include "sinter/random.h"
@@ -426,6 +431,10 @@ TEST_CASE("checkpoint: a job with other weights is refused, a longer one is not"
       CHECK(contains(result.err, part));
     }
   }
+  const Result anomaly =
+      run(dir, job({"--device", "cpu", "--detect-anomaly"}) + keep + metrics + Args{"--resume"});
+  CHECK(anomaly.code == 2);  // it runs fused operators apart
+  CHECK(contains(anomaly.err, "--detect-anomaly off, got on"));
   const Result fresh = run(dir, job({"--device", "cpu"}) + keep + metrics);
   CHECK(fresh.code == 2);  // rather than lose what was trained
   CHECK(contains(fresh.err, "--resume"));
@@ -447,6 +456,130 @@ TEST_CASE("checkpoint: a job with other weights is refused, a longer one is not"
     CHECK(result.code == 2);
     CHECK(contains(result.err, "--checkpoint"));
   }
+}
+
+TEST_CASE("checkpoint: a training does not go on with other images", "[checkpoint][app]") {
+  const TempDir dir;
+  for (const char* name : kCifar10Files) {
+    write_file(dir / name, "");
+    std::filesystem::resize_file(dir / name, kCifar10FileBytes);
+  }
+  const auto set_byte = [&](const char* name, std::streamoff at, char value) {
+    std::fstream file(dir / name, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(at).put(value);
+  };
+  const auto train = [&](const std::string& steps) {
+    return run(dir,
+               {"train", "--device", "cpu", "--threads", "1", "--max-steps", steps, "--data-dir",
+                dir.path().string(), "--checkpoint", (dir / "c").string(), "--resume"});
+  };
+  REQUIRE(train("1").code == 0);
+  const std::string whole = read_file(dir / "c" / kFile);
+  // The last pixel of the last record of training; a label. Back again each time.
+  for (const auto& [name, at] : {std::pair("data_batch_5.bin", kCifar10FileBytes - 1),
+                                 std::pair("data_batch_2.bin", int64_t{3073} * 5)}) {
+    set_byte(name, at, 1);
+    const Result other = train("2");
+    INFO(other.err);
+    CHECK(other.code == 2);
+    CHECK(contains(other.err, "made with hash of the training images "));
+    CHECK((read_file(dir / "c" / kFile) == whole));
+    set_byte(name, at, 0);
+  }
+  const Result same = train("2");
+  INFO(same.err);
+  CHECK(same.code == 0);
+  CHECK(!contains(same.err, "warning"));
+}
+
+TEST_CASE("checkpoint: what an old one does not say is not compared and is added",
+          "[checkpoint][app]") {
+  const TempDir dir;
+  const Args train =
+      job({"--device", "cpu", "--checkpoint", (dir / "c").string(), "--resume", "--quiet"});
+  finish(dir, train + Args{"--max-steps", "5"});
+  Checkpoint old = load_checkpoint(dir / "c" / kFile);
+  old.metadata["hardware"] = "an abacus";
+  save_checkpoint(dir / "c" / kFile, old);
+  CHECK(contains(finish(dir, train + Args{"--max-steps", "6"}).err,
+                 "warning: the checkpoint's hardware is an abacus, now "));
+  for (const char* key : {"--detect-anomaly", "hash of the training images", "hardware"})
+    CHECK(old.metadata.erase(key) == 1);
+  save_checkpoint(dir / "c" / kFile, old);
+  const Result first = finish(dir, train + Args{"--max-steps", "10"});
+  for (const char* key : {"--detect-anomaly", "hash of the training images", "hardware"})
+    CHECK(contains(first.err, str("did not record '", key, "'")));
+  CHECK(finish(dir, train + Args{"--max-steps", "15"}).err.empty());
+}
+
+TEST_CASE("checkpoint: one training at a time has its folder", "[checkpoint][app]") {
+  const TempDir dir, elsewhere;
+  const auto train = [&](const std::string& epochs) {
+    return job(
+        {"--device", "cpu", "--epochs", epochs, "--checkpoint", (dir / "c").string(), "--resume"});
+  };
+  Process first(elsewhere, train("100000") + Args{"--metrics", (dir / "m").string()});
+  wait_for_checkpoint(first, dir / "c" / kFile);
+  const Result second = run(dir, train("3"));
+  INFO(second.err);
+  CHECK(second.code == 1);
+  CHECK(contains(second.err, "in use by another training (process " + std::to_string(first.pid())));
+  const Result metrics = run(dir, job({"--device", "cpu", "--metrics", (dir / "m").string()}));
+  CHECK(metrics.code == 1);
+  CHECK(contains(metrics.err, "another process is writing it"));
+  CHECK(first.running());
+  // The lock of one that was killed holds nobody up.
+  first.send(SIGKILL);
+  first.wait();
+  const int64_t steps = std::stoll(load_checkpoint(dir / "c" / kFile).metadata.at("step"));
+  finish(dir, train(std::to_string(steps / 75 + 1)));
+  CHECK(std::distance(std::filesystem::directory_iterator(dir / "c"), {}) == 1);
+}
+
+TEST_CASE("checkpoint: weights that diverged do not take its place", "[checkpoint][app]") {
+  const TempDir dir;
+  const Args train = job({"--device", "cpu", "--optimizer", "sgd", "--lr", "1e6", "--checkpoint",
+                          (dir / "c").string(), "--resume"});
+  finish(dir, train + Args{"--max-steps", "1"});
+  const std::string good = read_file(dir / "c" / kFile);
+  const Result result = run(dir, train);
+  INFO(result.err);
+  CHECK(result.code == 1);
+  CHECK(contains(result.err, "training diverged: the loss of step "));
+  CHECK((read_file(dir / "c" / kFile) == good));
+}
+
+TEST_CASE("checkpoint: pipes and links are left what they are", "[checkpoint][app]") {
+  const TempDir dir;
+  const Args train = job({"--device", "cpu", "--checkpoint", (dir / "c").string(), "--resume"});
+  finish(dir, train + Args{"--max-steps", "3"});
+  // Metrics into a pipe: nothing is read back from it.
+  REQUIRE(mkfifo((dir / "pipe").c_str(), 0600) == 0);
+  const Args more = {"--max-steps", "5", "--metrics", (dir / "pipe").string()};
+  CHECK(run(dir, train + more).code == 1);  // nobody reads it
+  const int reader = open((dir / "pipe").c_str(), O_RDONLY | O_NONBLOCK);
+  REQUIRE(reader >= 0);
+  finish(dir, train + more);
+  std::string got(1 << 16, '\0');
+  got.resize(static_cast<size_t>(std::max<ssize_t>(read(reader, got.data(), got.size()), 0)));
+  close(reader);
+  CHECK(contains(got, "{\"step\":4,"));
+  CHECK(!contains(got, "{\"step\":3,"));
+  // A checkpoint kept elsewhere.
+  std::filesystem::create_directory(dir / "disk");
+  std::filesystem::rename(dir / "c" / kFile, dir / "disk" / "kept");
+  std::filesystem::create_symlink(dir / "disk" / "kept", dir / "c" / kFile);
+  finish(dir, train + Args{"--max-steps", "7"});
+  CHECK(std::filesystem::is_symlink(dir / "c" / kFile));
+  CHECK(load_checkpoint(dir / "disk" / "kept").metadata.at("step") == "7");
+  CHECK(std::distance(std::filesystem::directory_iterator(dir / "disk"), {}) == 1);
+  // What cannot hold one.
+  std::filesystem::remove(dir / "c" / kFile);
+  REQUIRE(mkfifo((dir / "c" / kFile).c_str(), 0600) == 0);
+  const Result pipe = run(dir, train);
+  CHECK(pipe.code == 1);
+  CHECK(contains(pipe.err, "--checkpoint"));
+  CHECK(std::filesystem::is_fifo(dir / "c" / kFile));
 }
 
 TEST_CASE("checkpoint: resuming from a damaged one, or with other metrics, is refused",

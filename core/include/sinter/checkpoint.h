@@ -29,6 +29,10 @@ void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkp
 // not those that were written.
 Checkpoint load_checkpoint(const std::filesystem::path& path);
 
+// The tensors of a safetensors file or, of a checkpoint, those of its model under their own names.
+// Throws as load_safetensors and load_checkpoint do.
+NamedTensors load_weights(const std::filesystem::path& path);
+
 // 16 hexadecimal digits: FNV-1a, 64 bits (http://www.isthe.com/chongo/tech/comp/fnv), over the
 // tensors in the order of their names: name, name of the dtype, rank, extents, elements; texts
 // after their length; numbers as 8 bytes, little-endian. Independent of the state's order and

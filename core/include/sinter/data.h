@@ -49,7 +49,8 @@ ImageSet read_cifar10_file(const std::filesystem::path& file);
 // data_batch_1..5.bin and test_batch.bin of 10,000 records each, in `dir` or its subfolder
 // cifar-10-batches-bin. Throws DataError also for a file of another length.
 Dataset read_cifar10(const std::filesystem::path& dir);
-// The folder read_cifar10 would read, or an empty path if no CIFAR-10 files are in either.
+// The folder read_cifar10 would read, or an empty path if no CIFAR-10 files are in either. Throws
+// DataError where that cannot be told, as in a folder without permission to search it.
 std::filesystem::path find_cifar10(const std::filesystem::path& dir);
 
 // Bytes done, bytes in all (0 if unknown). Returning false cancels.
