@@ -13,7 +13,9 @@ namespace sinter {
 namespace {
 
 // Elements that cost as much as kGrain of light work: exp is dear.
-int64_t rows_per_grain(int64_t classes) { return items_per_grain(16 * classes); }
+int64_t rows_per_grain(int64_t classes) {
+  return std::max<int64_t>(1, items_per_grain(classes) / 16);
+}
 
 // The sum of term(k) for k < n. Blocks are added up in double, so that a million classes round no
 // more than those of a block.

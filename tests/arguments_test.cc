@@ -427,6 +427,14 @@ DEVICE_TEST("conv2d: the largest strides and paddings and dilations", "[argument
   }
 }
 
+// Rows of the window times rows of the result do not fit int.
+DEVICE_TEST("conv2d: windows of many rows", "[arguments][conv2d]") {
+  const With with(ConvAlgo::kImplicitGemm);
+  const TensorOptions options{kFloat32, device};
+  const Tensor y = conv2d(ones({1, 1, 100000, 1}, options), ones({1, 1, 50000, 1}, options));
+  CHECK(is_full(y, {1, 1, 50001, 1}, 50000));
+}
+
 DEVICE_TEST("conv2d and pool2d: planes and windows beyond 2^31 are refused",
             "[arguments][conv2d]") {
   const TensorOptions options{kFloat32, device};
