@@ -81,12 +81,12 @@ DEVICE_TEST("log_softmax: large inputs do not overflow", "[softmax]") {
 }
 
 DEVICE_TEST("log_softmax and cross_entropy: millions of classes keep their digits", "[softmax]") {
-  const auto near = [](const Tensor& t, size_t at, double expected, double ulps) {
-    const double v = t.to_vector<double>()[at];
+  const auto near = [](const Tensor& t, int64_t at, double expected, double ulps) {
+    const auto v = t.reshape({t.numel()}).narrow(at, 1).item<double>();
     INFO(v << " for " << expected);
     CHECK(std::abs(v - expected) <= ulps * epsilon(kFloat32) * std::abs(expected));
   };
-  const int64_t classes = 4000000;
+  const int64_t classes = 2000000;
   // exp(0) = 1 beside the largest, exp(-3) elsewhere.
   Array x_values = filled({1, classes}, -3);
   x_values.v[17] = 0;
