@@ -290,12 +290,12 @@ template <class Visit> Sizes matmul_products(const Sizes& a, const Sizes& b, con
 // ---- element by element -------------------------------------------------------------------------
 
 inline Array relu(const Array& x) {
-  return map(x, [](double v) { return v > 0 ? v : 0; });
+  return map(x, [](double v) { return v <= 0 ? 0 : v; });
 }
 
 inline Array relu_gradient(const Array& x, const Array& dy) {
   Array dx = dy;
-  for (size_t i = 0; i < dx.v.size(); ++i) dx.v[i] = x.v[i] > 0 ? dy.v[i] : 0;
+  for (size_t i = 0; i < dx.v.size(); ++i) dx.v[i] = x.v[i] <= 0 ? 0 : dy.v[i];
   return dx;
 }
 

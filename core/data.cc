@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "file.h"
 #include "sinter/dispatch.h"
@@ -55,6 +56,8 @@ void check_set(const ImageSet& set) {
   require<ShapeError>(images.rank() == 4 && images[1] <= static_cast<int64_t>(set.mean.size()),
                       "Batches: expected images (N, C, H, W) with C <= ", set.mean.size(), ", got ",
                       images);
+  require<ShapeError>(images[1] * images[2] * images[3] <= std::numeric_limits<int>::max(),
+                      "Batches: expected images of fewer than 2^31 bytes, got ", images);
   require<ShapeError>(labels.rank() == 1 && labels[0] == images[0],
                       "Batches: expected labels (N) for images (N, C, H, W), got ", labels, " for ",
                       images);
@@ -194,7 +197,10 @@ void Batches::seek(int64_t i) {
   position_.copy_(first);
 }
 
-Batch Batches::next() { return gather(0, options_.batch_size, position_.data<int64_t>()); }
+Batch Batches::next() {
+  require<ValueError>(set_.size() > 0, "Batches::next: the set has no images");
+  return gather(0, options_.batch_size, position_.data<int64_t>());
+}
 
 Batch Batches::gather(int64_t first, int64_t count, int64_t* position) const {
   const Shape& images = set_.images.shape();

@@ -3,6 +3,7 @@
 #include <limits>
 #include <utility>
 
+#include "arguments.h"
 #include "sinter/dispatch.h"
 #include "sinter/ops.h"
 
@@ -10,8 +11,8 @@ namespace sinter {
 namespace {
 
 void check_same(const char* op, const Tensor& a, const Tensor& b) {
-  require<ValueError>(a.defined() && b.defined(), op,
-                      ": expected two tensors, got an undefined one");
+  require_defined(op, "a", a);
+  require_defined(op, "b", b);
   require<DtypeError>(a.dtype() == b.dtype(), op, ": expected one dtype, got ", a.dtype(), " and ",
                       b.dtype(), "; convert with to()");
   require<DeviceError>(a.device() == b.device(), op, ": expected one device, got ", a.device(),
@@ -51,6 +52,7 @@ Shape broadcast_shape(const char* op, const Shape& a, const Shape& b, int skip =
     }
     shape.append(m == 1 ? n : m);
   }
+  shape.numel(op);  // throws if nobody can count them
   return shape;
 }
 
@@ -198,14 +200,25 @@ Tensor div(const Tensor& a, const Tensor& b) {
                 });
 }
 
+namespace {
+
+// b as the other operand of `op`.
+Tensor scalar_like(const char* op, const Tensor& a, double b) {
+  require_defined(op, "a", a);
+  return full({}, b, a.options());
+}
+
+}  // namespace
+
 Tensor operator*(const Tensor& a, double b) {
+  require_defined("mul", "a", a);
   return record("mul", times(a, b), {a}, [b](const Tensor& dy) { return Grads{times(dy, b)}; });
 }
-Tensor operator/(const Tensor& a, double b) { return div(a, full({}, b, a.options())); }
-Tensor operator+(const Tensor& a, double b) { return add(a, full({}, b, a.options())); }
-Tensor operator-(const Tensor& a, double b) { return sub(a, full({}, b, a.options())); }
-Tensor operator-(double a, const Tensor& b) { return sub(full({}, a, b.options()), b); }
-Tensor operator/(double a, const Tensor& b) { return div(full({}, a, b.options()), b); }
+Tensor operator/(const Tensor& a, double b) { return div(a, scalar_like("div", a, b)); }
+Tensor operator+(const Tensor& a, double b) { return add(a, scalar_like("add", a, b)); }
+Tensor operator-(const Tensor& a, double b) { return sub(a, scalar_like("sub", a, b)); }
+Tensor operator-(double a, const Tensor& b) { return sub(scalar_like("sub", b, a), b); }
+Tensor operator/(double a, const Tensor& b) { return div(scalar_like("div", b, a), b); }
 
 namespace {
 
@@ -232,12 +245,12 @@ Tensor& operator*=(Tensor& x, double y) { return assign("*=", x, x * y); }
 Tensor& operator/=(Tensor& x, double y) { return assign("/=", x, x / y); }
 
 Tensor relu(const Tensor& x) {
-  require<ValueError>(x.defined(), "relu: expected a tensor, got an undefined one");
+  require_defined("relu", "x", x);
   Tensor y = empty(x.shape(), x.options());
   dispatch("relu", x, [&]<class T>(const auto& ctx) {
     relu_forward(ctx, x.numel(), static_cast<const T*>(x.data<T>()), y.data<T>());
   });
-  // y > 0 exactly where x > 0, and y is kept alive by the next operator anyway.
+  // y <= 0 exactly where x <= 0, and y is kept alive by the next operator anyway.
   return record("relu", y, {x}, [sy = Saved(y)](const Tensor& dy) {
     const Tensor& y = sy.get();
     Tensor dx = empty(y.shape(), y.options());
@@ -255,7 +268,7 @@ namespace {
 
 Tensor reduce_op(const char* op, bool mean, const Tensor& x, const std::vector<int>& dims,
                  bool keepdim) {
-  require<ValueError>(x.defined(), op, ": expected a tensor, got an undefined one");
+  require_defined(op, "x", x);
   bool reduced[kMaxRank] = {};
   if (dims.empty()) std::fill(reduced, reduced + x.rank(), true);
   for (int dim : dims) {
@@ -290,6 +303,7 @@ Tensor mean(const Tensor& x, const Dims& dims, bool keepdim) {
 }
 
 Tensor permute(const Tensor& x, const std::vector<int>& dims) {
+  require_defined("permute", "x", x);
   bool valid = static_cast<int>(dims.size()) == x.rank();
   bool seen[kMaxRank] = {};
   std::vector<int> inverse(dims.size());
@@ -357,8 +371,10 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
     Shape s = lead;
     s.append(rows);
     s.append(columns);
+    s.numel("matmul");  // throws if nobody can count them
     return s;
   };
+  const Shape result = matrices(batch, m, n);
   // An operand without a batch is shared; one that broadcasts partly is repeated in memory.
   auto stacked = [&](const Tensor& x, int64_t rows, int64_t columns) {
     const int64_t size = rows * columns;
@@ -366,7 +382,7 @@ Tensor matmul(const Tensor& a, const Tensor& b) {
     return full.reshape({size > 0 ? full.numel() / size : batch.numel(), rows, columns});
   };
   const Tensor sa = stacked(a.detach(), m, k), sb = stacked(b.detach(), k, n);
-  const Tensor y = batched_product(sa, false, sb, false).reshape(matrices(batch, m, n));
+  const Tensor y = batched_product(sa, false, sb, false).reshape(result);
   // dA = dY B^T, dB = A^T dY, summed over the batches that shared or repeated the operand.
   return record(
       "matmul", y, {a, b},

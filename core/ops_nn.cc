@@ -34,15 +34,19 @@ void check_like(const char* op, const char* what, const Tensor& t, const Tensor&
   }
 }
 
-void check_images(const char* op, const Tensor& x) {
-  require<ShapeError>(x.defined() && x.rank() == 4, op, ": expected x of shape (N, C, H, W), got ",
-                      ShapeOf{x});
+// Kernels hold extents, and positions in images with their padding, as int: below this, sums of two
+// of them and steps beyond an end do not overflow.
+constexpr int64_t kMostExtent = (int64_t{1} << 30) - 1;
+
+int to_int(const char* op, int64_t value) {
+  require<ShapeError>(value <= kMostExtent, op, ": extent ", value, " is beyond 2^30 - 1");
+  return static_cast<int>(value);
 }
 
-// Kernels hold extents as int; positions inside a tensor are 64 bits wide.
-int to_int(const char* op, int64_t value) {
-  require<ShapeError>(value <= INT_MAX, op, ": extent ", value, " is beyond 2^31 - 1");
-  return static_cast<int>(value);
+// Kernels count the pixels of a plane and the elements of a window as int.
+void check_area(const char* op, const char* what, int h, int w) {
+  require<ShapeError>(int64_t{h} * w <= INT_MAX, op, ": expected ", what,
+                      " of fewer than 2^31 elements, got (", h, ", ", w, ")");
 }
 
 void check_pairs(const char* op, std::initializer_list<std::tuple<const char*, Pair, int>> pairs) {
@@ -54,24 +58,35 @@ void check_pairs(const char* op, std::initializer_list<std::tuple<const char*, P
   }
 }
 
-// Positions of a window of `kernel` elements `dilation` apart; throws, showing the shapes of x and
-// of the whole kernel, if there is none.
-int out_extent(const char* op, int64_t size, int kernel, int stride, int pad, int dilation,
-               const Shape& x, const Shape& window) {
-  const int64_t span = static_cast<int64_t>(dilation) * (kernel - 1) + 1;
-  const int64_t room = size + 2 * static_cast<int64_t>(pad) - span;
-  if (room < 0) {
+// Windows along one direction of an image, in numbers that kernels can work with: a stride that
+// leaves but one window, and the dilation of a window of one element, are no more than the image.
+struct Axis {
+  int size, kernel, stride, pad, dilation;
+  int out;  // windows
+};
+
+// Throws, showing the shapes of x and of the whole kernel, if not even one window fits.
+Axis axis_of(const char* op, int64_t size, int64_t kernel, int stride, int pad, int dilation,
+             const Shape& x, const Shape& window) {
+  const int64_t span = int64_t{dilation} * (to_int(op, kernel) - 1) + 1;
+  const int64_t padded = to_int(op, size) + 2 * int64_t{pad};
+  if (span > padded) {
     throw ShapeError(str(op, ": the kernel ", window, " spans ", span, " elements, more than the ",
                          size, " + 2 * ", pad, " of x ", x,
                          "; use more padding, a smaller kernel or a larger image"));
   }
-  return to_int(op, room / stride + 1);
+  const int most = to_int(op, padded);
+  return {static_cast<int>(size),   static_cast<int>(kernel),
+          std::min(stride, most),   pad,
+          std::min(dilation, most), static_cast<int>((padded - span) / stride + 1)};
 }
 
 Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
                          const Conv2dOptions& options) {
   const char* op = "conv2d";
-  check_images(op, x);
+  require<ShapeError>(x.defined() && x.rank() == 4 && x.size(2) > 0 && x.size(3) > 0, op,
+                      ": expected x of shape (N, C, H, W) with H and W of at least 1, got ",
+                      ShapeOf{x});
   check_pairs(op, {{"stride", options.stride, 1},
                    {"padding", options.padding, 0},
                    {"dilation", options.dilation, 1}});
@@ -79,61 +94,84 @@ Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
                       options.groups);
   require<ShapeError>(
       w.defined() && w.rank() == 4 && w.size(0) > 0 && w.size(2) > 0 && w.size(3) > 0, op,
-      ": expected weight of shape (O, C / groups, KH, KW), got ", ShapeOf{w});
-  if (x.size(1) % options.groups != 0 || w.size(0) % options.groups != 0 ||
-      w.size(1) * options.groups != x.size(1)) {
-    throw ShapeError(str(op, ": expected weight of shape (O, C / groups, KH, KW) with C = ",
-                         x.size(1), " and groups = ", options.groups,
-                         " dividing C and O, got weight ", w.shape(), " for x ", x.shape()));
+      ": expected weight of shape (O, C / groups, KH, KW) with O, KH and KW of at least 1, got ",
+      ShapeOf{w});
+  const int64_t channels = int64_t{to_int(op, w.size(1))} * options.groups;
+  if (x.size(1) != channels) {
+    throw ShapeError(str(op, ": expected x with ", channels, " channels, got ", x.size(1), ": x ",
+                         x.shape(), ", weight ", w.shape(), ", groups ", options.groups));
   }
+  if (w.size(0) % options.groups != 0) {
+    throw ShapeError(str(op, ": expected weight with a multiple of groups = ", options.groups,
+                         " output channels, got ", w.size(0), ": x ", x.shape(), ", weight ",
+                         w.shape()));
+  }
+  require<ShapeError>(w.size(1) * w.size(2) * w.size(3) <= INT_MAX, op,
+                      ": expected windows of fewer than 2^31 elements, got weight ", w.shape());
   check_like(op, "weight", w, x);
   if (b.defined()) {
     require<ShapeError>(b.shape() == Shape{w.size(0)}, op, ": expected bias of shape (", w.size(0),
                         ",), got ", b.shape());
     check_like(op, "bias", b, x);
   }
+  const Axis v = axis_of(op, x.size(2), w.size(2), options.stride.h, options.padding.h,
+                         options.dilation.h, x.shape(), w.shape());
+  const Axis h = axis_of(op, x.size(3), w.size(3), options.stride.w, options.padding.w,
+                         options.dilation.w, x.shape(), w.shape());
+  check_area(op, "images", v.size, h.size);
+  check_area(op, "results", v.out, h.out);
   Conv2dShape g;
   g.n = to_int(op, x.size(0));
   g.c = to_int(op, x.size(1));
-  g.h = to_int(op, x.size(2));
-  g.w = to_int(op, x.size(3));
+  g.h = v.size;
+  g.w = h.size;
   g.o = to_int(op, w.size(0));
-  g.kh = to_int(op, w.size(2));
-  g.kw = to_int(op, w.size(3));
-  g.stride_h = options.stride.h;
-  g.stride_w = options.stride.w;
-  g.pad_h = options.padding.h;
-  g.pad_w = options.padding.w;
-  g.dil_h = options.dilation.h;
-  g.dil_w = options.dilation.w;
+  g.kh = v.kernel;
+  g.kw = h.kernel;
+  g.stride_h = v.stride;
+  g.stride_w = h.stride;
+  g.pad_h = v.pad;
+  g.pad_w = h.pad;
+  g.dil_h = v.dilation;
+  g.dil_w = h.dilation;
   g.groups = options.groups;
-  g.oh = out_extent(op, g.h, g.kh, g.stride_h, g.pad_h, g.dil_h, x.shape(), w.shape());
-  g.ow = out_extent(op, g.w, g.kw, g.stride_w, g.pad_w, g.dil_w, x.shape(), w.shape());
+  g.oh = v.out;
+  g.ow = h.out;
   return g;
 }
 
 Pool2dShape pool2d_shape(const char* op, const Tensor& x, Pair kernel,
                          const Pool2dOptions& options) {
-  check_images(op, x);
+  require<ShapeError>(
+      x.defined() && x.rank() == 4 && x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, op,
+      ": expected x of shape (N, C, H, W) with C, H and W of at least 1, got ", ShapeOf{x});
   const Pair stride{options.stride.h ? options.stride.h : kernel.h,
                     options.stride.w ? options.stride.w : kernel.w};
   check_pairs(op, {{"kernel", kernel, 1}, {"stride", stride, 1}, {"padding", options.padding, 0}});
-  require<ValueError>(2 * options.padding.h <= kernel.h && 2 * options.padding.w <= kernel.w, op,
+  require<ValueError>(options.padding.h <= kernel.h / 2 && options.padding.w <= kernel.w / 2, op,
                       ": expected padding of at most half the kernel (", kernel.h, ", ", kernel.w,
                       "), got (", options.padding.h, ", ", options.padding.w, ")");
+  const Shape window{kernel.h, kernel.w};
+  const Axis v =
+      axis_of(op, x.size(2), kernel.h, stride.h, options.padding.h, 1, x.shape(), window);
+  const Axis h =
+      axis_of(op, x.size(3), kernel.w, stride.w, options.padding.w, 1, x.shape(), window);
+  check_area(op, "images", v.size, h.size);
+  check_area(op, "results", v.out, h.out);
+  check_area(op, "windows", v.kernel, h.kernel);
   Pool2dShape g;
   g.n = to_int(op, x.size(0));
   g.c = to_int(op, x.size(1));
-  g.h = to_int(op, x.size(2));
-  g.w = to_int(op, x.size(3));
-  g.kh = kernel.h;
-  g.kw = kernel.w;
-  g.stride_h = stride.h;
-  g.stride_w = stride.w;
-  g.pad_h = options.padding.h;
-  g.pad_w = options.padding.w;
-  g.oh = out_extent(op, g.h, g.kh, g.stride_h, g.pad_h, 1, x.shape(), {g.kh, g.kw});
-  g.ow = out_extent(op, g.w, g.kw, g.stride_w, g.pad_w, 1, x.shape(), {g.kh, g.kw});
+  g.h = v.size;
+  g.w = h.size;
+  g.kh = v.kernel;
+  g.kw = h.kernel;
+  g.stride_h = v.stride;
+  g.stride_w = h.stride;
+  g.pad_h = v.pad;
+  g.pad_w = h.pad;
+  g.oh = v.out;
+  g.ow = h.out;
   return g;
 }
 
@@ -158,17 +196,32 @@ LinearShape linear_shape(const Tensor& x, Shape& shape, const Tensor& weight, co
   g.n = 1;
   for (int d = 0; d + 1 < shape.rank(); ++d) g.n *= shape[d];
   shape[-1] = g.out;
+  shape.numel(op);  // throws if nobody can count them
   return g;
 }
 
 // nullptr for an undefined tensor.
 template <class T> T* data_or_null(const Tensor& t) { return t.defined() ? t.data<T>() : nullptr; }
 
+// Of no images or no channels: sums without terms, and the bias. Kernels are spared both.
+Tensor conv2d_of_nothing(const Conv2dShape& g, const Tensor& x, const Tensor& weight,
+                         const Tensor& bias) {
+  const Tensor y = dispatch("conv2d", x, [&]<class T>(const auto&) {
+    return zeros({g.n, g.o, g.oh, g.ow}, x.options());
+  });
+  const Tensor sums = record(
+      "conv2d", y, {x, weight}, [x_shape = x.shape(), w_shape = weight.shape()](const Tensor& dy) {
+        return Grads{zeros(x_shape, dy.options()), zeros(w_shape, dy.options())};
+      });
+  return bias.defined() ? add(sums, bias.reshape({g.o, 1, 1})) : sums;
+}
+
 }  // namespace
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
               const Conv2dOptions& options) {
   const Conv2dShape g = conv2d_shape(x, weight, bias, options);
+  if (g.n == 0 || g.c == 0) return conv2d_of_nothing(g, x, weight, bias);
   Tensor y = empty({g.n, g.o, g.oh, g.ow}, x.options());
   dispatch("conv2d", x, [&]<class T>(const auto& ctx) {
     conv2d_forward(ctx, g, x.data<const T>(), weight.data<const T>(), data_or_null<const T>(bias),
@@ -368,7 +421,8 @@ Tensor conv2d_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& bia
   const char* op = "conv2d_relu_pool";
   const Conv2dShape g = conv2d_shape(x, weight, bias, options);
   const bool fits =
-      fusion_enabled() && conv_algo() == ConvAlgo::kAuto && g.oh >= 2 && g.ow >= 2 &&
+      fusion_enabled() && conv_algo() == ConvAlgo::kAuto && g.n > 0 && g.c > 0 && g.oh >= 2 &&
+      g.ow >= 2 &&
       dispatch(op, x, [&]<class T>(const auto& ctx) { return conv2d_relu_pool_fits<T>(ctx, g); });
   if (!fits) return max_pool2d(relu(conv2d(x, weight, bias, options)), 2);
 
@@ -444,6 +498,8 @@ Tensor mlp(const Tensor& x, std::span<const Tensor> weights, std::span<const Ten
   MlpShape g;
   g.relu_last = relu_last;
   for (size_t l = 0; l < layers; ++l) {
+    require<ShapeError>(weights[l].defined(), op, ": expected weights[", l,
+                        "] of shape (out, in), got an undefined tensor");
     const LinearShape layer = linear_shape(x, shape, weights[l], biases[l]);
     shapes.push_back(shape);
     if (l >= kMaxMlpLayers) continue;

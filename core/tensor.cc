@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "arguments.h"
 #include "sinter/dispatch.h"
 #include "sinter/ops.h"
 #include "tensor_impl.h"
@@ -39,10 +40,25 @@ int Shape::index(int d, const char* op) const {
   return i;
 }
 
-int64_t Shape::numel() const {
-  int64_t n = 1;
-  for (int64_t size : *this) n *= size;
-  return n;
+namespace {
+
+// How many units of `unit` a shape's extents other than 0 make.
+int64_t units(const char* op, const Shape& shape, int64_t unit) {
+  for (int64_t size : shape) {
+    require<ShapeError>(size >= 0, op, ": expected extents of at least 0, got ", shape);
+    require<ShapeError>(size == 0 || !__builtin_mul_overflow(unit, size, &unit), op, ": ", shape,
+                        " has more elements than memory can hold");
+  }
+  return unit;
+}
+
+bool is_empty(const Shape& shape) { return std::count(shape.begin(), shape.end(), 0) > 0; }
+
+}  // namespace
+
+int64_t Shape::numel(const char* op) const {
+  const int64_t n = units(op, *this, 1);
+  return is_empty(*this) ? 0 : n;
 }
 
 bool Shape::operator==(const Shape& other) const {
@@ -193,13 +209,9 @@ int64_t live_storages() { return live_storage_count.load(std::memory_order_relax
 // ---- making tensors -----------------------------------------------------------------------------
 
 Tensor empty(const Shape& shape, TensorOptions options) {
-  int64_t bytes = static_cast<int64_t>(size_of(options.dtype));
-  for (int64_t size : shape) {
-    require<ShapeError>(size >= 0, "empty: expected extents of at least 0, got ", shape);
-    require<ShapeError>(!__builtin_mul_overflow(bytes, size, &bytes), "empty: ", shape,
-                        " has more elements than memory can hold");
-  }
-  auto storage = std::make_shared<Storage>(options.device, static_cast<size_t>(bytes));
+  const int64_t bytes = units("empty", shape, static_cast<int64_t>(size_of(options.dtype)));
+  auto storage =
+      std::make_shared<Storage>(options.device, static_cast<size_t>(is_empty(shape) ? 0 : bytes));
   auto* data = static_cast<std::byte*>(storage->data);
   return Tensor(std::make_shared<Tensor::Impl>(std::move(storage), data, shape, options.dtype));
 }
@@ -377,6 +389,7 @@ Tensor converted(const Tensor& x, DType dtype) {
 }  // namespace
 
 Tensor Tensor::to(Device target) const {
+  require_defined("to", "x", *this);
   if (device() == target) return *this;
   require_usable(target);
   Tensor y = empty(shape(), {dtype(), target});
@@ -386,7 +399,7 @@ Tensor Tensor::to(Device target) const {
 }
 
 Tensor Tensor::to(DType target) const {
-  require<ValueError>(defined(), "to: expected a tensor, got an undefined one");
+  require_defined("to", "x", *this);
   if (dtype() == target) return *this;
   const Tensor y = converted(detach(), target);
   if (!is_floating(target)) return y;
@@ -395,6 +408,7 @@ Tensor Tensor::to(DType target) const {
 }
 
 Tensor Tensor::clone() const {
+  require_defined("clone", "x", *this);
   Tensor y = empty(shape(), options());
   copy_bytes(y, *this);
   return record("clone", y, {*this}, [](const Tensor& dy) { return Grads{dy}; });
@@ -466,19 +480,23 @@ template <> bool Tensor::item<bool>() const { return item<double>() != 0; }
 // ---- views and shorthands -----------------------------------------------------------------------
 
 Tensor Tensor::reshape(const Shape& wanted) const {
+  require_defined("reshape", "x", *this);
   Shape shape = wanted;
   int inferred = -1;
-  int64_t known = 1;
+  bool fits = true;
   for (int d = 0; d < shape.rank(); ++d) {
     if (shape[d] == -1 && inferred < 0) {
+      shape[d] = 1;
       inferred = d;
-    } else {
-      known *= shape[d];
     }
+    fits = fits && shape[d] >= 0;
   }
-  if (inferred >= 0 && known > 0 && numel() % known == 0) shape[inferred] = numel() / known;
-  bool fits = defined() && shape.numel() == numel();
-  for (int64_t size : shape) fits = fits && size >= 0;
+  if (fits && inferred >= 0) {
+    const int64_t known = shape.numel("reshape");
+    fits = known > 0 && numel() % known == 0;
+    if (fits) shape[inferred] = numel() / known;
+  }
+  fits = fits && shape.numel("reshape") == numel();
   if (!fits) {
     throw ShapeError(str("reshape: expected a shape of ", numel(), " elements for x of shape ",
                          this->shape(), ", got ", wanted));
@@ -487,6 +505,7 @@ Tensor Tensor::reshape(const Shape& wanted) const {
 }
 
 Tensor Tensor::flatten(int first, int last) const {
+  require_defined("flatten", "x", *this);
   if (rank() == 0) return reshape({1});
   const Shape& from = shape();
   const int a = from.index(first, "flatten"), b = from.index(last, "flatten");
@@ -501,6 +520,7 @@ Tensor Tensor::flatten(int first, int last) const {
 }
 
 Tensor Tensor::narrow(int64_t first, int64_t count) const {
+  require_defined("narrow", "x", *this);
   require<ShapeError>(rank() >= 1 && first >= 0 && count >= 0 && first <= size(0) - count,
                       "narrow: no rows [", first, ", ", first, " + ", count, ") in x of shape ",
                       shape());

@@ -235,12 +235,8 @@ void gemm_backward_weights(const Conv2dShape& g, const T* x, const T* dy, T* dwe
   const int64_t blocks = (s.c + channels - 1) / channels;
   const int band = static_cast<int>(block_size(g.oh, channels * s.kernel * g.ow));
   // Chunks of images have partial sums of their own: enough chunks to feed the threads, no more.
-  const int64_t images = (g.n + 15) / 16, chunks = images > 0 ? (g.n + images - 1) / images : 0;
+  const int64_t images = (g.n + 15) / 16, chunks = (g.n + images - 1) / images;
   const int64_t weights = g.o * s.patch;
-  if (chunks == 0) {
-    std::fill_n(dweight, weights, T(0));
-    return;
-  }
   const Scratch<T> partial(chunks > 1 ? chunks * weights : 0);
   T* sums = chunks > 1 ? partial.get() : dweight;
   parallel_for(chunks * g.groups * blocks, [&](int64_t item) {

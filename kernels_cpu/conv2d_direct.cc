@@ -496,18 +496,20 @@ template <class T> void weight_gradient(const Conv2dShape& g, const T* x, const 
   const double bytes_per_row =
       (double(block_c) * cols.size() * g.stride_h + double(group_o) * g.ow) * L * sizeof(T);
   const int band_rows = choose_band(g.oh, flops_per_row, bytes_per_row);
-  const int bands = ceil_div(g.oh, band_rows), units = ceil_div(g.n, L) * bands;
-  constexpr int kChunks = 32;
-  const int chunk_units = ceil_div(units, std::max(1, kChunks / (g.groups * blocks.count)));
-  const int chunks = ceil_div(units, chunk_units);
+  const int bands = ceil_div(g.oh, band_rows);
+  const int64_t units = int64_t{ceil_div(g.n, L)} * bands;
+  constexpr int64_t kChunks = 32;
+  const int64_t most_chunks = std::max<int64_t>(1, kChunks / (int64_t{g.groups} * blocks.count));
+  const int64_t chunk_units = (units + most_chunks - 1) / most_chunks;
+  const int64_t chunks = (units + chunk_units - 1) / chunk_units;
 
   const int64_t weights = int64_t{g.o} * group_c * kernel;
   const Scratch<T> partial(chunks * weights);
 
-  parallel_for(int64_t{chunks} * g.groups * blocks.count, [&](int64_t item) {
+  parallel_for(chunks * g.groups * blocks.count, [&](int64_t item) {
     const int block = static_cast<int>(item % blocks.count);
     const int group = static_cast<int>(item / blocks.count % g.groups);
-    const int chunk = static_cast<int>(item / blocks.count / g.groups);
+    const int64_t chunk = item / blocks.count / g.groups;
     const int c_begin = blocks.begin(block), channels = blocks.size(block);
     const int taps = channels * kernel;
 
@@ -521,10 +523,11 @@ template <class T> void weight_gradient(const Conv2dShape& g, const T* x, const 
     const Scratch<T> sums(sums_count * L);
     std::fill_n(sums.get(), sums_count * L, T(0));
 
-    for (int unit = chunk * chunk_units; unit < std::min(units, (chunk + 1) * chunk_units);
+    for (int64_t unit = chunk * chunk_units; unit < std::min(units, (chunk + 1) * chunk_units);
          ++unit) {
-      const int image = unit / bands * L, images = std::min(L, g.n - image);
-      const int row = unit % bands * band_rows, rows = std::min(band_rows, g.oh - row);
+      const int image = static_cast<int>(unit / bands) * L, images = std::min(L, g.n - image);
+      const int row = static_cast<int>(unit % bands) * band_rows;
+      const int rows = std::min(band_rows, g.oh - row);
       Band<T> band;
       band.rows = source_extent(rows_axis, row, row + rows);
       band.cols = cols;
@@ -549,8 +552,8 @@ template <class T> void weight_gradient(const Conv2dShape& g, const T* x, const 
           constexpr int kO = constant(), kT = tile_width(kO);
           // Few enough rows at a time that dy stays in the first-level cache for all taps.
           constexpr int kLevel1 = 24 << 10;
-          const int step =
-              std::clamp(kLevel1 / (g.ow * kO * L * static_cast<int>(sizeof(T))), 1, rows);
+          const int64_t row_bytes = int64_t{g.ow} * kO * L * static_cast<int64_t>(sizeof(T));
+          const int step = static_cast<int>(std::clamp<int64_t>(kLevel1 / row_bytes, 1, rows));
           for (int r = 0; r < rows; r += step) {
             PositionLoops l;
             l.rows = std::min(step, rows - r);
@@ -590,7 +593,7 @@ template <class T> void weight_gradient(const Conv2dShape& g, const T* x, const 
 
   parallel_ranges(weights, items_per_grain(chunks), [&](int64_t begin, int64_t end) {
     std::copy(partial.get() + begin, partial.get() + end, dweight + begin);
-    for (int chunk = 1; chunk < chunks; ++chunk) {
+    for (int64_t chunk = 1; chunk < chunks; ++chunk) {
       const T* p = partial.get() + chunk * weights;
       for (int64_t i = begin; i < end; ++i) dweight[i] += p[i];
     }

@@ -94,7 +94,7 @@ struct Layout {
   Layout(const Correlation& k, int output_rows) : rows(output_rows) {
     // Without a stride neighbouring outputs read neighbouring rows. Far apart taps share none.
     const int shared_rows = rows + (k.kh - 1) * k.dil_h;
-    const bool shared = k.stride_h == 1 && shared_rows <= k.kh * rows;
+    const bool shared = k.stride_h == 1 && shared_rows <= int64_t{k.kh} * rows;
     copy_rows = shared ? shared_rows : rows;
     copies_of_row = shared ? 1 : k.kh;
     step = shared ? 1 : k.stride_h;
@@ -434,7 +434,6 @@ template <class T> void pack_weights(const Correlation& k, const Parts& tiles, b
 template <class T> void correlate(const Correlation& k, bool mirrored, const T* source,
                                   const T* weight, const T* bias, T* out) {
   constexpr int kPixels = kPixelVectors * kLanes<T>;
-  if (k.n == 0 || k.o == 0 || k.out_plane() == 0) return;
   const int taps = k.taps();
   const Parts tiles(k.o, kMaxChannels);
   const Scratch<T> packed_weights(int64_t{k.groups} * k.o * k.c * taps);
@@ -554,10 +553,6 @@ template <class T> void weight_gradient(const Correlation& k, const T* x, const 
   constexpr int L = kLanes<T>;
   const int taps = k.taps();
   const int64_t weights = int64_t{k.groups} * k.o * k.c * taps;
-  if (k.n == 0 || weights == 0 || k.out_plane() == 0) {
-    std::fill_n(dweight, weights, T(0));
-    return;
-  }
   // Output channels in panels of at most kMaxVectors vectors. Partial sums cost memory, and blocks
   // of channels that dy is transposed anew: first chunks of images until their sums weigh a few
   // MiB, then blocks.

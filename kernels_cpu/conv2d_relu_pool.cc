@@ -77,7 +77,7 @@ inline int round_up(int a, int b) { return ceil_div(a, b) * b; }
 inline bool is_small(const Conv2dShape& g) {
   const SmallConv s(g);
   return g.stride_h == 1 && g.stride_w == 1 && g.dil_h == 1 && g.dil_w == 1 && g.groups == 1 &&
-         g.o <= kMostOutputs && g.c <= kMostInputs && g.kw * g.c <= 128 && g.o > 0 && g.c > 0 &&
+         g.o <= kMostOutputs && g.c <= kMostInputs && int64_t{g.kw} * g.c <= 128 &&
          int64_t{g.c} * s.hp * s.wp <= kMostElements;
 }
 
@@ -439,8 +439,9 @@ template <class T> HWY_NOINLINE HWY_ATTR int list_entries(int windows, int wp, c
     for (; i < windows; i += L) {
       // The last vector overlaps the one before it, and leaves out what that one had.
       const int first = std::min(i, windows - L);
-      const auto open = hn::AndNot(hn::FirstN(d, static_cast<size_t>(i - first)),
-                                   hn::Gt(hn::LoadU(d, y + first), hn::Zero(d)));
+      const auto shut = hn::Or(hn::FirstN(d, static_cast<size_t>(i - first)),
+                               hn::Le(hn::LoadU(d, y + first), hn::Zero(d)));
+      const auto open = hn::Not(shut);
       const auto taken = hn::PromoteTo(di, hn::LoadU(db, choice + first));
       const auto down =
           hn::And(hn::Set(di, wp), hn::VecFromMask(di, hn::Gt(taken, hn::Set(di, 1))));
@@ -459,8 +460,8 @@ template <class T> HWY_NOINLINE HWY_ATTR int list_entries(int windows, int wp, c
     return count;
   }
 #endif
-  for (; i < windows; ++i) {  // without a branch, which would be mispredicted often
-    const bool open = y[i] > 0;
+  for (; i < windows; ++i) {         // without a branch, which would be mispredicted often
+    const bool open = !(y[i] <= 0);  // a NaN's too
     list.at[count] = pixel[i] + (choice[i] >> 1) * wp + (choice[i] & 1);
     list.value[count] = dy[i];
     count += open;
@@ -759,9 +760,7 @@ template <class F> void each_plane(const Conv2dShape& g, const F& f) {
 
 }  // namespace
 
-template <class T> bool conv2d_relu_pool_fits(const Cpu&, const Conv2dShape& g) {
-  return g.oh >= 2 && g.ow >= 2;
-}
+template <class T> bool conv2d_relu_pool_fits(const Cpu&, const Conv2dShape&) { return true; }
 
 template <class T> void conv2d_relu_pool_forward(const Cpu& ctx, const Conv2dShape& g, const T* x,
                                                  const T* weight, const T* b, T* y,
@@ -797,7 +796,7 @@ template <class T> void conv2d_relu_pool_backward(const Cpu& ctx, const Conv2dSh
         const int64_t at = (plane * ph + i) * pw + j;
         const int row = 2 * i + choice[at] / 2, column = 2 * j + choice[at] % 2;
         const T d = dy[at];  // read always, so that the choice below is no branch
-        to[int64_t{row} * g.ow + column] = y[at] > 0 ? d : T(0);
+        to[int64_t{row} * g.ow + column] = y[at] <= 0 ? T(0) : d;
       }
     }
   });

@@ -79,8 +79,7 @@ constexpr int kMostTiles = 32, kLeastTiles = 16;
 constexpr int64_t kPatchBytes = 640 << 10;
 inline int block_tiles(const Correlation3x3& k, size_t element) {
   const int64_t bytes = int64_t{kPoints} * k.c * static_cast<int64_t>(element);
-  return static_cast<int>(
-      std::clamp<int64_t>(kPatchBytes / std::max<int64_t>(bytes, 1), kLeastTiles, kMostTiles));
+  return static_cast<int>(std::clamp<int64_t>(kPatchBytes / bytes, kLeastTiles, kMostTiles));
 }
 // Tiles whose gradients are summed in one product: patches and tiles of all channels stay in the
 // last-level cache, and of one point and a panel in the second.
@@ -294,7 +293,7 @@ template <class T> void windows_to_points(const Correlation3x3& k, const Panels<
         const int first = at * kTaps + (k.rotated ? kTaps - 1 : 0), sign = k.rotated ? -1 : 1;
         transform<WindowToPoints, T>(
             {taps + first * L, sign * kWindow * L, sign * L},
-            {windows + panels.offset(panel) + (c * size + v) * L, kPatch * step, step});
+            {windows + panels.offset(panel) + (ptrdiff_t{c} * size + v) * L, kPatch * step, step});
       }
     }
   });
@@ -313,7 +312,8 @@ template <class T> void windows_from_points(const Correlation3x3& k, const Panel
       const int o = (panels.begin(panel) + v) * L;
       for (int i = 0; i < runs.size(run); ++i) {
         transform<PointsToWindow, T>(
-            {windows + panels.offset(panel) + ((first + i) * size + v) * L, kPatch * step, step},
+            {windows + panels.offset(panel) + (ptrdiff_t{first + i} * size + v) * L, kPatch * step,
+             step},
             {taps + i * kTaps * L, kWindow * L, L});
       }
       transpose(runs.size(run) * kTaps, std::min(L, k.o - o), taps, L,
@@ -457,7 +457,6 @@ HWY_NOINLINE void gradient_tile(int tiles, const T* HWY_RESTRICT patches,
 template <class T>
 void correlate(const Correlation3x3& k, const T* x, const T* weight, const T* b, T* y) {
   constexpr int L = kLanes<T>;
-  if (int64_t{k.n} * k.o * k.oh * k.ow == 0) return;
   const Panels<T> panels(k);
   const Scratch<T> windows(panels.offset(panels.count));
   windows_to_points(k, panels, weight, windows.get());
@@ -523,8 +522,6 @@ void correlate(const Correlation3x3& k, const T* x, const T* weight, const T* b,
 template <class T>
 void weight_gradient(const Correlation3x3& k, const T* x, const T* dy, T* weight) {
   constexpr int L = kLanes<T>;
-  if (int64_t{k.n} * k.o * k.oh * k.ow == 0)
-    return static_cast<void>(std::fill_n(weight, int64_t{k.o} * k.c * kTaps, T(0)));
   const Panels<T> panels(k);
   const Scratch<T> windows(panels.offset(panels.count));
   const Blocks blocks(k, kMostTiles);
@@ -573,7 +570,7 @@ void weight_gradient(const Correlation3x3& k, const T* x, const T* dy, T* weight
                   gradients.get() + p * gradient_step + ptrdiff_t{panels.begin(panel)} * tiles * L,
                   slice > 0,
                   windows.get() + panels.offset(panel) + p * panels.step(panel) +
-                      (v * L + row) * kV * L);
+                      (ptrdiff_t{v} * L + row) * kV * L);
             });
           }
         }

@@ -99,7 +99,7 @@ template <class T> void relu_backward(const Cpu&, int64_t n, const T* y, const T
   elements(n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const T d = dy[i];  // read always, so that the choice below is no branch
-      dx[i] = y[i] > 0 ? d : T(0);
+      dx[i] = y[i] <= 0 ? T(0) : d;
     }
   });
 }

@@ -32,16 +32,17 @@ template <class T> void linear_backward_weights(const Cpu&, const LinearShape& g
                     [&](int64_t begin, int64_t end) {
                       for (int64_t j = begin; j < end; j += kColumns) {
                         const int64_t width = std::min(kColumns, end - j);
-                        T total[kColumns] = {};
-                        // Two levels keep the rounding error of a tall batch that of its blocks.
+                        // Totals in double: the rounding error of a tall batch is its blocks'.
+                        double total[kColumns] = {};
                         for (int64_t i = 0; i < g.n; i += kRows) {
                           T block[kColumns] = {};
                           for (int64_t r = i; r < std::min(g.n, i + kRows); ++r) {
                             for (int64_t c = 0; c < width; ++c) block[c] += dy[r * g.out + j + c];
                           }
-                          for (int64_t c = 0; c < width; ++c) total[c] += block[c];
+                          for (int64_t c = 0; c < width; ++c)
+                            total[c] += static_cast<double>(block[c]);
                         }
-                        std::copy_n(total, width, db + j);
+                        for (int64_t c = 0; c < width; ++c) db[j + c] = static_cast<T>(total[c]);
                       }
                     });
   }

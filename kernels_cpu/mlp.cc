@@ -231,11 +231,11 @@ template <class T, class F> void outer_product(int64_t rows, int64_t cols, int64
   }
 }
 
-// dz = dy where y > 0, else 0, for a vector.
+// dz = 0 where y <= 0, else dy, for a vector.
 template <class T> HWY_ATTR void mask_vector(const T* y, const T* dy, T* dz) {
   const Vec<T> d;
-  const auto open = hn::Gt(hn::LoadU(d, y), hn::Zero(d));
-  hn::StoreU(hn::IfThenElseZero(open, hn::LoadU(d, dy)), d, dz);
+  const auto shut = hn::Le(hn::LoadU(d, y), hn::Zero(d));
+  hn::StoreU(hn::IfThenZeroElse(shut, hn::LoadU(d, dy)), d, dz);
 }
 
 // The gradients of rows [begin, end), from the last layer down.
@@ -247,7 +247,7 @@ template <class T> void chain_rows(const MlpShape& g, std::span<const MlpLayer<T
     const int64_t width = g.width[g.layers];
     for (int64_t i = begin * width; i < end * width; ++i) {
       const T d = dy[i];  // read always, so that the choice below is no branch
-      chain.own[top][i] = layers[top].y[i] > 0 ? d : T(0);
+      chain.own[top][i] = layers[top].y[i] <= 0 ? T(0) : d;
     }
   }
   for (int l = g.layers - 1; l > chain.lowest || (l == chain.lowest && dx != nullptr); --l) {
@@ -269,7 +269,7 @@ template <class T> void chain_rows(const MlpShape& g, std::span<const MlpLayer<T
                         mask_vector(y + at, sums, to + at);
                       } else {
                         for (int64_t i = 0; i < lanes; ++i)
-                          to[at + i] = y[at + i] > 0 ? sums[i] : T(0);
+                          to[at + i] = y[at + i] <= 0 ? T(0) : sums[i];
                       }
                     });
     }

@@ -8,17 +8,18 @@
 namespace sinter {
 namespace {
 
-// Terms added one after another before a partial sum is set aside. A sum of n terms so loses what
-// kBlock + n / kBlock additions round away, not n.
-constexpr int64_t kBlock = 256;
+// Terms added before their sum goes to a total in double: a sum of any number of terms so loses
+// what the additions of a block round away. In blocks of kWays sums, a vector's lanes and additions
+// in flight, or of rows of kColumns.
+constexpr int64_t kBlock = 256, kRows = 16;
+constexpr int kWays = 16;
 // Terms a chunk adds when one long sum is cut for several threads.
 constexpr int64_t kLong = 32768;
 constexpr int64_t kColumns = 64;
 
 // Sum of `count` terms of a run.
-template <class T> T sum_run(const T* x, int64_t stride, int64_t count) {
-  constexpr int kWays = 16;  // independent sums: vector lanes, and additions in flight
-  T total = 0;
+template <class T> double sum_run(const T* x, int64_t stride, int64_t count) {
+  double total = 0;
   for (int64_t i = 0; i < count;) {
     const int64_t end = std::min(count, i + kBlock);
     T way[kWays] = {};
@@ -31,34 +32,28 @@ template <class T> T sum_run(const T* x, int64_t stride, int64_t count) {
     for (int half = kWays / 2; half > 0; half /= 2) {
       for (int k = 0; k < half; ++k) way[k] += way[k + half];
     }
-    total += way[0];
+    total += static_cast<double>(way[0]);
   }
   return total;
 }
 
 // Terms [begin, end) of the sum at x.
-template <class T> T sum_terms(const Loops<1>& terms, const T* x, int64_t begin, int64_t end) {
-  T total = 0, block = 0;
-  int64_t in_block = 0;
+template <class T> double sum_terms(const Loops<1>& terms, const T* x, int64_t begin, int64_t end) {
+  double total = 0;
   terms.runs(begin, end, [&](int64_t, const auto& offset, int64_t count) {
-    block += sum_run(x + offset[0], terms.inner_stride(0), count);
-    in_block += count;
-    if (in_block >= kBlock) {
-      total += block;
-      block = 0;
-      in_block = 0;
-    }
+    total += sum_run(x + offset[0], terms.inner_stride(0), count);
   });
-  return total + block;
+  return total;
 }
 
 // `width` neighbouring sums at once: y[j] = factor * (terms of x + j).
 template <class T>
 void sum_columns(const Loops<1>& terms, const T* x, int64_t width, double factor, T* y) {
-  T total[kColumns] = {}, block[kColumns] = {};
+  double total[kColumns] = {};
+  T block[kColumns] = {};
   const auto flush = [&] {
     for (int64_t j = 0; j < width; ++j) {
-      total[j] += block[j];
+      total[j] += static_cast<double>(block[j]);
       block[j] = 0;
     }
   };
@@ -67,7 +62,7 @@ void sum_columns(const Loops<1>& terms, const T* x, int64_t width, double factor
     for (int64_t i = 0; i < count; ++i) {
       const T* row = x + offset[0] + i * terms.inner_stride(0);
       for (int64_t j = 0; j < width; ++j) block[j] += row[j];
-      if (++in_block == kBlock) {
+      if (++in_block == kRows) {
         flush();
         in_block = 0;
       }
@@ -106,7 +101,7 @@ template <class T> void sum(const Cpu&, const Reduce& g, const T* x, T* y) {
   // Few long sums: chunks of terms, then their partial sums in order.
   const int64_t chunks = (count + kLong - 1) / kLong;
   if (chunks > 1 && sums < 64) {
-    const Scratch<T> partial(sums * chunks);
+    const Scratch<double> partial(sums * chunks);
     parallel_for(sums * chunks, [&](int64_t i) {
       const int64_t begin = i % chunks * kLong;
       partial.get()[i] =

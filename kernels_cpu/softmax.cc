@@ -1,5 +1,5 @@
 // Log-softmax and cross-entropy. Rows are small and exp dominates; sums over a row are taken in
-// order, the loss row by row.
+// order, in blocks, the loss row by row.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -13,7 +13,22 @@ namespace sinter {
 namespace {
 
 // Elements that cost as much as kGrain of light work: exp is dear.
-int64_t rows_per_grain(int64_t classes) { return items_per_grain(16 * classes); }
+int64_t rows_per_grain(int64_t classes) {
+  return std::max<int64_t>(1, items_per_grain(classes) / 16);
+}
+
+// The sum of term(k) for k < n. Blocks are added up in double, so that a million classes round no
+// more than those of a block.
+template <class T, class F> T sum_of(int64_t n, const F& term) {
+  constexpr int64_t kBlock = 32;
+  double total = 0;
+  for (int64_t k = 0; k < n;) {
+    T block = 0;
+    for (const int64_t end = std::min(n, k + kBlock); k < end; ++k) block += term(k);
+    total += static_cast<double>(block);
+  }
+  return static_cast<T>(total);
+}
 
 // One distribution of `classes` elements `stride` apart: y = x - log(sum(exp(x))), shifted by the
 // maximum so that exp cannot overflow.
@@ -21,9 +36,8 @@ template <class T> void log_softmax_row(int64_t classes, int64_t stride, const T
   T largest = x[0];
   for (int64_t k = 1; k < classes; ++k) largest = std::max(largest, x[k * stride]);
   // All -inf, or +inf: leave the arithmetic below to make the NaN that has no better value.
-  T total = 0;
-  for (int64_t k = 0; k < classes; ++k) total += std::exp(x[k * stride] - largest);
-  const T log_total = std::log(total);
+  const T log_total =
+      std::log(sum_of<T>(classes, [&](int64_t k) { return std::exp(x[k * stride] - largest); }));
   for (int64_t k = 0; k < classes; ++k) y[k * stride] = x[k * stride] - largest - log_total;
 }
 
@@ -44,8 +58,7 @@ template <class T> void log_softmax_forward(const Cpu&, const SoftmaxShape& g, c
 template <class T>
 void log_softmax_backward(const Cpu&, const SoftmaxShape& g, const T* y, const T* dy, T* dx) {
   each_row(g, [&](int64_t at) {
-    T total = 0;
-    for (int64_t k = 0; k < g.classes; ++k) total += dy[at + k * g.inner];
+    const T total = sum_of<T>(g.classes, [&](int64_t k) { return dy[at + k * g.inner]; });
     for (int64_t k = 0; k < g.classes; ++k) {
       const int64_t i = at + k * g.inner;
       dx[i] = dy[i] - std::exp(y[i]) * total;
@@ -74,11 +87,8 @@ template <class T> void cross_entropy(const Cpu&, const CrossEntropyShape& g, co
       T largest = x[0];
       for (int64_t k = 1; k < g.classes; ++k) largest = std::max(largest, x[k]);
       // As in log_softmax_row; the powers serve the gradient too.
-      T total = 0;
-      for (int64_t k = 0; k < g.classes; ++k) {
-        powers.get()[k] = std::exp(x[k] - largest);
-        total += powers.get()[k];
-      }
+      const T total = sum_of<T>(
+          g.classes, [&](int64_t k) { return powers.get()[k] = std::exp(x[k] - largest); });
       const T log_total = std::log(total);
       chunk_loss -= (1 - g.label_smoothing) * (x[labels[i]] - largest - log_total);
       if (smooth != 0) {

@@ -547,8 +547,10 @@ template <class T> std::optional<DirectWeightsPlan> direct_weights_plan(const Co
   const int all_quads = static_cast<int>(ceil_div(g.o, 4));
   p.quads = std::clamp(256 / (g.c * g.kh + 1), 1, all_quads);
   p.quad_blocks = static_cast<int>(ceil_div(all_quads, p.quads));
-  // Whole images if they fit, but enough bands to fill the GPU.
-  for (p.bands = 1; p.bands <= g.oh; ++p.bands) {
+  // Whole images if they fit, but enough bands to fill the GPU. More rows than this have more bytes
+  // than shared memory, and tiles of them perhaps more elements than an int counts.
+  constexpr int kMostRows = kSharedBytes / static_cast<int>(sizeof(T));
+  for (p.bands = static_cast<int>(ceil_div(g.oh, kMostRows)); p.bands <= g.oh; ++p.bands) {
     p.rows = static_cast<int>(ceil_div(g.oh, p.bands));
     // `splits` threads a task, such that none of them is idle in the last round.
     const int most = std::clamp(256 / p.tasks(), 1, p.rows);
@@ -644,7 +646,7 @@ template <class T> bool other_weights_gradient(const Cuda& ctx, const Conv2dShap
     im2col_conv2d_backward_weights(ctx, g, x, dy, dweight);
     return true;
   }
-  if (direct_allowed() && g.n > 0) {
+  if (direct_allowed()) {
     if (direct_weights_plan<T>(g)) return false;
     if (conv_algo() == ConvAlgo::kDirect) refuse_direct(name, g);
   }
@@ -663,7 +665,6 @@ template <class T> bool other_weights_gradient(const Cuda& ctx, const Conv2dShap
 template <class T> void conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
                                        const T* weight, const T* b, T* y) {
   using namespace cuda;
-  if (int64_t{g.n} * g.o * g.oh * g.ow == 0) return;
   if (conv_algo() == ConvAlgo::kNaive) return naive_conv2d_forward(ctx, g, x, weight, b, y);
   if (conv_algo() == ConvAlgo::kIm2col) return im2col_conv2d_forward(ctx, g, x, weight, b, y);
   if (direct_allowed() && unit_window(g)) {
@@ -685,7 +686,7 @@ template <class T> void conv2d_forward(const Cuda& ctx, const Conv2dShape& g, co
   p.k = window;
   p.a_group = p.m * window;
   p.a_row = window;
-  p.a_period = std::max<int64_t>(window, 1);
+  p.a_period = window;
   p.out_row = plane;
   p.slice_k = ceil_div(window, kTileK) * kTileK;
   p.radix_mid = g.kh;
@@ -699,7 +700,6 @@ template <class T> void conv2d_forward(const Cuda& ctx, const Conv2dShape& g, co
 template <class T> void conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g, const T* dy,
                                              const T* weight, T* dx) {
   using namespace cuda;
-  if (int64_t{g.n} * g.c * g.h * g.w == 0) return;
   if (conv_algo() == ConvAlgo::kNaive) return naive_conv2d_backward_data(ctx, g, dy, weight, dx);
   if (conv_algo() == ConvAlgo::kIm2col) return im2col_conv2d_backward_data(ctx, g, dy, weight, dx);
   if (direct_allowed() && unit_window(g)) {
@@ -741,9 +741,9 @@ template <class T> void conv2d_backward_weights(const Cuda& ctx, const Conv2dSha
   const Operation operation{"conv2d_backward_weights", g.n, g.c, g.h, g.w};
   const int64_t window = int64_t{g.c / g.groups} * g.kh * g.kw, weights = g.o * window;
   const int64_t plane = int64_t{g.oh} * g.ow;
-  if (dweight && weights > 0 && !other_weights_gradient(ctx, g, x, dy, dweight)) {
+  if (dweight && !other_weights_gradient(ctx, g, x, dy, dweight)) {
     const auto direct = direct_allowed() ? direct_weights_plan<T>(g) : std::nullopt;
-    if (direct && g.n > 0) {
+    if (direct) {
       const DirectWeightsPlan& p = *direct;
       const Scratch<T> partial(ctx, int64_t{p.blocks} * p.outputs(g.kw));
       launch(ctx, operation,
@@ -760,20 +760,20 @@ template <class T> void conv2d_backward_weights(const Cuda& ctx, const Conv2dSha
     p.k = g.n * plane;
     p.a_group = p.m * plane;
     p.a_row = plane;
-    p.a_period = std::max<int64_t>(plane, 1);
+    p.a_period = plane;
     p.a_outer = g.o * plane;
     p.out_row = window;
     p.out_slice = weights;
-    p.radix_mid = std::max(g.oh, 1);
-    p.radix_inner = std::max(g.ow, 1);
+    p.radix_mid = g.oh;
+    p.radix_inner = g.ow;
     p.groups = g.groups;
     // Slices of the batch until some 512 blocks have work, each with 64 tiles or more to go
     // through.
     const int64_t tiles = ceil_div(p.m, 64) * ceil_div(p.n, kTileN) * g.groups;
     p.slices = static_cast<int>(std::clamp<int64_t>(
         std::min(4 * kEnoughBlocks / tiles, p.k / (64 * kTileK)), 1, kMaxSlices));
-    p.slice_k = ceil_div(std::max<int64_t>(ceil_div(p.k, p.slices), 1), kTileK) * kTileK;
-    p.slices = static_cast<int>(std::max<int64_t>(ceil_div(p.k, p.slice_k), 1));
+    p.slice_k = ceil_div(ceil_div(p.k, p.slices), kTileK) * kTileK;
+    p.slices = static_cast<int>(ceil_div(p.k, p.slice_k));
     if (p.slices == 1) {
       launch_gemm<T>(ctx, operation, p, BackwardWeightsPass<T>{g, dy, x, dweight});
     } else {

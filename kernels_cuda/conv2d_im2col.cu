@@ -32,7 +32,7 @@ struct Chunk {
 template <class T, class F> void for_each_chunk(const Conv2dShape& g, const F& f) {
   Chunk chunk{g, 1};
   const int64_t image_bytes = chunk.rows() * chunk.positions() * static_cast<int64_t>(sizeof(T));
-  const int64_t most = std::max<int64_t>(kPatchesBytes / std::max<int64_t>(image_bytes, 1), 1);
+  const int64_t most = std::max<int64_t>(kPatchesBytes / image_bytes, 1);
   for (int64_t first = 0; first < g.n; first += chunk.images) {
     chunk.images = std::min(most, g.n - first);
     f(chunk, first);
@@ -136,7 +136,6 @@ template <class T> void im2col_conv2d_backward_data(const Cuda& ctx, const Conv2
 template <class T> void im2col_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g,
                                                        const T* x, const T* dy, T* dweight) {
   const int64_t weights = int64_t{g.o} * (g.c / g.groups) * g.kh * g.kw;
-  if (g.n == 0) return fill(ctx, weights, T(0), dweight);
   for_each_chunk<T>(g, [&](const Chunk& chunk, int64_t first) {
     const int64_t m = g.o / g.groups, n = chunk.rows() / g.groups, k = chunk.columns();
     const Scratch<T> patches(ctx, chunk.rows() * k), gradients(ctx, g.o * k);

@@ -8,10 +8,10 @@
 // for OC channels. It reads K + 1 values of shared memory a row for 2 rows of results, and weights
 // in vectors that most lanes of a warp share.
 //
-// Backward first spreads dy, where y > 0, over a tile of the convolution's gradient. Three elements
-// of four are zeros, yet the tile is used as a dense one: skipping them would need a load for every
-// multiplication, at an address that depends on the data, where the dense form multiplies at least
-// five times for each value loaded, and multiplications are four times as cheap.
+// Backward first spreads dy, where not y <= 0, over a tile of the convolution's gradient. Three
+// elements of four are zeros, yet the tile is used as a dense one: skipping them would need a load
+// for every multiplication, at an address that depends on the data, where the dense form multiplies
+// at least five times for each value loaded, and multiplications are four times as cheap.
 #include <cuda_pipeline_primitives.h>
 
 #include <algorithm>
@@ -444,7 +444,7 @@ template <class T, int K> __device__ void spread_gradient(const BackwardPlan& g,
     const T result = ahead.is_read ? ahead.result : y[from + e], d = dy[from + e];
     const int chosen = ahead.is_read ? ahead.chosen : choice[from + e];
     ahead.is_read = false;
-    const T value = result > T(0) ? d : T(0);
+    const T value = result <= T(0) ? T(0) : d;
     const int row = e / g.pw, column = e - row * g.pw, o = row / g.ph, py = row - o * g.ph;
     T* to = grads + o * plane + (1 + 2 * py) * pitch + g.left(K) + 2 * column;
     to[0] = chosen == 0 ? value : T(0);
@@ -751,7 +751,7 @@ template <class T> bool in_pairs(const T* x, int w, int pad_w) {
 
 template <class T> bool conv2d_relu_pool_fits(const Cuda& ctx, const Conv2dShape& g) {
   using namespace cuda;
-  if (g.n == 0 || g.c == 0 || g.o == 0 || g.oh < 2 || g.ow < 2 || !unit_window(g)) return false;
+  if (!unit_window(g)) return false;
   if (g.c > 16 || g.o > 256 || g.w > 256 || g.h > 256) return false;
   return forward_plan<T>(g).has_value() &&
          backward_shared<T>(backward_plan<T>(g, true), g.kw) <= shared_limit(ctx.device) &&

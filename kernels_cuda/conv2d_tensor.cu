@@ -307,7 +307,7 @@ template <int kWarpM> struct PixelLoader {
   __device__ PixelLoader(const Correlation& g, int group, int m0, int n0, int k_tile)
       : g(g),
         weight(g.weight + (static_cast<int64_t>(group) * g.k_tiles + k_tile) * g.m_padded * kTileK +
-               m0 * kTileK + threadIdx.x * 4) {
+               static_cast<int64_t>(m0) * kTileK + threadIdx.x * 4) {
     const int pixel = n0 + threadIdx.x % kTileN;
     const int at = pixel % g.plane;
     const int taps = g.source.y.taps * g.source.x.taps;
@@ -341,7 +341,7 @@ template <int kWarpM> struct PixelLoader {
     tx = 0;
     if (++ty < g.source.y.taps) return;
     ty = 0;
-    plane += kTileK * g.source.plane();
+    plane += static_cast<int64_t>(kTileK) * g.source.plane();
     channels -= kTileK;
   }
 };

@@ -325,7 +325,6 @@ template <class Map, class T> void launch_to_points(const Cuda& ctx, const Opera
                                                     const Tiles& tiles, const Planes& planes,
                                                     int pad_h, int pad_w, const T* from, T* to) {
   const int64_t count = tiles.length * tiles.splits * planes.channels;
-  if (count == 0) return;
   // Patches one pixel left of tiles that fill the rows, or these tiles.
   const bool fours = rows_of_fours(from, planes.w) && pad_w == (Map::kFrom - kTile) / 2 &&
                      kTile * tiles.columns == planes.w;
@@ -340,7 +339,7 @@ template <class Map, class T> void launch_to_points(const Cuda& ctx, const Opera
 // slices are about equal.
 int64_t slice_of(const Conv2dShape& g, int64_t tiles_of_image, int64_t element, int64_t bytes) {
   const int64_t image = kPoints * (int64_t{g.c} + g.o) * tiles_of_image * element;
-  const int64_t most = std::clamp<int64_t>(bytes / std::max<int64_t>(image, 1), 1, g.n);
+  const int64_t most = std::clamp<int64_t>(bytes / image, 1, g.n);
   return ceil_div(g.n, ceil_div(g.n, most));
 }
 
@@ -352,9 +351,8 @@ template <bool kBackward, class T> void correlate(const Cuda& ctx, const char* n
   const Operation operation{name, g.n, g.o, g.oh, g.ow};
   const int64_t pairs = int64_t{g.o} * g.c;
   const Scratch<T> windows(ctx, kPoints * pairs);
-  if (pairs > 0)
-    launch(ctx, operation, static_cast<unsigned>(ceil_div(pairs, kThreads)), kThreads, 0,
-           windows_to_points<kBackward, T>, pairs, weight, windows.data());
+  launch(ctx, operation, static_cast<unsigned>(ceil_div(pairs, kThreads)), kThreads, 0,
+         windows_to_points<kBackward, T>, pairs, weight, windows.data());
 
   const Planes read{g.c, g.h, g.w}, made{g.o, g.oh, g.ow};
   const int64_t images =
@@ -459,7 +457,6 @@ template <class T> void winograd_conv2d_backward_weights(const Cuda& ctx, const 
   const Operation operation{"conv2d_backward_weights", g.n, g.c, g.h, g.w};
   const int64_t pairs = int64_t{g.o} * g.c;
   const int64_t tiles_of_image = tiles_of(1, g.oh, g.ow, 1).count();
-  if (g.n == 0) return fill(ctx, pairs * kWindow * kWindow, T(0), dweight);
   const Planes read{g.c, g.h, g.w}, made{g.o, g.oh, g.ow};
   const int64_t images = slice_of(g, tiles_of_image, sizeof(T), bounds.scratch_bytes);
   for (int64_t first = 0; first < g.n; first += images) {

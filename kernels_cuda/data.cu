@@ -28,7 +28,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
                         int64_t* y, unsigned* ticket) {
   wait_for_earlier();
   const int64_t first = position ? *position : g.first;
-  const int plane = g.h * g.w, size = plane * g.c;
+  const int plane = g.h * g.w, size = plane * g.c;  // of bytes: the framework bounds them
   for (int64_t i = blockIdx.x; i < g.n; i += gridDim.x) {
     const int64_t from = index[(first + i) % g.size];
     if (threadIdx.x == 0) y[i] = labels[from];

@@ -81,7 +81,7 @@ struct Relu {
   template <class T> __device__ T operator()(T x, T) const { return x < T(0) ? T(0) : x; }
 };
 struct ReluGradient {
-  template <class T> __device__ T operator()(T y, T dy) const { return y > T(0) ? dy : T(0); }
+  template <class T> __device__ T operator()(T y, T dy) const { return y <= T(0) ? T(0) : dy; }
 };
 
 // ---- launchers ----------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ __device__ void run_step(const Step<T>& step, bool last, int64_t row0, int64_t n
       const int f = feature_of(j), r = row_of(j);
       T y = sum[j];
       if constexpr (kBackward) {
-        if (!(other[j] > T(0))) y = T(0);
+        if (other[j] <= T(0)) y = T(0);  // a NaN passes the gradient on
       } else {
         y += other[j];
         if (step.relu && y < T(0)) y = T(0);  // a NaN stays

@@ -24,24 +24,30 @@ template <class T, class Index, int kColumns> __global__ void __launch_bounds__(
   const Index i = static_cast<Index>(blockIdx.x) * kColumns + column;
 
   // Four running sums, added as a tree: four loads in flight, and less rounding than one sum.
-  T a[4] = {};
+  // Blocks of kBlock terms of each go to a total in double, which so rounds no more than a block.
+  constexpr int kBlock = 32;
+  double total = 0;
   if (i < n) {
     int64_t base[1];
     kept.offsets(i, base);
     const Index begin = static_cast<Index>(blockIdx.y) * slice_size;
     const Index end = min(begin + slice_size, static_cast<Index>(reduced.count));
-    for (Index j = begin + row; j < end; j += 4 * kRows) {
+    for (Index j = begin + row; j < end;) {
+      T a[4] = {};
+      for (int term = 0; term < kBlock && j < end; ++term, j += 4 * kRows) {
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        if (j + q * kRows < end) {
-          int64_t at[1];
-          reduced.offsets(static_cast<Index>(j + q * kRows), at);
-          a[q] += x[base[0] + at[0]];
+        for (int q = 0; q < 4; ++q) {
+          if (j + q * kRows < end) {
+            int64_t at[1];
+            reduced.offsets(static_cast<Index>(j + q * kRows), at);
+            a[q] += x[base[0] + at[0]];
+          }
         }
       }
+      total += static_cast<double>((a[0] + a[1]) + (a[2] + a[3]));
     }
   }
-  sums[threadIdx.x] = (a[0] + a[1]) + (a[2] + a[3]);
+  sums[threadIdx.x] = static_cast<T>(total);
   for (int half = kRows / 2; half > 0; half /= 2) {
     __syncthreads();
     if (row < half) sums[threadIdx.x] += sums[threadIdx.x + half * kColumns];

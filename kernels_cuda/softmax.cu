@@ -20,6 +20,20 @@ constexpr int64_t kMaxRowBlocks = 1024;
 
 // ---- kernels ------------------------------------------------------------------------------------
 
+// The sum of term(k) for k = first, first + step, ... below n. Blocks are added up in double, so
+// that a million classes round no more than those of a block; a double addition in 32 costs
+// nothing.
+template <class T, class F> __device__ T sum_of(int64_t first, int64_t n, int64_t step, F term) {
+  constexpr int kBlock = 32;
+  double total = 0;
+  for (int64_t k = first; k < n;) {
+    T block = 0;
+    for (int i = 0; i < kBlock && k < n; ++i, k += step) block += term(k);
+    total += static_cast<double>(block);
+  }
+  return static_cast<T>(total);
+}
+
 // log of the sum of exp(row[k]); subtracting the maximum keeps exp from overflowing. A NaN in the
 // row survives through the sum. Every thread of the group gets both.
 template <class T> struct Normalizer { T max, log_sum; };
@@ -28,8 +42,7 @@ __device__ Normalizer<T> normalizer(const T* row, int64_t classes, int lane) {
   T max = -std::numeric_limits<T>::infinity();
   for (int64_t k = lane; k < classes; k += kGroup) max = Max{}(max, row[k]);
   max = group_reduce<kGroup>(max, Max{});
-  T sum = 0;
-  for (int64_t k = lane; k < classes; k += kGroup) sum += exp(row[k] - max);
+  const T sum = sum_of<T>(lane, classes, kGroup, [&](int64_t k) { return exp(row[k] - max); });
   return {max, log(group_reduce<kGroup>(sum, Sum{}))};
 }
 
@@ -58,8 +71,7 @@ template <int kGroup, class T> __global__ void __launch_bounds__(kThreads)
   const int lane = Rows<kGroup>::lane();
   for (int64_t r = Rows<kGroup>::first(); r < rows; r += Rows<kGroup>::step()) {
     const int64_t at = r * classes;
-    T sum = 0;
-    for (int64_t k = lane; k < classes; k += kGroup) sum += dy[at + k];
+    T sum = sum_of<T>(lane, classes, kGroup, [&](int64_t k) { return dy[at + k]; });
     sum = group_reduce<kGroup>(sum, Sum{});
     for (int64_t k = lane; k < classes; k += kGroup) dx[at + k] = dy[at + k] - exp(y[at + k]) * sum;
   }
@@ -72,9 +84,8 @@ __global__ void log_softmax_columns(int64_t n, int64_t classes, int64_t inner, c
     const int64_t at = i / inner * classes * inner + i % inner;
     T max = -std::numeric_limits<T>::infinity();
     for (int64_t k = 0; k < classes; ++k) max = Max{}(max, x[at + k * inner]);
-    T sum = 0;
-    for (int64_t k = 0; k < classes; ++k) sum += exp(x[at + k * inner] - max);
-    const T log_sum = log(sum);
+    const T log_sum =
+        log(sum_of<T>(0, classes, 1, [&](int64_t k) { return exp(x[at + k * inner] - max); }));
     for (int64_t k = 0; k < classes; ++k) y[at + k * inner] = x[at + k * inner] - max - log_sum;
   }
 }
@@ -84,8 +95,7 @@ template <class T> __global__ void log_softmax_columns_backward(int64_t n, int64
                                                                 const T* dy, T* dx) {
   for (int64_t i = thread_index<int64_t>(); i < n; i += thread_count<int64_t>()) {
     const int64_t at = i / inner * classes * inner + i % inner;
-    T sum = 0;
-    for (int64_t k = 0; k < classes; ++k) sum += dy[at + k * inner];
+    const T sum = sum_of<T>(0, classes, 1, [&](int64_t k) { return dy[at + k * inner]; });
     for (int64_t k = 0; k < classes; ++k)
       dx[at + k * inner] = dy[at + k * inner] - exp(y[at + k * inner]) * sum;
   }

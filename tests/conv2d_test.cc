@@ -592,6 +592,22 @@ DEVICE_TEST("conv2d: errors name the operator and the shapes", "[conv2d]") {
                            {"conv2d", "(2, 3, 8, 9)", "(4, 3, 3, 3)"});
   check_throws<ShapeError>([&] { conv2d(x, w, zeros({3}, options)); }, {"conv2d", "(3,)", "(4,)"});
   check_throws<ShapeError>([&] { conv2d(x, w, {}, {.groups = 2}); }, {"conv2d", "groups"});
+  // It is x that has the wrong channels, where the weight is a layer's.
+  check_throws<ShapeError>(
+      [&] {
+        conv2d(zeros({2, 4, 8, 9}, options), w);
+      },
+      {"conv2d: expected x with 3 channels, got 4", "(2, 4, 8, 9)", "(4, 3, 3, 3)"});
+  check_throws<ShapeError>(
+      [&] {
+        conv2d(zeros({2, 5, 8, 9}, options), w, {}, {.groups = 2});
+      },
+      {"conv2d: expected x with 6 channels, got 5", "(2, 5, 8, 9)", "(4, 3, 3, 3)", "groups 2"});
+  check_throws<ShapeError>(
+      [&] {
+        conv2d(zeros({2, 9, 8, 9}, options), w, {}, {.groups = 3});
+      },
+      {"conv2d: expected weight with a multiple of groups = 3 output channels, got 4"});
   check_throws<Error>([&] { conv2d(x, w, {}, {.stride = 0}); }, {"conv2d", "stride"});
   check_throws<Error>([&] { conv2d(x, w, {}, {.padding = Pair(0, -1)}); }, {"conv2d", "padding"});
   check_throws<Error>([&] { conv2d(x, w, {}, {.dilation = 0}); }, {"conv2d", "dilation"});

@@ -65,6 +65,23 @@ DEVICE_TEST("relu: NaN and infinity", "[elementwise]") {
   }
 }
 
+// As in PyTorch: the gradient is 0 where the result is, not where it is above 0.
+DEVICE_TEST("relu: a NaN passes the gradient on", "[elementwise]") {
+  for (DType dtype : {kFloat32, kFloat64})
+    for (size_t n : {3, 37}) {
+      Array x = filled({static_cast<int64_t>(n)}, -1), dx = filled(x.shape);
+      x.v[0] = std::nan("");
+      x.v[1] = -0.0;
+      x.v[n - 1] = 2;
+      dx.v[0] = dx.v[n - 1] = 1;
+      const Tensor t = leaf(x, {dtype, device});
+      const Tensor y = relu(t);
+      CHECK(std::isnan(y.to_vector<double>()[0]));
+      y.backward(ones(y.shape(), y.options()));
+      check_close("relu: gradient 0", t.grad(), dx, 0);
+    }
+}
+
 DEVICE_TEST("relu: gradient check", "[elementwise]") {
   check_gradient(device, {ramp({3, 5, 7}, 1)},
                  [](const std::vector<Tensor>& in) { return relu(in[0]); });

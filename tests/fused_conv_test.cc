@@ -1,6 +1,7 @@
 // conv2d_relu_pool against conv2d, relu and max_pool2d one by one, which have oracles of their own.
 #include <cmath>
 #include <limits>
+#include <memory>
 
 #include "gradient_check.h"
 
@@ -230,6 +231,29 @@ DEVICE_TEST("fused_conv: a NaN is a maximum", "[fused]") {
       if (!holds) CHECK(values[i] == expected[i]);
     }
   }
+}
+
+DEVICE_TEST("fused_conv: a NaN passes the gradient on", "[fused]") {
+  // Layers of few channels and of many; rows of windows of a vector or more, and of less.
+  for (const Layer& l : {Layer{{2, 2, 12, 12}, {3, 2, 5, 5}}, Layer{{2, 2, 6, 5}, {3, 2, 3, 3}},
+                         Layer{{2, 20, 12, 12}, {3, 20, 3, 3}}})
+    for (DType dtype : {kFloat32, kFloat64})
+      for (const bool fused : {true, false}) {
+        INFO(dtype << " fused " << fused << " x " << l.x[1]);
+        const TensorOptions options{dtype, device};
+        const Tensor x = leaf(filled(l.x, 1), options), w = leaf(filled(l.w), options);
+        const Tensor b = leaf({{3}, {std::nan(""), -1, 2}}, options);
+        const auto guard = fused ? nullptr : std::make_unique<no_fusion>();
+        const Tensor y = conv2d_relu_pool(x, w, b);
+        const auto windows = static_cast<double>(y.numel() / 3);
+        y.backward(ones(y.shape(), options));
+        check_close("conv2d_relu_pool: gradient 2", b.grad(), {{3}, {windows, 0, windows}}, 0);
+        Array dw = filled(l.w, windows);
+        const auto channel = static_cast<std::ptrdiff_t>(dw.v.size() / 3);
+        std::fill(dw.v.begin() + channel, dw.v.begin() + 2 * channel, 0);
+        check_close("conv2d_relu_pool: gradient 1", w.grad(), dw, 0);
+        check_close("conv2d_relu_pool: gradient 0", x.grad(), filled(l.x), 0);
+      }
 }
 
 DEVICE_TEST("fused_conv: only the gradients asked for", "[fused]") {

@@ -3,6 +3,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <memory>
 
 #include "gradient_check.h"
 #include "oracle.h"
@@ -279,6 +280,37 @@ DEVICE_TEST("mlp: a NaN stays in its row", "[mlp]") {
     }
   }
   for (size_t i = 0; i < 30; ++i) CHECK(std::isnan(fused[0][i]) == (i / 5 == 2));
+}
+
+DEVICE_TEST("mlp: a NaN passes its ReLU's gradient on", "[mlp]") {
+  // Small stacks, and one whose weights do not fit a cache.
+  for (DType dtype : {kFloat32, kFloat64})
+    for (const int64_t width : {3, 40, 600})
+      for (const bool relu_last : {true, false})
+        for (const bool fused : {true, false}) {
+          INFO(dtype << " width " << width << " relu " << relu_last << " fused " << fused);
+          const TensorOptions options{dtype, device};
+          Array bias = filled({width}, -1), db = filled({width});
+          bias.v[0] = std::nan("");
+          bias.v[2] = 2;
+          db.v[0] = db.v[2] = 5;
+          const std::vector<Tensor> w = {leaf(filled({width, width}), options),
+                                         leaf(filled({1, width}, 1), options)};
+          const std::vector<Tensor> b = {leaf(bias, options), leaf(filled({1}, 1), options)};
+          const auto guard = fused ? nullptr : std::make_unique<no_fusion>();
+          const Tensor y = mlp(zeros({5, width}, options), w, b, relu_last);
+          for (double value : y.to_vector<double>()) CHECK(std::isnan(value));
+          y.backward(ones(y.shape(), options));
+          check_close("mlp: gradient of a bias", b[0].grad(), db, 0);
+          check_close("mlp: gradient of a bias", b[1].grad(), filled({1}, 5), 0);
+
+          // At the end of the stack.
+          const Tensor last = leaf(bias, options);
+          const Tensor z =
+              mlp(zeros({5, width}, options), std::vector{w[0]}, std::vector{last}, true);
+          z.backward(ones(z.shape(), options));
+          check_close("mlp: gradient of a bias", last.grad(), db, 0);
+        }
 }
 
 DEVICE_TEST("mlp: the same bits from run to run", "[mlp]") {

@@ -327,8 +327,10 @@ TEST_CASE("nn: errors begin with the path of the module they came from", "[nn]")
     }
     return "";
   };
-  CHECK(message(zeros({1, 2, 9, 9})).starts_with("features.2.conv2: conv2d: expected weight"));
-  CHECK(message(zeros({1, 3, 9, 9})).starts_with("features.0: conv2d: expected weight"));
+  CHECK(message(zeros({1, 2, 9, 9}))
+            .starts_with("features.2.conv2: conv2d: expected x with 3 channels, got 4"));
+  CHECK(message(zeros({1, 3, 9, 9}))
+            .starts_with("features.0: conv2d: expected x with 2 channels, got 3"));
   // The path is of one throw, not of the next.
   CHECK(message(zeros({1, 2, 9, 9})).starts_with("features.2.conv2: conv2d: "));
   // A layer called by itself has no path.

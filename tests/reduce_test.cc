@@ -95,6 +95,31 @@ DEVICE_TEST("reduce: long float32 sums keep their precision", "[reduce]") {
   for (double total : pairs.to_vector<double>()) CHECK(close(total, tenth * (1 << 17)));
 }
 
+// However long: what a block of terms rounds, and no more.
+DEVICE_TEST("reduce: sums of millions are right to some units in the last place", "[reduce]") {
+  const TensorOptions options{kFloat32, device};
+  CHECK(sum(ones({10000000}, options)).item<double>() == 1e7);
+  const auto third = static_cast<double>(1.0F / 3);
+  const auto close = [](const Tensor& actual, double expected) {
+    bool ok = true;
+    for (double v : actual.to_vector<double>())
+      ok = ok && std::abs(v - expected) <= 8 * epsilon(kFloat32) * expected;
+    return ok;
+  };
+  const int64_t n = 6000003;
+  const Tensor x = full({n}, third, options);
+  CHECK(close(sum(x), third * static_cast<double>(n)));
+  CHECK(close(mean(x), third));
+  // Down columns, along rows, and strided.
+  for (const Shape& shape :
+       {Shape{n / 3, 3}, Shape{3, n / 3}, Shape{n / 99, 99}, Shape{99, n / 99}})
+    for (int dim = 0; dim < 2; ++dim)
+      CHECK(
+          close(sum(full(shape, third, options), {dim}), third * static_cast<double>(shape[dim])));
+  const Tensor strided = full({n / 300, 50, 6}, third, options);
+  CHECK(close(sum(strided, {0, 2}), third * static_cast<double>(n / 300 * 6)));
+}
+
 DEVICE_TEST("reduce: the same input gives the same bits", "[reduce]") {
   const Tensor x = tensor(noise({1031, 67}, 1), {kFloat32, device});
   for (const std::vector<int>& dims : {std::vector<int>{}, {0}, {1}})

@@ -80,6 +80,40 @@ DEVICE_TEST("log_softmax: large inputs do not overflow", "[softmax]") {
   }
 }
 
+DEVICE_TEST("log_softmax and cross_entropy: millions of classes keep their digits", "[softmax]") {
+  const auto near = [](const Tensor& t, int64_t at, double expected, double ulps) {
+    const auto v = t.reshape({t.numel()}).narrow(at, 1).item<double>();
+    INFO(v << " for " << expected);
+    CHECK(std::abs(v - expected) <= ulps * epsilon(kFloat32) * std::abs(expected));
+  };
+  const int64_t classes = 2000000;
+  // exp(0) = 1 beside the largest, exp(-3) elsewhere.
+  Array x_values = filled({1, classes}, -3);
+  x_values.v[17] = 0;
+  const double others = static_cast<double>(classes - 1) * std::exp(-3.0);
+  const double log_total = std::log(1 + others);
+  for (const Shape& shape : {Shape{1, classes}, Shape{1, classes, 1}, Shape{classes / 2, 2}}) {
+    const bool columns = shape.rank() == 2 && shape[1] == 2;
+    const Tensor x = full(shape, 1.5, {kFloat32, device}).set_requires_grad();
+    const Tensor y = log_softmax(x, columns ? 0 : 1);
+    const auto terms = static_cast<double>(columns ? classes / 2 : classes);
+    near(y, 0, -std::log(terms), 2);
+    y.backward(full(shape, 1.0 / 3, {kFloat32, device}));  // dx = 1 / 3 - 1 / C * C / 3
+    for (double v : x.grad().to_vector<double>()) {
+      if (std::abs(v) <= 4 * epsilon(kFloat32)) continue;
+      CHECK(v == 0);
+      break;
+    }
+  }
+  const Tensor x = leaf(x_values, {kFloat32, device});
+  near(log_softmax(x), 17, -log_total, 2);
+  const Tensor loss = cross_entropy(x, full({1}, 17, {kInt64, device}));
+  near(loss, 0, log_total, 2);
+  loss.backward();
+  near(x.grad(), 17, 1 / (1 + others) - 1, 2);
+  near(x.grad(), 18, std::exp(-3.0) / (1 + others), 16);
+}
+
 DEVICE_TEST("log_softmax: gradient check", "[softmax]") {
   for (int dim : {0, 1, 2})
     check_gradient(device, {noise({3, 4, 2}, 1)},

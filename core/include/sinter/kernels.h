@@ -85,12 +85,13 @@ template <class T> void accumulate(const Cuda&, int64_t n, const T* x, T* y);
 // y = max(x, 0); a NaN stays a NaN. The gradient at 0 is 0, as in PyTorch. x == y is allowed.
 template <class T> void relu_forward(const Cpu&, int64_t n, const T* x, T* y);
 template <class T> void relu_forward(const Cuda&, int64_t n, const T* x, T* y);
-// dx = dy where y > 0, else 0. dy == dx is allowed.
+// dx = 0 where y <= 0, else dy: a NaN passes its gradient on, as in PyTorch. dy == dx is allowed.
 template <class T> void relu_backward(const Cpu&, int64_t n, const T* y, const T* dy, T* dx);
 template <class T> void relu_backward(const Cuda&, int64_t n, const T* y, const T* dy, T* dx);
 
 // y[i] = factor * sum over j of x[kept(i) + reduced(j)], i running over `kept` in row-major order.
-// float sums carry float rounding of a blocked (tree) order, not of one running sum.
+// float terms are added in blocks, and the blocks in double: however many there are, a sum carries
+// the float rounding of a block.
 struct Reduce {
   Strided kept;
   Strided reduced;
@@ -139,6 +140,8 @@ template <class T> void linear_backward_weights(const Cuda&, const LinearShape& 
 // Cross-correlation, as every framework's 'convolution'.
 //   x: (n, c, h, w)  weight: (o, c / groups, kh, kw)  b: (o)  y: (n, o, oh, ow)
 //   oh = (h + 2 pad_h - dil_h (kh - 1) - 1) / stride_h + 1, likewise ow; padding is zeros.
+// The framework ensures that every extent is at least 1, that extents, h + 2 pad_h, w + 2 pad_w,
+// strides and dilations are below 2^30, and h * w, oh * ow and c / groups * kh * kw below 2^31.
 struct Conv2dShape {
   int n = 0, c = 0, h = 0, w = 0;
   int o = 0, kh = 0, kw = 0;
@@ -163,7 +166,8 @@ template <class T> void conv2d_backward_weights(const Cuda&, const Conv2dShape& 
 // ---- pooling (pool2d) ---------------------------------------------------------------------------
 
 // x: (n, c, h, w)  y: (n, c, oh, ow). The framework ensures 2 * pad <= kernel, so that every window
-// holds at least one element of x.
+// holds at least one element of x, that every extent but n is at least 1, and what it ensures of a
+// convolution's; kh * kw is below 2^31.
 struct Pool2dShape {
   int n = 0, c = 0, h = 0, w = 0;
   int kh = 0, kw = 0, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0;
@@ -192,7 +196,8 @@ template <class T> void avg_pool2d_backward(const Cuda&, const Pool2dShape& g, c
 // stride 2 in one pass. oh and ow are the convolution's; an odd last row or column is left out.
 //   y: (n, o, oh / 2, ow / 2)  choice: as y, which of the window's four was taken, 2 * row +
 //   column: the first maximum; a NaN counts as the maximum. b nullable.
-// The framework asks fits before it calls the two others, and composes them from the parts if not.
+// The framework asks fits before it calls the two others, and composes them from the parts if not;
+// oh and ow are at least 2.
 template <class T> bool conv2d_relu_pool_fits(const Cpu&, const Conv2dShape& g);
 template <class T> bool conv2d_relu_pool_fits(const Cuda&, const Conv2dShape& g);
 template <class T> void conv2d_relu_pool_forward(const Cpu&, const Conv2dShape& g, const T* x,
@@ -201,7 +206,7 @@ template <class T> void conv2d_relu_pool_forward(const Cpu&, const Conv2dShape& 
 template <class T> void conv2d_relu_pool_forward(const Cuda&, const Conv2dShape& g, const T* x,
                                                  const T* weight, const T* b, T* y,
                                                  uint8_t* choice);
-// The gradient goes to the chosen element where y > 0. dx, dweight, db: each nullable.
+// The gradient goes to the chosen element unless y <= 0. dx, dweight, db: each nullable.
 template <class T> void conv2d_relu_pool_backward(const Cpu&, const Conv2dShape& g, const T* x,
                                                   const T* weight, const T* y,
                                                   const uint8_t* choice, const T* dy, T* dx,
@@ -251,7 +256,7 @@ template <class T> struct MlpGradient {
 };
 template <class T> bool mlp_fits(const Cpu&, const MlpShape& g);
 template <class T> bool mlp_fits(const Cuda&, const MlpShape& g);
-// layers[l - 1] holds w_l, b_l and h_l, which is written.
+// layers[l - 1] holds w_l, b_l and h_l, which is written. Backward passes a ReLU as relu_backward.
 template <class T>
 void mlp_forward(const Cpu&, const MlpShape& g, const T* x, std::span<const MlpLayer<T>> layers);
 template <class T>
@@ -270,7 +275,8 @@ bool mlp_starts_from_loss(const Cuda&, const MlpShape& g, bool below);
 
 // ---- softmax and loss (softmax) -----------------------------------------------------------------
 
-// x, y: (outer, classes, inner), normalized over the middle dimension.
+// x, y: (outer, classes, inner), normalized over the middle dimension. float terms of a row's sum
+// are added in blocks, and the blocks in double.
 struct SoftmaxShape {
   int64_t outer = 0, classes = 0, inner = 0;
 };

@@ -34,7 +34,10 @@ class Shape {
   int64_t operator[](int d) const { return sizes_[index(d)]; }
   int64_t& operator[](int d) { return sizes_[index(d)]; }
   int index(int d, const char* op = "shape") const;
-  int64_t numel() const;
+  // The product of the extents. Throws ShapeError, in the name of `op`, if an extent is negative or
+  // the product of those other than 0 is beyond 2^63 - 1: so the strides of any shape that passed,
+  // and the elements of any part of it, can be counted.
+  int64_t numel(const char* op = "shape") const;
   void append(int64_t size);
   const int64_t* begin() const { return sizes_; }
   const int64_t* end() const { return sizes_ + rank_; }

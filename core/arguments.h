@@ -1,0 +1,14 @@
+// Checks of arguments that operators share.
+#pragma once
+
+#include "sinter/tensor.h"
+
+namespace sinter {
+
+// Throws ValueError, naming the operator and its argument, if `tensor` is undefined.
+inline void require_defined(const char* op, const char* argument, const Tensor& tensor) {
+  require<ValueError>(tensor.defined(), op, ": expected a tensor as ", argument,
+                      ", got an undefined tensor");
+}
+
+}  // namespace sinter
