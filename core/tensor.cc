@@ -49,11 +49,9 @@ bool Shape::operator==(const Shape& other) const {
 }
 
 std::string Shape::str() const {
-  std::ostringstream out;
-  out << '(';
-  for (int d = 0; d < rank_; ++d) out << (d ? ", " : "") << sizes_[d];
-  out << (rank_ == 1 ? ",)" : ")");
-  return out.str();
+  std::string text = "(";
+  for (int d = 0; d < rank_; ++d) text += (d ? ", " : "") + std::to_string(sizes_[d]);
+  return text + (rank_ == 1 ? ",)" : ")");
 }
 
 std::ostream& operator<<(std::ostream& out, const Shape& shape) { return out << shape.str(); }

@@ -1,7 +1,10 @@
 #include <cstring>
+#include <locale>
 #include <memory>
+#include <sstream>
 #include <thread>
 
+#include "temp_dir.h"
 #include "values.h"
 
 namespace sinter::test {
@@ -51,6 +54,45 @@ TEST_CASE("runtime: threads", "[runtime]") {
   std::thread other([] { CHECK_NOTHROW(relu(ones({100000})).to_vector<float>()); });
   other.join();
   set_num_threads(before);
+}
+
+TEST_CASE("runtime: names do not follow the program's locale", "[runtime]") {
+  struct Grouped : std::numpunct<char> {
+    char do_thousands_sep() const override { return '.'; }
+    char do_decimal_point() const override { return ','; }
+    std::string do_grouping() const override { return "\3"; }
+  };
+  struct Global {
+    std::locale before = std::locale::global(std::locale(std::locale::classic(), new Grouped));
+    ~Global() { std::locale::global(before); }
+  } const global;
+  std::ostringstream as_the_program;
+  as_the_program << 1234.5;
+  REQUIRE(as_the_program.str() == "1.234,5");
+
+  CHECK(str(1234567, " ", 0.5, " ", size_t{1000}) == "1234567 0.5 1000");
+  CHECK(Shape({1000, 2000}).str() == "(1000, 2000)");
+  CHECK(str(Shape({1000, 2000})) == "(1000, 2000)");
+  CHECK(Device::parse("cuda:1000").str() == "cuda:1000");
+  check_throws<ShapeError>([] { matmul(ones({1000, 2}), ones({3000, 1})); }, {"(1000, 2)"});
+  Sequential net;
+  for (int i = 0; i < 1002; ++i) net.append(Linear(1, 1));
+  SGD optimizer(net.parameters(), {.momentum = 0.5});
+  sum(net(ones({1, 1}))).backward();
+  optimizer.step();
+  const TempDir dir;
+  for (const NamedTensors& state : {net.state_dict(), optimizer.state_dict()}) {
+    save_safetensors(dir / "state", state);
+    const NamedTensors loaded = load_safetensors(dir / "state").tensors;
+    CHECK(loaded.size() == state.size());
+    int thousands = 0;
+    for (const auto& [key, value] : loaded) {
+      INFO(key);
+      CHECK(key.find("1.0") == std::string::npos);
+      thousands += key.find("1001") != std::string::npos;
+    }
+    CHECK(thousands > 0);
+  }
 }
 
 TEST_CASE("runtime: kernels called from many threads at once", "[runtime]") {
