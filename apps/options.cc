@@ -7,6 +7,7 @@
 
 #include "machine.h"
 #include "sinter/models.h"
+#include "sinter/runtime.h"
 
 namespace sinter::app {
 
@@ -61,8 +62,8 @@ std::string check_device(const std::string& text) {
 }
 
 void add_threads_option(CLI::App& app, Options& o) {
-  app.add_option("--threads", o.threads, "CPU threads (default: the cores it may run on)")
-      ->check(integer_in(1, 4096))
+  app.add_option("--threads", o.threads, "CPU threads (default: the cores it may use)")
+      ->check(integer_in(1, kMaxThreads))
       ->type_name("N");
 }
 
