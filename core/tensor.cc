@@ -262,10 +262,19 @@ const std::any* Tensor::current_origin() const {
 }
 
 namespace {
-thread_local std::vector<std::weak_ptr<Storage>> deferred;
-}
+
+thread_local bool deferred_gone = false;  // destroyed, before other objects of the thread
+struct Deferred {
+  std::vector<std::weak_ptr<Storage>> storages;
+  ~Deferred() { deferred_gone = true; }
+};
+thread_local Deferred all_deferred;
+
+}  // namespace
 
 void Tensor::defer(std::function<void(void*)> compute) const {
+  if (deferred_gone) return compute(storage_->data);
+  auto& deferred = all_deferred.storages;
   constexpr size_t kMany = 64;
   if (deferred.size() >= kMany)
     std::erase_if(deferred, [](const auto& storage) { return storage.expired(); });
@@ -276,7 +285,8 @@ void Tensor::defer(std::function<void(void*)> compute) const {
 }
 
 void compute_deferred() {
-  for (const auto& weak : std::exchange(deferred, {})) {
+  if (deferred_gone) return;
+  for (const auto& weak : std::exchange(all_deferred.storages, {})) {
     if (const std::shared_ptr<Storage> storage = weak.lock()) storage->compute_now();
   }
 }
