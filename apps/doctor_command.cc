@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <cmath>
 #include <iostream>
 
 #include "agreement.h"
@@ -26,8 +27,8 @@ void check_threads(const Machine& m) {
     report(Verdict::kWarning, "threads",
            str(text, ", but this process may run on ", m.cores, " cores only; use --threads ",
                m.cores));
-  } else if (m.quota > 0 && m.threads > m.quota + 0.5) {
-    const int whole = std::max(1, static_cast<int>(m.quota + 0.5));
+  } else if (m.quota > 0 && m.threads > std::ceil(m.quota)) {
+    const int whole = static_cast<int>(std::ceil(m.quota));
     report(Verdict::kWarning, "threads",
            str(text, ", but this container is given the time of ", fixed(m.quota, 1),
                " cores; try --threads ", whole));

@@ -50,7 +50,7 @@ class SetParameters : public Visitor {
   size_t next_;
 };
 
-class Table {
+class GradcheckTable {
  public:
   std::vector<GradcheckCase> take() { return std::move(cases_); }
 
@@ -107,7 +107,7 @@ class Table {
   std::vector<GradcheckCase> cases_;
 };
 
-void Table::convolutions() {
+void GradcheckTable::convolutions() {
   struct Case {
     Shape x, w;
     bool bias;
@@ -136,7 +136,7 @@ void Table::convolutions() {
   }
 }
 
-void Table::pools() {
+void GradcheckTable::pools() {
   struct Case {
     Shape x;
     Pair kernel;
@@ -166,7 +166,7 @@ void Table::pools() {
   }
 }
 
-void Table::products() {
+void GradcheckTable::products() {
   const std::pair<Shape, int64_t> linears[] = {{{1, 1}, 1},    {{4, 5}, 3}, {{33, 17}, 19},
                                                {{2, 3, 7}, 4}, {{6}, 2},    {{0, 5}, 3}};
   for (const auto& [x, out] : linears) {
@@ -185,7 +185,7 @@ void Table::products() {
   }
 }
 
-void Table::elementwise() {
+void GradcheckTable::elementwise() {
   for (const Shape& shape : {Shape{}, Shape{1}, Shape{3, 5, 7}, Shape{1025}})
     add_case("relu", "", {ramp(shape)}, [](const Inputs& in) { return relu(in[0]); });
 
@@ -212,7 +212,7 @@ void Table::elementwise() {
   }
 }
 
-void Table::reductions() {
+void GradcheckTable::reductions() {
   struct Case {
     Shape x;
     std::vector<int> dims;
@@ -238,7 +238,7 @@ void Table::reductions() {
 }
 
 // A view alone would pass its gradient through unseen: each is squared.
-void Table::views() {
+void GradcheckTable::views() {
   const auto squared = [](const Tensor& x) { return x * x; };
   add_case("reshape", "to (4, -1)", {noise({2, 3, 4})}, [=](const Inputs& in) {
     return squared(reshape(in[0], {4, -1}));
@@ -260,7 +260,7 @@ void Table::views() {
   add_case("clone", "", {noise({3, 5})}, [=](const Inputs& in) { return squared(in[0].clone()); });
 }
 
-void Table::losses() {
+void GradcheckTable::losses() {
   const std::pair<Shape, int> softmaxes[] = {{{4, 10}, 1},       {{3, 5, 2}, 1}, {{6}, 0},
                                              {{2, 3, 4, 5}, -4}, {{1, 1}, 1},    {{3, 1025}, 1}};
   for (const auto& [shape, dim] : softmaxes) {
@@ -291,7 +291,7 @@ void Table::losses() {
   }
 }
 
-void Table::modules() {
+void GradcheckTable::modules() {
   add_module("Conv2d", "stride 2, padding (1, 0), groups 2", noise({2, 4, 6, 5}),
              std::make_shared<Conv2d>(4, 6, Pair{3, 2}, Conv2d::Options{2, {1, 0}, 1, 2}));
   add_module("Conv2d", "no bias", noise({2, 3, 5, 4}),
@@ -312,7 +312,7 @@ void Table::modules() {
   }
 }
 
-void Table::fused() {
+void GradcheckTable::fused() {
   struct Layer {
     Shape x, w;
     bool bias;
@@ -373,7 +373,7 @@ void Table::fused() {
 }  // namespace
 
 std::vector<GradcheckCase> gradcheck_cases() {
-  Table table;
+  GradcheckTable table;
   table.convolutions();
   table.pools();
   table.products();

@@ -1,13 +1,10 @@
 #include "machine.h"
 
-#include <sched.h>
 #include <sys/utsname.h>
 
-#include <algorithm>
 #include <fstream>
 #include <set>
 #include <sstream>
-#include <thread>
 
 #include "commit.h"
 #include "console.h"
@@ -38,19 +35,6 @@ std::string cpu_name() {
     name = str("unknown ", system.machine, " CPU");
   }
   return name;
-}
-
-int allowed_cores() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-  return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-}
-
-// The control group's limit on processor time (version 2), in cores.
-double cpu_quota() {
-  std::ifstream in("/sys/fs/cgroup/cpu.max");
-  double quota = 0, period = 0;
-  return in >> quota >> period && period > 0 ? quota / period : 0;  // "max" is no number
 }
 
 #ifdef SINTER_WITH_CUDA
@@ -152,8 +136,9 @@ std::string describe([[maybe_unused]] Device device) {
 Machine this_machine() {
   Machine m;
   m.cpu = cpu_name();
-  m.cores = allowed_cores();
-  m.quota = cpu_quota();
+  const CpuLimits limits = cpu_limits();
+  m.cores = limits.cores;
+  m.quota = limits.quota;
   m.threads = num_threads();
   m.simd = simd_target();
   const BlasInfo blas = blas_info();

@@ -1,4 +1,5 @@
 // The `sinter` command.
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -13,14 +14,21 @@ namespace sinter::app {
 
 namespace {
 
-// A setting that OpenBLAS reads while it is loaded, before main can speak to it: where it chose
-// kernels that do not suit the CPU, OPENBLAS_CORETYPE is set and the command starts itself anew.
-// What the user has set stays.
+// Sets what is not set in the environment yet; returns whether it did.
+bool set_if_unset(const char* name, const std::string& value) {
+  return !value.empty() && std::getenv(name) == nullptr && setenv(name, value.c_str(), 0) == 0;
+}
+
+// Settings that OpenBLAS reads while it is loaded, before main can speak to it, so that the command
+// starts itself anew with them: the kernels where it chose some that do not suit the CPU, and under
+// a limit on address space no threads, of which each takes 128 MB, or waits for them for ever. What
+// the user has set stays.
 void settle_environment(char** argv) {
-  const std::string kernels = better_blas_kernels();
-  if (kernels.empty() || std::getenv("OPENBLAS_CORETYPE") != nullptr) return;
-  if (setenv("OPENBLAS_CORETYPE", kernels.c_str(), 0) != 0) return;
-  execv("/proc/self/exe", argv);  // fails where there is no /proc: go on as we are
+  rlimit space{};
+  const bool limited = getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY;
+  bool anew = set_if_unset("OPENBLAS_CORETYPE", better_blas_kernels());
+  anew |= set_if_unset("OPENBLAS_NUM_THREADS", limited ? "1" : "");
+  if (anew) execv("/proc/self/exe", argv);  // fails where there is no /proc: go on as we are
 }
 
 int run(int argc, char** argv) {

@@ -7,6 +7,7 @@
 
 #include "machine.h"
 #include "sinter/models.h"
+#include "sinter/runtime.h"
 
 namespace sinter::app {
 
@@ -89,8 +90,8 @@ void refuse_empty_assignments(int argc, const char* const* argv) {
 }
 
 void add_threads_option(CLI::App& app, Options& o) {
-  app.add_option("--threads", o.threads, "CPU threads (default: the cores it may run on)")
-      ->transform(integer_in(1, 4096))
+  app.add_option("--threads", o.threads, "CPU threads (default: the cores it may use)")
+      ->transform(integer_in(1, kMaxThreads))
       ->type_name("N");
 }
 

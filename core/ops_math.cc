@@ -202,10 +202,10 @@ Tensor div(const Tensor& a, const Tensor& b) {
 
 namespace {
 
-// b as the other operand of `op`.
-Tensor scalar_like(const char* op, const Tensor& a, double b) {
-  require_defined(op, "a", a);
-  return full({}, b, a.options());
+// A number as the operand beside x, which is `op`'s argument of that name.
+Tensor scalar_like(const char* op, const char* argument, const Tensor& x, double number) {
+  require_defined(op, argument, x);
+  return full({}, number, x.options());
 }
 
 }  // namespace
@@ -214,11 +214,11 @@ Tensor operator*(const Tensor& a, double b) {
   require_defined("mul", "a", a);
   return record("mul", times(a, b), {a}, [b](const Tensor& dy) { return Grads{times(dy, b)}; });
 }
-Tensor operator/(const Tensor& a, double b) { return div(a, scalar_like("div", a, b)); }
-Tensor operator+(const Tensor& a, double b) { return add(a, scalar_like("add", a, b)); }
-Tensor operator-(const Tensor& a, double b) { return sub(a, scalar_like("sub", a, b)); }
-Tensor operator-(double a, const Tensor& b) { return sub(scalar_like("sub", b, a), b); }
-Tensor operator/(double a, const Tensor& b) { return div(scalar_like("div", b, a), b); }
+Tensor operator/(const Tensor& a, double b) { return div(a, scalar_like("div", "a", a, b)); }
+Tensor operator+(const Tensor& a, double b) { return add(a, scalar_like("add", "a", a, b)); }
+Tensor operator-(const Tensor& a, double b) { return sub(a, scalar_like("sub", "a", a, b)); }
+Tensor operator-(double a, const Tensor& b) { return sub(scalar_like("sub", "b", b, a), b); }
+Tensor operator/(double a, const Tensor& b) { return div(scalar_like("div", "b", b, a), b); }
 
 namespace {
 

@@ -12,7 +12,7 @@ namespace sinter {
 namespace {
 
 constexpr int kSide = 32;
-constexpr int kPixels = kSide * kSide;
+constexpr int kPlane = kSide * kSide;
 
 // The random numbers of one image.
 class Draws {
@@ -193,7 +193,7 @@ void draw_image(uint64_t seed, uint64_t image, int figure, uint8_t* pixels) {
             bar != nullptr ? bar->colour[c] : (covered * front[c] + (4 - covered) * behind) / 4;
         const int byte = static_cast<int>(word & 255) - 128;
         word >>= 8;
-        pixels[c * kPixels + pixel] =
+        pixels[c * kPlane + pixel] =
             static_cast<uint8_t>(std::clamp(painted + byte * noise / 128, 0, 255));
       }
     }
@@ -213,7 +213,7 @@ ImageSet draw_set(uint64_t seed, uint64_t split, int64_t count) {
     // A shuffled 0, 1, …, 9, 0, 1, …: balanced, yet in no order a batch could depend on.
     const auto n = static_cast<uint64_t>(count), k = static_cast<uint64_t>(i);
     labels[i] = static_cast<uint8_t>(permute_index(seed, split, n, k) % kClasses);
-    draw_image(seed, split << 62 | k, labels[i], images + i * 3 * kPixels);
+    draw_image(seed, split << 62 | k, labels[i], images + i * 3 * kPlane);
   }
   return set;
 }

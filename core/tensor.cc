@@ -66,11 +66,9 @@ bool Shape::operator==(const Shape& other) const {
 }
 
 std::string Shape::str() const {
-  std::ostringstream out;
-  out << '(';
-  for (int d = 0; d < rank_; ++d) out << (d ? ", " : "") << sizes_[d];
-  out << (rank_ == 1 ? ",)" : ")");
-  return out.str();
+  std::string text = "(";
+  for (int d = 0; d < rank_; ++d) text += (d ? ", " : "") + std::to_string(sizes_[d]);
+  return text + (rank_ == 1 ? ",)" : ")");
 }
 
 std::ostream& operator<<(std::ostream& out, const Shape& shape) { return out << shape.str(); }
@@ -294,10 +292,19 @@ const std::any* Tensor::current_origin() const {
 }
 
 namespace {
-thread_local std::vector<std::weak_ptr<Storage>> deferred;
-}
+
+thread_local bool deferred_gone = false;  // destroyed, before other objects of the thread
+struct Deferred {
+  std::vector<std::weak_ptr<Storage>> storages;
+  ~Deferred() { deferred_gone = true; }
+};
+thread_local Deferred all_deferred;
+
+}  // namespace
 
 void Tensor::defer(std::function<void(void*)> compute) const {
+  if (deferred_gone) return compute(storage_->data);
+  auto& deferred = all_deferred.storages;
   constexpr size_t kMany = 64;
   if (deferred.size() >= kMany)
     std::erase_if(deferred, [](const auto& storage) { return storage.expired(); });
@@ -309,7 +316,8 @@ void Tensor::defer(std::function<void(void*)> compute) const {
 }
 
 void compute_deferred() {
-  for (const auto& weak : std::exchange(deferred, {})) {
+  if (deferred_gone) return;
+  for (const auto& weak : std::exchange(all_deferred.storages, {})) {
     if (const std::shared_ptr<Storage> storage = weak.lock()) storage->compute_now();
   }
 }

@@ -1,10 +1,12 @@
 // Matrix products. The library that computes them (OpenBLAS where the build found it, else Eigen)
-// always runs on one thread; parallelism comes from cutting C into tiles that depend on the shape
-// alone, so the result is the same for any number of threads.
+// runs on the calling thread alone, whatever the program around us asked of it; parallelism comes
+// from cutting C into tiles that depend on the shape alone, so the result is the same for any
+// number of threads.
 #include "gemm.h"
 
 #include <algorithm>
 #include <climits>
+#include <new>
 #include <string>
 
 #include "parallel.h"
@@ -12,9 +14,24 @@
 
 #ifdef SINTER_WITH_OPENBLAS
 #include <cblas.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <mutex>
 #else
 #define EIGEN_DONT_PARALLELIZE
 #include <Eigen/Core>
+#endif
+
+#ifdef SINTER_WITH_OPENBLAS
+// Every OpenBLAS exports these, though its headers do not speak of them.
+extern "C" {
+void* blas_memory_alloc(int) __attribute__((weak));
+void blas_memory_free(void*) __attribute__((weak));
+}
 #endif
 
 namespace sinter {
@@ -22,12 +39,105 @@ namespace {
 
 #ifdef SINTER_WITH_OPENBLAS
 
-// The threads are ours: an OpenBLAS that spawned its own inside each of them would oversubscribe
-// the cores, and its partition would depend on how many there are.
-void ensure_one_blas_thread() {
-  static const bool once = (openblas_set_num_threads(1), true);
-  (void)once;
-}
+// What OpenBLAS packs operands into: a buffer for each product under way, mapped when there is no
+// free one, and kept. Where it can have no memory it tries for ever, and with more products at once
+// than it has places for buffers it goes on without. So they are made here before the first
+// product, one a core as far as memory and places go, and a thread that finds all of them taken
+// waits for one.
+class Buffers {
+ public:
+  // Throws OutOfMemoryError.
+  void take() {
+    for (;;) {
+      int n = free_.load(std::memory_order_acquire);
+      while (n > 0) {
+        if (free_.compare_exchange_weak(n, n - 1, std::memory_order_acquire)) return;
+      }
+      if (n == 0)
+        free_.wait(0);
+      else
+        make();
+    }
+  }
+  void give() noexcept {
+    free_.fetch_add(1, std::memory_order_release);
+    free_.notify_one();
+  }
+
+  // Takes them all for good, once the products under way are done.
+  void close() {
+    for (const std::lock_guard lock(mutex_); made_ > 0; --made_) take();
+  }
+
+  // A child of fork has the buffers, and none of the threads that would give theirs back.
+  void reset_in_child() {
+    const int made = made_;
+    new (this) Buffers;
+    if (made > 0) free_ = made_ = made;
+  }
+
+  // Never destroyed: destructors of static objects may multiply.
+  static Buffers& all() {
+    static Buffers& buffers = *new Buffers;
+    return buffers;
+  }
+
+ private:
+  static constexpr int kNotMade = -1;
+  static constexpr size_t kMost = 64;  // as many places are left beside OpenBLAS's own threads
+  static constexpr size_t kBytes = size_t{128} << 20;  // of one
+  static constexpr size_t kMargin = size_t{16} << 20;  // for what else is allocated meanwhile
+
+  static bool room_for(size_t buffers) {
+    const size_t bytes = buffers * kBytes + kMargin;
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return false;
+    munmap(p, bytes);
+    return true;
+  }
+
+  void make() {
+    const std::lock_guard lock(mutex_);
+    if (free_.load(std::memory_order_relaxed) != kNotMade) return;
+    // Of the machine, not of this thread's affinity mask: other threads may have other ones.
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    const size_t wanted = std::min(kMost, static_cast<size_t>(std::max(cores, 1L)));
+    std::array<void*, kMost> made;
+    size_t count = 0;
+    if (!room_for(1)) release_cached_memory(Cpu{});
+    // A program needs memory for other things too: those after the first leave it some.
+    while (count < wanted && room_for(count == 0 ? 1 : 4)) {
+      made[count++] = blas_memory_alloc == nullptr ? nullptr : blas_memory_alloc(0);
+    }
+    if (blas_memory_free != nullptr) {
+      for (size_t i = 0; i < count; ++i) blas_memory_free(made[i]);
+    }
+    require<OutOfMemoryError>(count > 0, "out of host memory: OpenBLAS needs ", kBytes >> 20,
+                              " MB of address space to multiply matrices; raise the limit (ulimit "
+                              "-v), set OPENBLAS_NUM_THREADS=1 in the environment, so that it "
+                              "takes none for threads, or build with -DSINTER_BLAS=OFF");
+    [[maybe_unused]] static const int registered =
+        pthread_atfork(nullptr, nullptr, [] { all().reset_in_child(); });
+    made_ = static_cast<int>(count);
+    free_.store(made_, std::memory_order_release);
+  }
+
+  std::mutex mutex_;
+  int made_ = 0;
+  std::atomic<int> free_{kNotMade};
+};
+
+// Run behind the destructors of static objects and before OpenBLAS's own, which unmaps the buffers,
+// also those that detached threads multiply in.
+__attribute__((destructor)) void close_buffers() { Buffers::all().close(); }
+
+class Buffer {
+ public:
+  Buffer() { Buffers::all().take(); }
+  ~Buffer() { Buffers::all().give(); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+};
 
 void blas_gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, blasint m, blasint n, blasint k,
                const float* a, blasint lda, const float* b, blasint ldb, float beta, float* c,
@@ -41,16 +151,55 @@ void blas_gemm(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, blasint m, blasint n, bla
   cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
 }
 
+// The blocks a product is computed in, one call of OpenBLAS each: so small that it never starts
+// threads of its own, which would compete with ours and add in an order that depends on how many
+// they are. How many it may use is the surrounding program's to say, and to change while we run.
+struct Blocks {
+  int64_t m, n, k;
+};
+Blocks choose_blocks(int64_t m, int64_t n, int64_t k) {
+  // The m n k up to which it multiplies on one thread; a product of a vector counts as one of
+  // those, where less is much.
+#ifdef __aarch64__
+  constexpr int64_t kMatrix = 124999;
+#else
+  constexpr int64_t kMatrix = 1 << 18;
+#endif
+  constexpr int64_t kVector = 9216, kSide = 64, kLanes = 16;  // whole vectors, where it can be
+  const auto part = [](int64_t total, int64_t most) {
+    if (total <= most) return total;
+    if (most > kLanes) most = most / kLanes * kLanes;
+    const int64_t count = (total + most - 1) / most, even = (total + count - 1) / count;
+    return std::min(most, (even + kLanes - 1) / kLanes * kLanes);
+  };
+  const int64_t limit = std::min(m, n) == 1 ? kVector : kMatrix;
+  const int64_t area = limit / std::min(k, kSide);
+  Blocks b{part(m, kSide), 0, 0};
+  b.n = part(n, area / b.m);
+  if (b.n < kSide) b.m = part(m, area / b.n);
+  b.k = part(k, limit / (b.m * b.n));
+  return b;
+}
+
 template <class T> void multiply(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const T* a,
                                  int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc,
                                  bool accumulate) {
-  ensure_one_blas_thread();
-  require<ShapeError>(std::max({m, n, k, lda, ldb, ldc}) <= INT_MAX,
-                      "gemm: an extent or row length of (", m, ", ", k, ") x (", k, ", ", n,
-                      ") exceeds the 2^31 - 1 that BLAS can count");
+  require<ShapeError>(std::max({lda, ldb, ldc}) <= INT_MAX, "gemm: a row length of (", m, ", ", k,
+                      ") x (", k, ", ", n, ") exceeds the 2^31 - 1 that BLAS can count");
   const auto i = [](int64_t v) { return static_cast<blasint>(v); };
-  blas_gemm(ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, i(m), i(n), i(k), a,
-            i(lda), b, i(ldb), T(accumulate ? 1 : 0), c, i(ldc));
+  const Blocks block = choose_blocks(m, n, k);
+  const Buffer buffer;
+  for (int64_t r = 0; r < m; r += block.m) {
+    for (int64_t s = 0; s < n; s += block.n) {
+      for (int64_t t = 0; t < k; t += block.k) {
+        blas_gemm(ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans,
+                  i(std::min(block.m, m - r)), i(std::min(block.n, n - s)),
+                  i(std::min(block.k, k - t)), a + (ta ? t * lda + r : r * lda + t), i(lda),
+                  b + (tb ? s * ldb + t : t * ldb + s), i(ldb), T(accumulate || t > 0 ? 1 : 0),
+                  c + r * ldc + s, i(ldc));
+      }
+    }
+  }
 }
 
 #else
@@ -65,14 +214,19 @@ template <class T> void multiply(bool ta, bool tb, int64_t m, int64_t n, int64_t
   const In bm(b, tb ? n : k, tb ? k : n, Eigen::OuterStride<>(ldb));
   Out cm(c, m, n, Eigen::OuterStride<>(ldc));
   if (!accumulate) cm.setZero();
-  if (!ta && !tb) {
-    cm.noalias() += am * bm;
-  } else if (!ta) {
-    cm.noalias() += am * bm.transpose();
-  } else if (!tb) {
-    cm.noalias() += am.transpose() * bm;
-  } else {
-    cm.noalias() += am.transpose() * bm.transpose();
+  try {
+    if (!ta && !tb) {
+      cm.noalias() += am * bm;
+    } else if (!ta) {
+      cm.noalias() += am * bm.transpose();
+    } else if (!tb) {
+      cm.noalias() += am.transpose() * bm;
+    } else {
+      cm.noalias() += am.transpose() * bm.transpose();
+    }
+  } catch (const std::bad_alloc&) {
+    throw OutOfMemoryError(
+        str("out of host memory: multiplying (", m, ", ", k, ") x (", k, ", ", n, ")"));
   }
 }
 

@@ -17,7 +17,6 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -176,7 +175,7 @@ class Team {
       while (static_cast<int>(threads_.size()) < helpers)
         threads_.emplace_back(
             [this, own = static_cast<uint32_t>(threads_.size()) + 1] { help(own); });
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {  // system_error, bad_alloc
       // No more threads are to be had; the others take their chunks.
     }
   }
@@ -200,11 +199,16 @@ class Team {
   std::condition_variable wake_;
 };
 
+// Whether this thread has destroyed its team already: objects of the thread, and on the main thread
+// static ones, that are destroyed later may still compute.
+thread_local bool team_gone = false;
+
 // This thread's team. A process forked from one with a team has the team's memory and none of its
 // threads: it does without, and leaves the memory alone.
 class OwnTeam {
  public:
   ~OwnTeam() {
+    team_gone = true;
     if (process_ == getpid()) delete team_;
   }
 
@@ -228,28 +232,38 @@ class OwnTeam {
 
 namespace {
 
-// What this thread keeps for its chunks: a block as large as they needed at once so far.
+// What this thread keeps for its chunks: a block as large as they needed at once so far. Without a
+// destructor, since objects that are destroyed after the block's owner may still compute.
 struct Arena {
   static constexpr size_t kMost = size_t{4} << 20;
 
   std::byte* block = nullptr;
   size_t size = 0, used = 0, live = 0, wanted = 0;
+  bool gone = false;
 
-  Arena() = default;
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  ~Arena() { deallocate(Cpu{}, block, size); }
+  void resize(size_t bytes) {
+    deallocate(Cpu{}, std::exchange(block, nullptr), std::exchange(size, 0));
+    if (bytes == 0) return;
+    block = static_cast<std::byte*>(allocate(Cpu{}, bytes));
+    size = bytes;
+  }
 };
 thread_local Arena arena;
+
+struct ArenaOwner {
+  ~ArenaOwner() {
+    arena.resize(0);
+    arena.gone = true;
+  }
+};
 
 }  // namespace
 
 void* take_local(size_t bytes) {
   Arena& a = arena;
-  if (a.live == 0 && a.wanted > a.size) {
-    deallocate(Cpu{}, std::exchange(a.block, nullptr), std::exchange(a.size, 0));
-    a.block = static_cast<std::byte*>(allocate(Cpu{}, a.wanted));
-    a.size = a.wanted;
+  if (a.live == 0 && a.wanted > a.size && !a.gone) {
+    thread_local const ArenaOwner owner;
+    a.resize(a.wanted);
   }
   const bool fits = a.size - a.used >= bytes;
   void* p = fits ? a.block + a.used : allocate(Cpu{}, bytes);
@@ -273,7 +287,7 @@ void give_local(void* p, size_t bytes) noexcept {
 
 void run_chunks(int64_t count, Chunk f, const void* context) {
   const int threads = num_threads();
-  if (threads > 1 && count > 1 && count <= Team::kMostChunks && !in_region) {
+  if (threads > 1 && count > 1 && count <= Team::kMostChunks && !in_region && !team_gone) {
     thread_local OwnTeam own;
     if (Team* team = own.get(); team != nullptr) {
       struct Region {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 
 #include "sinter/kernels.h"
 #include "sinter/runtime.h"
@@ -37,6 +38,14 @@ template <class F> void parallel_ranges(int64_t n, int64_t grain, const F& f) {
 inline int64_t items_per_grain(int64_t work) {
   return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work));
 }
+
+// Gives the blocks that allocate() would reuse back to the C library.
+void release_cached_memory(const Cpu&);
+
+// The least quota of processor time, in cores, of a process's control groups and those above them;
+// 0: no limit. membership: its /proc/self/cgroup; root: where the groups are mounted, of version 1,
+// 2 or both. What cannot be read sets no limit.
+double cgroup_quota(const std::filesystem::path& membership, const std::filesystem::path& root);
 
 // Uninitialized memory that lives as long as the object, from the cache behind allocate().
 template <class T> class Scratch {

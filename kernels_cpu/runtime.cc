@@ -1,11 +1,16 @@
 // Threads and memory of the CPU backend.
 #include "sinter/runtime.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <bit>
+#include <charconv>
+#include <cmath>
+#include <fstream>
 #include <mutex>
 #include <new>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -13,6 +18,7 @@
 #include <sched.h>
 #endif
 
+#include "parallel.h"
 #include "sinter/check.h"
 
 namespace sinter {
@@ -28,9 +34,44 @@ int available_cores() {
   return n > 0 ? static_cast<int>(n) : 1;
 }
 
+int default_threads() {
+  const CpuLimits limits = cpu_limits();
+  int n = std::min(limits.cores, kMaxThreads);
+  if (limits.quota > 0 && limits.quota < n) n = static_cast<int>(std::ceil(limits.quota));
+  return std::max(n, 1);
+}
+
 std::atomic<int>& threads() {
-  static std::atomic<int> n{available_cores()};
+  static std::atomic<int> n{default_threads()};
   return n;
+}
+
+// The whole numbers that a file of a control group begins with; a word ("max") ends them.
+std::vector<int64_t> numbers_in(const std::filesystem::path& file) {
+  std::ifstream in(file);
+  std::string line;
+  std::getline(in, line);
+  std::vector<int64_t> numbers;
+  const char* p = line.data();
+  const char* const end = p + line.size();
+  for (int64_t n = 0;;) {
+    while (p < end && *p == ' ') ++p;
+    const auto [rest, error] = std::from_chars(p, end, n);
+    if (error != std::errc()) return numbers;
+    numbers.push_back(n);
+    p = rest;
+  }
+}
+
+// The quota of one group, or 0.
+double quota_of(const std::filesystem::path& group, bool version_1) {
+  std::vector<int64_t> numbers = numbers_in(group / (version_1 ? "cpu.cfs_quota_us" : "cpu.max"));
+  if (version_1) {
+    const std::vector<int64_t> period = numbers_in(group / "cpu.cfs_period_us");
+    numbers.insert(numbers.end(), period.begin(), period.end());
+  }
+  if (numbers.size() < 2 || numbers[0] <= 0 || numbers[1] <= 0) return 0;  // -1: none
+  return static_cast<double>(numbers[0]) / static_cast<double>(numbers[1]);
 }
 
 std::atomic<ConvAlgo> chosen_conv_algo{ConvAlgo::kAuto};
@@ -126,8 +167,41 @@ BlockCache& cache() {
 
 }  // namespace
 
+double cgroup_quota(const std::filesystem::path& membership, const std::filesystem::path& root) {
+  double least = 0;
+  std::ifstream in(membership);
+  for (std::string line; std::getline(in, line);) {  // "0::/a/b", "4:cpu,cpuacct:/a/b"
+    const size_t first = line.find(':');
+    const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const bool version_1 = !controllers.empty();
+    if (version_1 && ("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
+    // Where a version's groups are mounted, alone or beside the other's.
+    const std::vector<std::string> mounts =
+        version_1 ? std::vector<std::string>{"cpu", "cpu,cpuacct", "cpuacct,cpu"}
+                  : std::vector<std::string>{"", "unified"};
+    for (const std::string& mount : mounts) {
+      // A container may see its own group as the root, and a path that leads nowhere.
+      std::filesystem::path path = std::filesystem::path(line.substr(second + 1)).relative_path();
+      if (path.lexically_normal().string().starts_with("..")) path.clear();
+      for (;; path = path.parent_path()) {
+        const double quota = quota_of(root / mount / path, version_1);
+        if (quota > 0 && (least == 0 || quota < least)) least = quota;
+        if (path.empty()) break;
+      }
+    }
+  }
+  return least;
+}
+
+CpuLimits cpu_limits() {
+  return {available_cores(), cgroup_quota("/proc/self/cgroup", "/sys/fs/cgroup")};
+}
+
 void set_num_threads(int n) {
-  require<ValueError>(n >= 1, "set_num_threads: ", n, ", expected at least 1");
+  require<ValueError>(1 <= n && n <= kMaxThreads, "set_num_threads: ", n, ", expected 1 to ",
+                      kMaxThreads);
   threads().store(n, std::memory_order_relaxed);
 }
 
@@ -170,6 +244,8 @@ void* allocate(const Cpu&, size_t bytes) {
   }
   return p;
 }
+
+void release_cached_memory(const Cpu&) { cache().release(); }
 
 void deallocate(const Cpu&, void* p, size_t bytes) noexcept {
   if (p == nullptr) return;

@@ -90,11 +90,14 @@ struct Capture {
   Stream* stream = nullptr;
   int device = 0;
   cudaStream_t line = nullptr;
-  uint64_t branch = 0;                    // the number of the branch that `line` is, or 0
-  std::map<uint64_t, cudaStream_t> open;  // branches that the main line has not waited for
-  std::map<cudaGraphNode_t, Written> written;
+  uint64_t branch = 0;  // the number of the branch that `line` is, or 0
+  struct Notes {
+    std::map<uint64_t, cudaStream_t> open;  // branches that the main line has not waited for
+    std::map<cudaGraphNode_t, Written> written;
+  };
+  Notes* notes = nullptr;  // of CudaGraph::capture
 };
-thread_local Capture capture;
+thread_local Capture capture;  // without a destructor: later ones of the thread may ask for it
 thread_local uint64_t branches_made = 0;  // numbers are never used twice by a thread
 
 struct Device {
@@ -236,17 +239,19 @@ Stream& stream_of(Device& device, const Cuda& ctx) {
   return add_stream(device, ctx.stream);
 }
 
-// The calling thread's streams, one a device.
-struct ThreadStreams {
-  std::vector<Stream*> of_device;
+// The calling thread's streams, one a device. Null before the first and when the thread, ending,
+// has given them back; objects it destroys after that get others, which stay taken.
+thread_local std::vector<Stream*>* thread_streams = nullptr;
 
-  ~ThreadStreams() {
-    for (size_t d = 0; d < of_device.size(); ++d) {
-      if (of_device[d] == nullptr) continue;
+struct ThreadStreamsOwner {
+  ~ThreadStreamsOwner() {
+    const std::unique_ptr<std::vector<Stream*>> streams(std::exchange(thread_streams, nullptr));
+    for (size_t d = 0; d < streams->size(); ++d) {
+      if ((*streams)[d] == nullptr) continue;
       try {
         Device& device = device_state(static_cast<int>(d));
         const std::lock_guard lock(device.mutex);
-        device.idle.push_back(of_device[d]);
+        device.idle.push_back((*streams)[d]);
       } catch (const std::exception&) {
         // Without memory for a list entry the stream stays unused.
       }
@@ -394,12 +399,19 @@ bool launches_early(int device) {
 }
 
 void prefer_shared_memory(const void* kernel, int device) {
-  thread_local std::vector<std::pair<const void*, int>> asked;  // a call costs as much as a launch
-  const std::pair asks(kernel, device);
-  if (std::find(asked.begin(), asked.end(), asks) != asked.end()) return;
+  // A call costs as much as a launch. The last ones asked for, in an array without a destructor.
+  struct Asked {
+    const void* kernel;
+    int device;
+  };
+  thread_local std::array<Asked, 64> asked{};
+  thread_local size_t count = 0;
+  for (const Asked& a : asked) {
+    if (a.kernel == kernel && a.device == device) return;
+  }
   SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                          cudaSharedmemCarveoutMaxShared));
-  asked.push_back(asks);
+  asked[count++ % asked.size()] = {kernel, device};
 }
 
 StreamResources stream_resources(const Cuda& ctx) {
@@ -455,17 +467,21 @@ CudaDeviceInfo cuda_device_info(int device) {
 
 Cuda cuda_context(int device) {
   if (capture.stream != nullptr && capture.device == device) return {device, capture.line};
-  thread_local ThreadStreams mine;
   const auto index = static_cast<size_t>(device);
-  if (device >= 0 && index < mine.of_device.size() && mine.of_device[index] != nullptr) {
+  if (thread_streams != nullptr && device >= 0 && index < thread_streams->size() &&
+      (*thread_streams)[index] != nullptr) {
     SINTER_CUDA_CHECK(cudaSetDevice(device));
-    return {device, mine.of_device[index]->stream};
+    return {device, (*thread_streams)[index]->stream};
   }
   require_device(device);
   SINTER_CUDA_CHECK(cudaSetDevice(device));
-  mine.of_device.resize(static_cast<size_t>(probe().devices));
-  mine.of_device[index] = &take_stream(device);
-  return {device, mine.of_device[index]->stream};
+  if (thread_streams == nullptr) {
+    thread_streams = new std::vector<Stream*>(static_cast<size_t>(probe().devices));
+    thread_local const ThreadStreamsOwner owner;
+  }
+  Stream*& stream = (*thread_streams)[index];
+  stream = &take_stream(device);
+  return {device, stream->stream};
 }
 
 // ---- memory -------------------------------------------------------------------------------------
@@ -674,7 +690,7 @@ const void* block_of(Device& device, const void* p) {
 
 void note_written(const Cuda& ctx, const Written& written) {
   std::vector<cudaGraphNode_t> last;
-  if (dependencies(ctx, last) && last.size() == 1) capture.written[last[0]] = written;
+  if (dependencies(ctx, last) && last.size() == 1) capture.notes->written[last[0]] = written;
 }
 
 bool settled(const Cuda& ctx, const void* p) {
@@ -688,8 +704,8 @@ bool settled(const Cuda& ctx, const void* p) {
     cudaGraphNodeType type{};
     SINTER_CUDA_CHECK(cudaGraphNodeGetType(node, &type));
     if (type != cudaGraphNodeTypeKernel) continue;  // over, and seen, before the kernel is placed
-    const auto found = capture.written.find(node);
-    if (found == capture.written.end() || found->second.unknown) return false;
+    const auto found = capture.notes->written.find(node);
+    if (found == capture.notes->written.end() || found->second.unknown) return false;
     for (const void* q : found->second.pointers)
       if (block_of(device, q) == block) return false;
   }
@@ -783,6 +799,7 @@ CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
   graph.impl_ = std::make_unique<Impl>();
   Impl& impl = *graph.impl_;
   impl.pool = std::make_unique<Pool>();
+  cuda::Capture::Notes notes;
   {
     Device& state = device_state(device);
     const std::lock_guard lock(state.mutex);
@@ -793,7 +810,7 @@ CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
     impl.device = device;
     impl.stream = &stream;
     stream.pool = impl.pool.get();
-    cuda::capture = {&stream, device, ctx.stream, 0, {}, {}};
+    cuda::capture = {&stream, device, ctx.stream, 0, &notes};
   }
   cudaGraph_t captured = nullptr;
   try {
@@ -845,7 +862,7 @@ Branch::Branch(const Cuda& ctx)
       std::max(main.open_branches, main.next_branch == 0 ? main.branches.size() : main.next_branch);
   ctx_.stream = c.line = branch.stream;
   c.branch = ++branches_made;
-  c.open[c.branch] = branch.stream;
+  c.notes->open[c.branch] = branch.stream;
 }
 
 Branch::~Branch() {
@@ -858,16 +875,18 @@ uint64_t current_branch() { return cuda::capture.branch; }
 
 void wait_for_branch(uint64_t branch) {
   cuda::Capture& c = cuda::capture;
-  const auto found = c.open.find(branch);
-  if (branch == c.branch || found == c.open.end() || found->second == c.line) return;
+  if (c.stream == nullptr) return;
+  auto& open = c.notes->open;
+  const auto found = open.find(branch);
+  if (branch == c.branch || found == open.end() || found->second == c.line) return;
   order({c.device, found->second}, {c.device, c.line});
-  if (c.branch == 0) c.open.erase(found);
+  if (c.branch == 0) open.erase(found);
 }
 
 void join_branches(const Cuda& ctx) {
   cuda::Capture& c = cuda::capture;
   if (c.stream == nullptr || c.device != ctx.device || c.stream->open_branches == 0) return;
-  c.open.clear();
+  c.notes->open.clear();
   Stream& main = *c.stream;
   for (size_t i = 0; i < main.open_branches; ++i)
     order({ctx.device, main.branches[i]->stream}, {ctx.device, main.stream});

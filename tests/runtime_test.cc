@@ -1,7 +1,15 @@
+#include <dlfcn.h>
+
+#include <atomic>
 #include <cstring>
+#include <fstream>
+#include <locale>
 #include <memory>
+#include <sstream>
 #include <thread>
 
+#include "kernels_cpu/parallel.h"
+#include "temp_dir.h"
 #include "values.h"
 
 namespace sinter::test {
@@ -46,11 +54,175 @@ TEST_CASE("runtime: threads", "[runtime]") {
   CHECK(num_threads() == 3);
   check_throws<ValueError>([] { set_num_threads(0); }, {"set_num_threads", "0"});
   check_throws<ValueError>([] { set_num_threads(-2); }, {"set_num_threads", "-2"});
+  check_throws<ValueError>([] { set_num_threads(100000); }, {"100000", "1 to 1024"});
+  check_throws<ValueError>([] { set_num_threads(kMaxThreads + 1); }, {"1025"});
   CHECK(num_threads() == 3);
   // Process-wide, and harmless while other threads work.
   std::thread other([] { CHECK_NOTHROW(relu(ones({100000})).to_vector<float>()); });
   other.join();
   set_num_threads(before);
+}
+
+TEST_CASE("runtime: as many threads as there may be", "[runtime]") {
+  const Threads set(kMaxThreads);
+  const Tensor x = ones({1 << 21});
+  CHECK(sum(relu(x)).item<double>() == 1 << 21);
+  CHECK(same_bits(matmul(ones({300, 200}), ones({200, 300})), full({300, 300}, 200)));
+}
+
+TEST_CASE("runtime: the quota of processor time that control groups leave", "[runtime]") {
+  const TempDir dir;
+  const std::filesystem::path root = dir / "cgroup", own = dir / "self";
+  const auto write = [](const std::filesystem::path& file, const std::string& text) {
+    std::filesystem::create_directories(file.parent_path());
+    std::ofstream(file) << text;
+  };
+  const auto quota = [&](const std::string& membership) {
+    write(own, membership);
+    return cgroup_quota(own, root);
+  };
+  CHECK(cgroup_quota(dir / "none", root) == 0);
+  CHECK(quota("0::/\n") == 0);  // nothing is mounted
+
+  // Version 2.
+  write(root / "cpu.max", "max 100000\n");
+  CHECK(quota("0::/\n") == 0);
+  CHECK(quota("0::/nowhere/at/all\n") == 0);
+  write(root / "a/cpu.max", "250000 100000\n");
+  write(root / "a/b/cpu.max", "max 100000\n");
+  write(root / "a/b/c/cpu.max", "400000 100000\n");
+  CHECK(quota("0::/a/b/c\n") == 2.5);
+  CHECK(quota("0::/a/b\n") == 2.5);
+  CHECK(quota("0::/a/missing\n") == 2.5);
+  CHECK(quota("0::/other\n") == 0);
+  write(root / "a/b/c/cpu.max", "10000 100000\n");
+  CHECK(quota("0::/a/b/c\n") == 0.1);
+  // A container's root is its own group; a path outside it says nothing.
+  write(root / "cpu.max", "150000 50000\n");
+  CHECK(quota("0::/docker/0123\n") == 3);
+  CHECK(quota("0::/../sibling\n") == 3);
+  CHECK(quota("0::/\n") == 3);
+  for (const char* text : {"", "max", "100000", "-1 100000", "100000 0", "0 100000", "x 1", "\n"}) {
+    write(root / "cpu.max", text);
+    INFO(text);
+    CHECK(quota("0::/\n") == 0);
+  }
+
+  // Version 1, and both.
+  write(root / "cpu,cpuacct/job/cpu.cfs_quota_us", "-1\n");
+  write(root / "cpu,cpuacct/job/cpu.cfs_period_us", "100000\n");
+  const std::string both = "12:memory:/job\n4:cpuset:/job\n3:cpu,cpuacct:/job\n0::/a\n";
+  CHECK(quota("3:cpu,cpuacct:/job\n") == 0);
+  CHECK(quota(both) == 2.5);
+  write(root / "cpu,cpuacct/job/cpu.cfs_quota_us", "125000\n");
+  CHECK(quota("3:cpu,cpuacct:/job\n") == 1.25);
+  CHECK(quota("3:cpu,cpuacct:/job/inner\n") == 1.25);
+  CHECK(quota(both) == 1.25);
+  CHECK(quota("4:cpuset:/job\n1:name=systemd:/job\n") == 0);
+}
+
+TEST_CASE("runtime: the default number of threads keeps to the limits", "[runtime]") {
+  const CpuLimits limits = cpu_limits();
+  CHECK(limits.cores >= 1);
+  CHECK(limits.quota >= 0);
+}
+
+// The BLAS's own functions, where it is OpenBLAS.
+template <class F> F* blas_function(const char* name) {
+  return reinterpret_cast<F*>(dlsym(RTLD_DEFAULT, name));
+}
+
+TEST_CASE("runtime: OpenBLAS's threads are the program's", "[runtime]") {
+  const auto get = blas_function<int()>("openblas_get_num_threads");
+  const auto put = blas_function<void(int)>("openblas_set_num_threads");
+  if (get == nullptr || put == nullptr) {
+    CHECK(blas_info().name.find("OpenBLAS") == std::string::npos);
+    return;
+  }
+  const int before = get();
+  struct Product {
+    int64_t m, k, n;
+  };
+  for (const Product& p : {Product{300, 700, 500},
+                           {1, 3000, 2000},
+                           {2000, 3000, 1},
+                           {64, 400, 120},
+                           {6, 75, 5000},
+                           {577, 65, 577},
+                           {1, 100000, 1},
+                           {40, 30000, 3}}) {
+    for (const DType dtype : {kFloat32, kFloat64}) {
+      INFO(p.m << " x " << p.k << " x " << p.n << ", " << name(dtype));
+      const auto product = [&](bool ta, bool tb) {
+        const Tensor a = tensor(noise(ta ? Sizes{p.k, p.m} : Sizes{p.m, p.k}, 1), {dtype});
+        const Tensor b = tensor(noise(tb ? Sizes{p.n, p.k} : Sizes{p.k, p.n}, 2), {dtype});
+        return matmul(ta ? permute(a, {1, 0}) : a, tb ? permute(b, {1, 0}) : b);
+      };
+      for (const bool ta : {false, true}) {
+        for (const bool tb : {false, true}) {
+          put(1);
+          const Tensor one = product(ta, tb);
+          CHECK(get() == 1);
+          put(4);
+          const Tensor four = product(ta, tb);
+          CHECK(get() == 4);
+          CHECK(same_bits(one, four));
+        }
+      }
+    }
+  }
+  // Changed while products are under way.
+  const Tensor a = tensor(noise({200, 300}, 1)), b = tensor(noise({300, 250}, 2));
+  const Tensor expected = matmul(a, b);
+  std::atomic<bool> done{false};
+  std::thread other([&] {
+    for (int i = 0; !done; ++i) put(1 + i % 4);
+  });
+  bool same = true;
+  for (int i = 0; i < 50; ++i) same = same && same_bits(matmul(a, b), expected);
+  done = true;
+  other.join();
+  CHECK(same);
+  put(before);
+}
+
+TEST_CASE("runtime: names do not follow the program's locale", "[runtime]") {
+  struct Grouped : std::numpunct<char> {
+    char do_thousands_sep() const override { return '.'; }
+    char do_decimal_point() const override { return ','; }
+    std::string do_grouping() const override { return "\3"; }
+  };
+  struct Global {
+    std::locale before = std::locale::global(std::locale(std::locale::classic(), new Grouped));
+    ~Global() { std::locale::global(before); }
+  } const global;
+  std::ostringstream as_the_program;
+  as_the_program << 1234.5;
+  REQUIRE(as_the_program.str() == "1.234,5");
+
+  CHECK(str(1234567, " ", 0.5, " ", size_t{1000}) == "1234567 0.5 1000");
+  CHECK(Shape({1000, 2000}).str() == "(1000, 2000)");
+  CHECK(str(Shape({1000, 2000})) == "(1000, 2000)");
+  CHECK(Device::parse("cuda:1000").str() == "cuda:1000");
+  check_throws<ShapeError>([] { matmul(ones({1000, 2}), ones({3000, 1})); }, {"(1000, 2)"});
+  Sequential net;
+  for (int i = 0; i < 1002; ++i) net.append(Linear(1, 1));
+  SGD optimizer(net.parameters(), {.momentum = 0.5});
+  sum(net(ones({1, 1}))).backward();
+  optimizer.step();
+  const TempDir dir;
+  for (const NamedTensors& state : {net.state_dict(), optimizer.state_dict()}) {
+    save_safetensors(dir / "state", state);
+    const NamedTensors loaded = load_safetensors(dir / "state").tensors;
+    CHECK(loaded.size() == state.size());
+    int thousands = 0;
+    for (const auto& [key, value] : loaded) {
+      INFO(key);
+      CHECK(key.find("1.0") == std::string::npos);
+      thousands += key.find("1001") != std::string::npos;
+    }
+    CHECK(thousands > 0);
+  }
 }
 
 TEST_CASE("runtime: kernels called from many threads at once", "[runtime]") {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <locale>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -45,9 +46,11 @@ struct CudaError : Error { using Error::Error; };         // a failing CUDA or c
 struct OutOfMemoryError : Error { using Error::Error; };  // host or device memory exhausted
 // clang-format on
 
-// The arguments written one after another, as a stream would.
+// The arguments written one after another, as a stream would in the classic locale: names are made
+// of numbers with this, and must not change with the program's std::locale::global.
 template <class... Args> std::string str(const Args&... args) {
   std::ostringstream out;
+  out.imbue(std::locale::classic());
   (out << ... << args);
   return out.str();
 }

@@ -15,10 +15,20 @@ namespace sinter {
 // ---- CPU ----------------------------------------------------------------------------------------
 
 // Worker threads of every CPU kernel, the BLAS included (which runs with one thread inside each
-// worker). Default: the cores this process may run on (its affinity mask). Results do not depend on
-// it. Throws ValueError unless n >= 1. Process-wide.
+// worker, however many the program allows it). Default: the cores this process may run on, of its
+// affinity mask and its quota of processor time, which is rounded up. Results do not depend on it.
+// Where the system gives fewer threads, those do the work. Throws ValueError unless
+// 1 <= n <= kMaxThreads. Process-wide.
+constexpr int kMaxThreads = 1024;
 void set_num_threads(int n);
 int num_threads();
+
+// What this process may use of the machine's processors.
+struct CpuLimits {
+  int cores = 1;     // in its affinity mask
+  double quota = 0;  // cores' worth of time that its control groups leave it; 0: no limit
+};
+CpuLimits cpu_limits();
 
 // 64-byte aligned, uninitialized. Blocks are kept for reuse: a training step returns to the
 // operating system nothing it will ask for again. Throws OutOfMemoryError. allocate(0) returns a
