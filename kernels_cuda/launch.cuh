@@ -86,6 +86,12 @@ template <class... Params, class... Args> void launch(LaunchSite site, const Ope
   note_launch(site.ctx, kernel, args...);
 }
 
+// What the code that this build has for `device` was compiled for, 90 for compute capability 9.0:
+// __CUDA_ARCH__ / 10 as its kernels saw it. What they have only from some architecture on is there
+// if this says so, whatever the device could do: the driver compiles PTX of an older one for a
+// newer device, with the older one's branches. The same for all files of a build.
+int compiled_architecture(int device);
+
 // Programmatic dependent launch (compute capability 9.0): a kernel that is launched by launch_early
 // gets its blocks placed while the one before it on the stream still runs, and begins with
 // wait_for_earlier(), in every thread, before it touches memory that is not settled(). That hides a
@@ -101,8 +107,8 @@ __device__ inline void wait_for_earlier() {
   cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
-// Whether the device does that, and the code that this build has for it (runtime.cu).
-bool launches_early(int device);
+// Code for an older architecture does not wait.
+inline bool launches_early(int device) { return compiled_architecture(device) >= 90; }
 // Asks for as much shared memory as a multiprocessor can set aside of its L1 cache, whatever the
 // kernel needs itself. A multiprocessor changes that division only when nothing runs on it: a
 // kernel that asks for another one than its predecessor's would be placed behind it, not early.

@@ -507,13 +507,10 @@ Limits limits_of(int device) {
     SINTER_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
     return value;
   };
-  // Code for an older architecture, compiled by the driver for a newer device, is empty.
-  cudaFuncAttributes kernel{};
-  SINTER_CUDA_CHECK(cudaFuncGetAttributes(&kernel, mlp_forward_kernel<float, kFewRows>));
-  const Limits limits{kernel.ptxVersion >= 90 && attribute(cudaDevAttrClusterLaunch) != 0,
-                      attribute(cudaDevAttrMultiProcessorCount),
-                      attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-                      attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
+  const Limits limits{
+      compiled_architecture(device) >= 90 && attribute(cudaDevAttrClusterLaunch) != 0,
+      attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+      attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
   return known.emplace(device, limits).first->second;
 }
 

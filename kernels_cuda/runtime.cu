@@ -100,7 +100,7 @@ thread_local uint64_t branches_made = 0;  // numbers are never used twice by a t
 struct Device {
   std::mutex mutex;
   bool verified = false;
-  std::atomic<int> launches_early{-1};  // -1: not known yet
+  std::atomic<int> architecture{0};  // compiled_architecture; 0: not known yet
   std::unordered_map<cudaStream_t, std::unique_ptr<Stream>> streams;
   std::vector<Stream*> idle;
   std::map<const void*, Block> blocks;  // live and free
@@ -150,7 +150,7 @@ class CurrentDevice {
     SINTER_CUDA_CHECK(cudaGetDevice(&previous_));
     if (previous_ != device) SINTER_CUDA_CHECK(cudaSetDevice(device));
   }
-  ~CurrentDevice() { cudaSetDevice(previous_); }
+  ~CurrentDevice() { static_cast<void>(cudaSetDevice(previous_)); }  // it was current before
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
 
@@ -170,8 +170,8 @@ std::string why_unusable(int device) {
       error != cudaErrorUnsupportedPtxVersion)
     return str(cudaGetErrorName(error), ": ", cudaGetErrorString(error));
   int major = 0, minor = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  SINTER_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  SINTER_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
   return str("the device is sm_", major, minor, ", and this build holds code for ",
              cuda_built_architectures(),
              error == cudaErrorUnsupportedPtxVersion
@@ -378,19 +378,18 @@ void refuse_in_capture(const char* what) {
 
 }  // namespace
 
-bool launches_early(int device) {
-  std::atomic<int>& known = device_state(device).launches_early;
+int compiled_architecture(int device) {
+  std::atomic<int>& known = device_state(device).architecture;
   int answer = known.load(std::memory_order_relaxed);
-  if (answer < 0) {
-    // Code compiled by the driver from PTX of an older architecture does not wait.
+  if (answer == 0) {
+    const CurrentDevice current(device);
     cudaFuncAttributes attributes{};
-    int major = 0;
     SINTER_CUDA_CHECK(cudaFuncGetAttributes(&attributes, probe_kernel));
-    SINTER_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    answer = major >= 9 && attributes.ptxVersion >= 90 ? 1 : 0;
+    // Not binaryVersion: that is what the driver, or ptxas, made of it for the device.
+    answer = attributes.ptxVersion;
     known.store(answer, std::memory_order_relaxed);
   }
-  return answer == 1;
+  return answer;
 }
 
 void prefer_shared_memory(const void* kernel, int device) {
@@ -450,6 +449,7 @@ CudaDeviceInfo cuda_device_info(int device) {
   size_t total = 0;
   SINTER_CUDA_CHECK(cudaMemGetInfo(&info.free_bytes, &total));
   info.usable = why_unusable(device);
+  if (info.usable.empty()) info.compiled_for = compiled_architecture(device);
   return info;
 }
 

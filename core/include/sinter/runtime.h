@@ -57,7 +57,8 @@ ConvAlgo conv_algo_named(const std::string& name);
 // Whether CUDA may round the operands of float32 convolutions and matrix products to TF32, which
 // has 10 bits of mantissa instead of 23, as torch.backends.cuda.matmul.allow_tf32 and
 // torch.backends.cudnn.allow_tf32. Default: false. Process-wide; GPUs before compute capability 8.0
-// and float64 ignore it.
+// and float64 ignore it, and so do convolutions of builds whose code for the GPU is older than
+// that.
 void set_allow_tf32(bool allow);
 bool allow_tf32();
 
@@ -76,6 +77,9 @@ constexpr bool cuda_built() {
 struct CudaDeviceInfo {
   std::string name;
   int major = 0, minor = 0;  // compute capability
+  // What this build's kernels for it were compiled for, 75 for compute capability 7.5: less than
+  // the device's where the driver compiles them from PTX. 0 unless they run on it.
+  int compiled_for = 0;
   int multiprocessors = 0;
   size_t total_bytes = 0, free_bytes = 0;
   std::string usable;  // empty when kernels run on it, else why not and what to do
