@@ -31,12 +31,15 @@ namespace {
 
 // ---- memory: data -------------------------------------------------------------------------------
 
+struct Pool;
+
 // A piece of memory from the driver, cut into blocks from the front.
 struct Chunk {
   char* base;
   size_t bytes;
+  Pool* pool;  // where its blocks go when they are freed
   size_t used = 0;
-  int live_blocks = 0;  // and one more while a graph may use it
+  int live_blocks = 0;
 };
 
 // Free blocks, handed out again in the stream's order, and the chunk that new small ones are cut
@@ -45,12 +48,14 @@ struct Chunk {
 struct Pool {
   std::unordered_map<size_t, std::vector<void*>> free;  // by size class
   Chunk* open = nullptr;
+  // No chunk of it may go back to the driver: a graph's, from its capture on; a stream's while it
+  // is captured and cannot be waited for.
+  bool pinned = false;
 };
 
 struct Block {
   size_t bytes;
   Chunk* chunk;
-  Pool* pool;  // where it goes when it is freed
 };
 
 constexpr size_t kMinBlock = 512;                   // keeps every block aligned for any access
@@ -264,10 +269,9 @@ Stream& take_stream(int index) {
   }
   if (!device.idle.empty()) {
     Stream* stream = device.idle.back();
+    SINTER_CUDA_CHECK(cudaStreamSynchronize(stream->stream));
+    stream->fault->code = FaultCode::kNone;  // of the thread before
     device.idle.pop_back();
-    // A fault of the thread before is not this thread's; a CUDA error, which lasts, shows up again.
-    cudaStreamSynchronize(stream->stream);
-    stream->fault->code = FaultCode::kNone;
     return *stream;
   }
   return add_stream(device, make_stream(Urgency::kHigh));
@@ -275,38 +279,50 @@ Stream& take_stream(int index) {
 
 // ---- memory: the allocator ----------------------------------------------------------------------
 
-// cudaMalloc is refused while the thread captures a graph, as it may synchronize; the memory itself
-// is none of the graph's business.
-cudaError_t driver_malloc(Device& device, void** p, size_t bytes) {
-  ++device.memory.driver_calls;
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  const cudaError_t error = cudaMalloc(p, bytes);
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  return error;
+bool is_captured(const Stream& stream) {
+  const Stream& main = stream.main ? *stream.main : stream;
+  return main.pool != &main.own;
 }
 
-// Gives every chunk without a live block back to the driver.
+// Waits for all work of the current device but that of streams that are captured, by this thread or
+// another: neither they nor a device that has one can be waited for.
+void wait_for_streams(Device& device) {
+  const auto captured = [](const auto& entry) { return is_captured(*entry.second); };
+  if (std::none_of(device.streams.begin(), device.streams.end(), captured)) {
+    SINTER_CUDA_CHECK(cudaDeviceSynchronize());
+    return;
+  }
+  for (const auto& entry : device.streams)
+    if (!captured(entry)) SINTER_CUDA_CHECK(cudaStreamSynchronize(entry.first));
+}
+
+// Gives every chunk without a live block back to the driver. device.mutex is held and the device
+// current.
 void release_chunks(Device& device) {
-  const auto unused = [](const Chunk* chunk) { return chunk->live_blocks == 0; };
+  const UnrestrictedCalls unrestricted;
+  const auto unused = [](const Chunk* chunk) {
+    return chunk->live_blocks == 0 && !chunk->pool->pinned;
+  };
   if (std::none_of(device.chunks.begin(), device.chunks.end(),
                    [&](const auto& chunk) { return unused(chunk.get()); }))
     return;
-  // Work that still uses freed blocks must be over.
-  SINTER_CUDA_CHECK(cudaDeviceSynchronize());
+  wait_for_streams(device);  // work that still uses freed blocks must be over
   for (auto& [key, stream] : device.streams) {
     for (auto& [bytes, list] : stream->own.free)
       std::erase_if(list, [&](void* p) { return unused(device.blocks.at(p).chunk); });
     if (stream->own.open && unused(stream->own.open)) stream->own.open = nullptr;
   }
   std::erase_if(device.blocks, [&](const auto& entry) { return unused(entry.second.chunk); });
+  cudaError_t error = cudaSuccess;
   std::erase_if(device.chunks, [&](const std::unique_ptr<Chunk>& chunk) {
     if (!unused(chunk.get())) return false;
     ++device.memory.driver_calls;
     device.memory.reserved -= chunk->bytes;
-    cudaFree(chunk->base);
+    const cudaError_t freed = cudaFree(chunk->base);
+    if (freed != cudaSuccess) error = freed;
     return true;
   });
+  SINTER_CUDA_CHECK(error);
 }
 
 std::string megabytes(size_t bytes) {
@@ -314,34 +330,42 @@ std::string megabytes(size_t bytes) {
   return str(tenths / 10, ".", tenths % 10, " MiB");
 }
 
-// A new chunk that holds `bytes`, the size class of `asked`, or, for small blocks, more.
-Chunk* add_chunk(Device& device, int index, size_t bytes, size_t asked) {
+// `wanted` bytes from the driver, which gets what is cached back if it has no more, or else
+// `bytes`; `wanted` becomes what came. `asked` is what the message speaks of. device.mutex is held.
+void* driver_malloc(Device& device, int index, size_t& wanted, size_t bytes, size_t asked) {
   const CurrentDevice current(index);
-  size_t chunk_bytes = bytes <= kLargestShared ? kChunk : bytes;
-  void* base = nullptr;
-  cudaError_t error = driver_malloc(device, &base, chunk_bytes);
+  const UnrestrictedCalls unrestricted;
+  void* p = nullptr;
+  ++device.memory.driver_calls;
+  cudaError_t error = cudaMalloc(&p, wanted);
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     release_chunks(device);
-    chunk_bytes = bytes;
-    error = driver_malloc(device, &base, chunk_bytes);
+    wanted = bytes;
+    ++device.memory.driver_calls;
+    error = cudaMalloc(&p, wanted);
   }
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     size_t free_bytes = 0, total_bytes = 0;
-    cudaMemGetInfo(&free_bytes, &total_bytes);
+    SINTER_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     throw OutOfMemoryError(str("cuda:", index, ": no memory for ", asked,
                                " bytes: ", megabytes(device.memory.in_use), " in use here, ",
                                megabytes(free_bytes), " free of ", megabytes(total_bytes),
                                "; use a smaller batch (--batch-size)"));
   }
   SINTER_CUDA_CHECK(error);
-  try {
-    device.chunks.push_back(std::make_unique<Chunk>(Chunk{static_cast<char*>(base), chunk_bytes}));
-  } catch (...) {
-    cudaFree(base);
-    throw;
-  }
+  return p;
+}
+
+// A new chunk that holds `bytes`, the size class of `asked`, or, for small blocks, more.
+Chunk* add_chunk(Device& device, int index, Pool& pool, size_t bytes, size_t asked) {
+  auto chunk = std::make_unique<Chunk>();
+  device.chunks.reserve(device.chunks.size() + 1);
+  size_t chunk_bytes = bytes <= kLargestShared ? kChunk : bytes;
+  void* base = driver_malloc(device, index, chunk_bytes, bytes, asked);
+  *chunk = {static_cast<char*>(base), chunk_bytes, &pool};
+  device.chunks.push_back(std::move(chunk));
   device.memory.reserved += chunk_bytes;
   return device.chunks.back().get();
 }
@@ -364,7 +388,7 @@ Stream& main_of(Stream& stream) { return stream.main ? *stream.main : stream; }
 // A freed block. device.mutex is held.
 void give_back(Device& device, void* p) {
   const Block& block = device.blocks.at(p);
-  block.pool->free[block.bytes].push_back(p);
+  block.chunk->pool->free[block.bytes].push_back(p);
   --block.chunk->live_blocks;
   device.memory.in_use -= block.bytes;
 }
@@ -399,6 +423,19 @@ void prefer_shared_memory(const void* kernel, int device) {
   SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                          cudaSharedmemCarveoutMaxShared));
   asked.push_back(asks);
+}
+
+UnrestrictedCalls::UnrestrictedCalls() : mode_(cudaStreamCaptureModeRelaxed) {
+  SINTER_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_));
+}
+UnrestrictedCalls::~UnrestrictedCalls() {
+  static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_));  // nothing is waited for
+}
+
+void* permanent_memory(const Cuda& ctx, size_t bytes) {
+  Device& device = device_state(ctx.device);
+  const std::lock_guard lock(device.mutex);
+  return driver_malloc(device, ctx.device, bytes, bytes, bytes);
 }
 
 StreamResources stream_resources(const Cuda& ctx) {
@@ -454,7 +491,10 @@ CudaDeviceInfo cuda_device_info(int device) {
 }
 
 Cuda cuda_context(int device) {
-  if (capture.stream != nullptr && capture.device == device) return {device, capture.line};
+  if (capture.stream != nullptr && capture.device == device) {
+    SINTER_CUDA_CHECK(cudaSetDevice(device));
+    return {device, capture.line};
+  }
   thread_local ThreadStreams mine;
   const auto index = static_cast<size_t>(device);
   if (device >= 0 && index < mine.of_device.size() && mine.of_device[index] != nullptr) {
@@ -485,11 +525,11 @@ void* allocate(const Cuda& ctx, size_t asked) {
     const bool shares = bytes <= kLargestShared;
     Chunk* chunk = shares ? pool.open : nullptr;
     if (chunk == nullptr || chunk->bytes - chunk->used < bytes) {
-      chunk = add_chunk(device, ctx.device, bytes, asked);
+      chunk = add_chunk(device, ctx.device, pool, bytes, asked);
       if (shares) pool.open = chunk;
     }
     p = chunk->base + chunk->used;
-    device.blocks.emplace(p, Block{bytes, chunk, &pool});
+    device.blocks.emplace(p, Block{bytes, chunk});
     chunk->used += bytes;
   }
   ++device.blocks.at(p).chunk->live_blocks;
@@ -717,31 +757,19 @@ cudaError_t stop_capture(cudaGraph_t* graph) noexcept {
   }
   stream.deferred.clear();
   stream.pool = &stream.own;
+  stream.own.pinned = false;
   capture = {};
   return error;
 }
 
 // What the graph kept goes to the stream it ran on. device.mutex is held.
 void merge_pool(Device& device, Pool& from, Stream& stream) {
-  std::set<Chunk*> chunks;
-  for (auto& [p, block] : device.blocks)
-    if (block.pool == &from) {
-      block.pool = &stream.own;
-      chunks.insert(block.chunk);
-    }
-  for (Chunk* chunk : chunks) --chunk->live_blocks;
   for (auto& [bytes, list] : from.free) {
     auto& to = stream.own.free[bytes];
     to.insert(to.end(), list.begin(), list.end());
   }
-}
-
-// So that release_chunks leaves the graph's memory alone. device.mutex is held.
-void pin_pool(Device& device, const Pool& pool) {
-  std::set<Chunk*> chunks;
-  for (const auto& [p, block] : device.blocks)
-    if (block.pool == &pool) chunks.insert(block.chunk);
-  for (Chunk* chunk : chunks) ++chunk->live_blocks;
+  for (const auto& chunk : device.chunks)
+    if (chunk->pool == &from) chunk->pool = &stream.own;
 }
 
 }  // namespace
@@ -753,15 +781,14 @@ struct CudaGraph::Impl {
   cudaGraphExec_t exec = nullptr;
   std::unique_ptr<Pool> pool;
   int64_t nodes = 0;
-  bool pinned = false;
 
   ~Impl() {
-    if (exec != nullptr) cudaGraphExecDestroy(exec);  // a replay under way is finished first
+    // A replay under way is finished first. What could fail is the process, at its end.
+    if (exec != nullptr) static_cast<void>(cudaGraphExecDestroy(exec));
     if (stream == nullptr) return;
     try {
       Device& state = device_state(device);
       const std::lock_guard lock(state.mutex);
-      if (!pinned) pin_pool(state, *pool);
       merge_pool(state, *pool, *stream);
     } catch (const std::exception&) {
       pool.release();  // blocks may still point to it
@@ -783,6 +810,7 @@ CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
   graph.impl_ = std::make_unique<Impl>();
   Impl& impl = *graph.impl_;
   impl.pool = std::make_unique<Pool>();
+  impl.pool->pinned = true;
   {
     Device& state = device_state(device);
     const std::lock_guard lock(state.mutex);
@@ -793,6 +821,7 @@ CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
     impl.device = device;
     impl.stream = &stream;
     stream.pool = impl.pool.get();
+    stream.own.pinned = true;
     cuda::capture = {&stream, device, ctx.stream, 0, {}, {}};
   }
   cudaGraph_t captured = nullptr;
@@ -801,22 +830,20 @@ CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
     join_branches(ctx);
   } catch (...) {
     stop_capture(&captured);
-    if (captured != nullptr) cudaGraphDestroy(captured);
+    if (captured != nullptr) static_cast<void>(cudaGraphDestroy(captured));  // the other is thrown
     throw;
   }
   cudaError_t error = stop_capture(&captured);
   if (error != cudaSuccess) throw_cuda_error(error, __FILE__, __LINE__, "capturing a graph");
   size_t nodes = 0;
-  cudaGraphGetNodes(captured, nullptr, &nodes);
+  error = cudaGraphGetNodes(captured, nullptr, &nodes);
   impl.nodes = static_cast<int64_t>(nodes);
-  error = cudaGraphInstantiate(&impl.exec, captured, cudaGraphInstantiateFlagUseNodePriority);
-  cudaGraphDestroy(captured);
+  if (error == cudaSuccess)
+    error = cudaGraphInstantiate(&impl.exec, captured, cudaGraphInstantiateFlagUseNodePriority);
+  const cudaError_t destroyed = cudaGraphDestroy(captured);
   if (error != cudaSuccess) throw_cuda_error(error, __FILE__, __LINE__, "instantiating a graph");
+  SINTER_CUDA_CHECK(destroyed);
   SINTER_CUDA_CHECK(cudaGraphUpload(impl.exec, ctx.stream));
-  Device& state = device_state(device);
-  const std::lock_guard lock(state.mutex);
-  pin_pool(state, *impl.pool);
-  impl.pinned = true;
   return graph;
 }
 
