@@ -606,8 +606,6 @@ template <class Tiles, int kWarpM, class Plan>
 void launch_tiles(LaunchSite site, const Operation& operation, int groups, void (*kernel)(Plan),
                   const Plan& p) {
   constexpr int kBytes = kStages * kStageSize<Tiles, kWarpM> * static_cast<int>(sizeof(float));
-  SINTER_CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   launch(site, operation, static_cast<unsigned>(p.tiles_m * p.tiles_n * groups * p.slices),
          kThreads, kBytes, kernel, p);
 }

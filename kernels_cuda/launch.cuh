@@ -76,9 +76,19 @@ void note_launch(const Cuda& ctx, void (*)(Params...), const Args&... args) {
   note_written(ctx, written);
 }
 
+// Lets `kernel` have all the dynamic shared memory that the device gives a block, beside its static
+// one. Always all: what one launch asks for is a setting of the kernel, which another thread may
+// launch with less meanwhile.
+void allow_shared_memory(const void* kernel, int device);
+int most_dynamic_shared(const void* kernel, int device);  // bytes
+// So much dynamic shared memory, with 16 KB of static one, a block has without that.
+inline constexpr size_t kUnaskedSharedBytes = 32 << 10;
+
 template <class... Params, class... Args> void launch(LaunchSite site, const Operation& operation,
                                                       dim3 grid, dim3 block, size_t shared_bytes,
                                                       void (*kernel)(Params...), Args... args) {
+  if (shared_bytes > kUnaskedSharedBytes)
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), site.ctx.device);
   kernel<<<grid, block, shared_bytes, site.ctx.stream>>>(args...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
@@ -131,6 +141,8 @@ void launch_early(LaunchSite site, const Operation& operation, dim3 grid, dim3 b
   config.attrs = attributes;
   const bool can_be_early = launches_early(site.ctx.device);
   if (can_be_early) prefer_shared_memory(reinterpret_cast<const void*>(kernel), site.ctx.device);
+  if (shared_bytes > kUnaskedSharedBytes)
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), site.ctx.device);
   if (placement.early && can_be_early) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

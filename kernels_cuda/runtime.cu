@@ -416,13 +416,48 @@ int compiled_architecture(int device) {
   return answer;
 }
 
+namespace {
+
+// Kernels and the devices they were set up on. One set a thread: a call costs as much as a launch,
+// and all threads ask for the same.
+class Asked {
+ public:
+  template <class F> void once(const void* kernel, int device, const F& ask) {
+    const std::pair asks(kernel, device);
+    if (std::find(done_.begin(), done_.end(), asks) != done_.end()) return;
+    ask();
+    done_.push_back(asks);
+  }
+
+ private:
+  std::vector<std::pair<const void*, int>> done_;
+};
+
+}  // namespace
+
 void prefer_shared_memory(const void* kernel, int device) {
-  thread_local std::vector<std::pair<const void*, int>> asked;  // a call costs as much as a launch
-  const std::pair asks(kernel, device);
-  if (std::find(asked.begin(), asked.end(), asks) != asked.end()) return;
-  SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                         cudaSharedmemCarveoutMaxShared));
-  asked.push_back(asks);
+  thread_local Asked asked;
+  asked.once(kernel, device, [&] {
+    SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                           cudaSharedmemCarveoutMaxShared));
+  });
+}
+
+void allow_shared_memory(const void* kernel, int device) {
+  thread_local Asked asked;
+  asked.once(kernel, device, [&] {
+    SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           most_dynamic_shared(kernel, device)));
+  });
+}
+
+int most_dynamic_shared(const void* kernel, int device) {
+  int block_bytes = 0;
+  SINTER_CUDA_CHECK(
+      cudaDeviceGetAttribute(&block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  cudaFuncAttributes attributes{};
+  SINTER_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+  return block_bytes - static_cast<int>(attributes.sharedSizeBytes);
 }
 
 UnrestrictedCalls::UnrestrictedCalls() : mode_(cudaStreamCaptureModeRelaxed) {
