@@ -321,13 +321,18 @@ void copy_bytes(const Tensor& dst, const Tensor& src) {
   if (bytes == 0) return;
   const Device to = dst.device(), from = src.device();
 #ifdef SINTER_WITH_CUDA
-  if (to.is_cuda() && from.is_cuda()) {
-    if (to == from) return copy_on_device(cuda_context(to.index), dst.raw(), src.read(), bytes);
+  // The context first: a tensor notes whose stream it is read on.
+  if (from.is_cuda()) {
     const Cuda source = cuda_context(from.index);
-    return copy_across(cuda_context(to.index), dst.raw(), source, src.read(), bytes);
+    if (!to.is_cuda()) return copy_to_host(source, dst.raw(), src.read(), bytes);
+    if (to == from) return copy_on_device(source, dst.raw(), src.read(), bytes);
+    const Cuda target = cuda_context(to.index);
+    return copy_across(target, dst.raw(), source, src.read(), bytes);
   }
-  if (to.is_cuda()) return copy_from_host(cuda_context(to.index), dst.raw(), src.read(), bytes);
-  if (from.is_cuda()) return copy_to_host(cuda_context(from.index), dst.raw(), src.read(), bytes);
+  if (to.is_cuda()) {
+    const Cuda target = cuda_context(to.index);
+    return copy_from_host(target, dst.raw(), src.read(), bytes);
+  }
 #else
   (void)to, (void)from;  // both are the CPU
 #endif

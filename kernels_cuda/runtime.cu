@@ -18,6 +18,7 @@
 
 #include "check.cuh"
 #include "launch.cuh"
+#include "scratch.cuh"
 #include "sinter/runtime.h"
 #include "stream.cuh"
 
@@ -632,6 +633,7 @@ void synchronize(const Cuda& ctx) {
 
 void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
   if (bytes == 0) return;
+  refuse_in_capture("a copy from host memory");
   if (bytes <= Parcel::kBytes) {
     Parcel parcel;
     std::memcpy(parcel.bytes, src, bytes);
@@ -639,7 +641,6 @@ void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
            unpack_kernel, static_cast<int>(bytes), parcel, static_cast<unsigned char*>(dst));
     return;
   }
-  refuse_in_capture("a copy from host memory");
   SINTER_CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, ctx.stream));
   // From pageable memory the call has staged the data when it returns; from pinned memory it has
   // not.
@@ -657,8 +658,16 @@ void copy_to_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
 }
 
 void copy_on_device(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
-  if (bytes == 0) return;
-  SINTER_CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, ctx.stream));
+  if (bytes == 0 || dst == src) return;
+  const auto copy = [&](void* to, const void* from) {
+    SINTER_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, ctx.stream));
+  };
+  const auto a = reinterpret_cast<uintptr_t>(dst), b = reinterpret_cast<uintptr_t>(src);
+  if (std::max(a, b) - std::min(a, b) >= bytes) return copy(dst, src);
+  // A copy by the device goes in any order.
+  const Scratch<std::byte> between(ctx, static_cast<int64_t>(bytes));
+  copy(between.data(), src);
+  copy(dst, between.data());
 }
 
 namespace {
@@ -679,7 +688,8 @@ void order(const Cuda& done, const Cuda& waiting) {
     const CurrentDevice current(waiting.device);
     error = cudaStreamWaitEvent(waiting.stream, event, 0);
   }
-  cudaEventDestroy(event);  // the driver keeps it until the wait is over
+  const cudaError_t destroyed = cudaEventDestroy(event);  // kept until the wait is over
+  if (error == cudaSuccess) error = destroyed;
   if (error != cudaSuccess) throw_cuda_error(error, __FILE__, __LINE__, "ordering two streams");
 }
 
@@ -691,9 +701,9 @@ void enable_peer_access(int device, int peer) {
   if (!asked.insert({device, peer}).second) return;
   const CurrentDevice current(device);
   int can = 0;
-  if (cudaDeviceCanAccessPeer(&can, device, peer) == cudaSuccess && can)
-    cudaDeviceEnablePeerAccess(peer, 0);
-  cudaGetLastError();
+  SINTER_CUDA_CHECK(cudaDeviceCanAccessPeer(&can, device, peer));
+  // Refused: the copy goes through the host. Others of the process may have asked before.
+  if (can && cudaDeviceEnablePeerAccess(peer, 0) != cudaSuccess) cudaGetLastError();
 }
 
 }  // namespace
@@ -729,8 +739,13 @@ bool dependencies(const Cuda& ctx, std::vector<cudaGraphNode_t>& nodes) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   const cudaGraphNode_t* of = nullptr;
   size_t count = 0;
+#if CUDART_VERSION >= 13000
   SINTER_CUDA_CHECK(
       cudaStreamGetCaptureInfo(ctx.stream, &status, nullptr, nullptr, &of, nullptr, &count));
+#else
+  SINTER_CUDA_CHECK(
+      cudaStreamGetCaptureInfo_v3(ctx.stream, &status, nullptr, nullptr, &of, nullptr, &count));
+#endif
   if (status != cudaStreamCaptureStatusActive) return false;
   nodes.assign(of, of + count);
   return true;

@@ -124,7 +124,8 @@ CudaMemory cuda_memory(int device);
 void synchronize(const Cuda& ctx);
 
 // dst and src: host memory where the name says host, else device memory of ctx. copy_to_host
-// synchronizes ctx; copy_from_host returns once src may be reused; the others enqueue.
+// synchronizes ctx; copy_from_host returns once src may be reused; the others enqueue. dst and src
+// of copy_on_device may overlap.
 void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes);
 void copy_to_host(const Cuda& ctx, void* dst, const void* src, size_t bytes);
 void copy_on_device(const Cuda& ctx, void* dst, const void* src, size_t bytes);
