@@ -143,6 +143,7 @@ struct Storage {
 #ifdef SINTER_WITH_CUDA
       if constexpr (std::is_same_v<std::decay_t<decltype(ctx)>, Cuda>) {
         cuda_ctx = ctx;
+        owner = cuda_stream(device.index);
         branch = current_branch();
       }
 #endif
@@ -154,7 +155,7 @@ struct Storage {
   Storage& operator=(const Storage&) = delete;
   ~Storage() {
 #ifdef SINTER_WITH_CUDA
-    if (device.is_cuda()) deallocate(cuda_ctx, data, bytes);
+    if (device.is_cuda()) deallocate(cuda_ctx, data, bytes, users);
 #endif
     if (!device.is_cuda()) deallocate(Cpu{}, data, bytes);
     live_storage_count.fetch_sub(1, std::memory_order_relaxed);
@@ -165,6 +166,21 @@ struct Storage {
   Device device;
   Cuda cuda_ctx;        // where it was allocated: a block goes back to the stream that may reuse it
   uint64_t branch = 0;  // and on which branch of a graph under capture
+#ifdef SINTER_WITH_CUDA
+  CUstream_st* owner = nullptr;  // the stream of the thread that allocated it
+  // Those of the other threads that were given the address: their work may go on when the last
+  // tensor is gone.
+  std::vector<CUstream_st*> users;
+  std::atomic<CUstream_st*> last_user{nullptr};
+
+  void note_user() {
+    CUstream_st* const stream = cuda_stream(device.index);
+    if (stream == owner || stream == last_user.load(std::memory_order_relaxed)) return;
+    const std::lock_guard lock(mutex);
+    if (std::find(users.begin(), users.end(), stream) == users.end()) users.push_back(stream);
+    last_user.store(stream, std::memory_order_relaxed);
+  }
+#endif
   std::atomic<uint64_t> version{0};
   std::any origin;
   Shape origin_shape;
@@ -293,6 +309,7 @@ const void* Tensor::read() const {
   if (!storage_) return nullptr;
   if (storage_->is_deferred.load(std::memory_order_acquire)) storage_->compute_now();
 #ifdef SINTER_WITH_CUDA
+  if (storage_->device.is_cuda()) storage_->note_user();
   if (storage_->branch != 0 && capturing()) wait_for_branch(storage_->branch);
 #endif
   return data_;

@@ -103,6 +103,16 @@ struct Capture {
 thread_local Capture capture;
 thread_local uint64_t branches_made = 0;  // numbers are never used twice by a thread
 
+// A freed block that work on other streams than its pool's may still use, and that work's ends.
+struct Lent {
+  struct Use {
+    Stream* stream;
+    cudaEvent_t end = nullptr;  // not recorded yet: the stream was captured
+  };
+  void* p;
+  std::vector<Use> uses;
+};
+
 struct Device {
   std::mutex mutex;
   bool verified = false;
@@ -111,6 +121,8 @@ struct Device {
   std::vector<Stream*> idle;
   std::map<const void*, Block> blocks;  // live and free
   std::vector<std::unique_ptr<Chunk>> chunks;
+  std::deque<Lent> lent;  // in the order they were freed in
+  std::vector<cudaEvent_t> idle_events;
   CudaMemory memory;
 };
 
@@ -242,10 +254,14 @@ Stream& stream_of(Device& device, const Cuda& ctx) {
   return add_stream(device, ctx.stream);
 }
 
-// The calling thread's streams, one a device.
+// A thread's streams, one a device.
 struct ThreadStreams {
   std::vector<Stream*> of_device;
 
+  Stream* find(int device) const {
+    const auto index = static_cast<size_t>(device);
+    return device >= 0 && index < of_device.size() ? of_device[index] : nullptr;
+  }
   ~ThreadStreams() {
     for (size_t d = 0; d < of_device.size(); ++d) {
       if (of_device[d] == nullptr) continue;
@@ -259,6 +275,8 @@ struct ThreadStreams {
     }
   }
 };
+
+thread_local ThreadStreams thread_streams;
 
 Stream& take_stream(int index) {
   Device& device = device_state(index);
@@ -280,9 +298,72 @@ Stream& take_stream(int index) {
 
 // ---- memory: the allocator ----------------------------------------------------------------------
 
-bool is_captured(const Stream& stream) {
-  const Stream& main = stream.main ? *stream.main : stream;
+Stream& main_of(Stream& stream) { return stream.main ? *stream.main : stream; }
+
+bool is_captured(Stream& stream) {
+  const Stream& main = main_of(stream);
   return main.pool != &main.own;
+}
+
+// Makes a block free for the next that asks. device.mutex is held.
+void put_back(Device& device, void* p) {
+  const Block& block = device.blocks.at(p);
+  block.chunk->pool->free[block.bytes].push_back(p);
+  --block.chunk->live_blocks;
+}
+
+// A freed block. device.mutex is held.
+void give_back(Device& device, void* p) {
+  put_back(device, p);
+  device.memory.in_use -= device.blocks.at(p).bytes;
+}
+
+// The end of what is on the stream now, unless that cannot be told yet. device.mutex is held and
+// the device current.
+void mark_end(Device& device, Lent::Use& use) {
+  if (use.end != nullptr || is_captured(*use.stream)) return;
+  cudaEvent_t event = nullptr;
+  if (device.idle_events.empty()) {
+    SINTER_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    device.idle_events.push_back(event);
+  }
+  event = device.idle_events.back();
+  SINTER_CUDA_CHECK(cudaEventRecord(event, use.stream->stream));
+  device.idle_events.pop_back();
+  use.end = event;
+}
+
+// A freed block that goes back when the work that is on `streams` now is over. device.mutex is
+// held.
+void lend(Device& device, int index, void* p, std::vector<Lent::Use> uses) {
+  const CurrentDevice current(index);
+  device.lent.push_back({p, std::move(uses)});
+  device.memory.in_use -= device.blocks.at(p).bytes;
+  for (Lent::Use& use : device.lent.back().uses) mark_end(device, use);
+}
+
+// Puts back what was lent, in order, up to the first block that is still in use. device.mutex is
+// held.
+void take_back(Device& device, int index) {
+  if (device.lent.empty()) return;
+  const CurrentDevice current(index);
+  const UnrestrictedCalls unrestricted;
+  for (; !device.lent.empty(); device.lent.pop_front()) {
+    Lent& lent = device.lent.front();
+    for (; !lent.uses.empty(); lent.uses.pop_back()) {
+      Lent::Use& use = lent.uses.back();
+      mark_end(device, use);
+      if (use.end == nullptr) return;
+      const cudaError_t error = cudaEventQuery(use.end);
+      if (error == cudaErrorNotReady) {
+        cudaGetLastError();
+        return;
+      }
+      SINTER_CUDA_CHECK(error);
+      device.idle_events.push_back(use.end);
+    }
+    put_back(device, lent.p);
+  }
 }
 
 // Waits for all work of the current device but that of streams that are captured, by this thread or
@@ -299,15 +380,16 @@ void wait_for_streams(Device& device) {
 
 // Gives every chunk without a live block back to the driver. device.mutex is held and the device
 // current.
-void release_chunks(Device& device) {
+void release_chunks(Device& device, int index) {
   const UnrestrictedCalls unrestricted;
   const auto unused = [](const Chunk* chunk) {
     return chunk->live_blocks == 0 && !chunk->pool->pinned;
   };
-  if (std::none_of(device.chunks.begin(), device.chunks.end(),
-                   [&](const auto& chunk) { return unused(chunk.get()); }))
+  if (device.lent.empty() && std::none_of(device.chunks.begin(), device.chunks.end(),
+                                          [&](const auto& chunk) { return unused(chunk.get()); }))
     return;
   wait_for_streams(device);  // work that still uses freed blocks must be over
+  take_back(device, index);
   for (auto& [key, stream] : device.streams) {
     for (auto& [bytes, list] : stream->own.free)
       std::erase_if(list, [&](void* p) { return unused(device.blocks.at(p).chunk); });
@@ -341,7 +423,7 @@ void* driver_malloc(Device& device, int index, size_t& wanted, size_t bytes, siz
   cudaError_t error = cudaMalloc(&p, wanted);
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    release_chunks(device);
+    release_chunks(device, index);
     wanted = bytes;
     ++device.memory.driver_calls;
     error = cudaMalloc(&p, wanted);
@@ -382,16 +464,6 @@ struct Parcel {
 
 __global__ void unpack_kernel(int n, Parcel parcel, unsigned char* dst) {
   for (int i = threadIdx.x; i < n; i += blockDim.x) dst[i] = parcel.bytes[i];
-}
-
-Stream& main_of(Stream& stream) { return stream.main ? *stream.main : stream; }
-
-// A freed block. device.mutex is held.
-void give_back(Device& device, void* p) {
-  const Block& block = device.blocks.at(p);
-  block.chunk->pool->free[block.bytes].push_back(p);
-  --block.chunk->live_blocks;
-  device.memory.in_use -= block.bytes;
 }
 
 void refuse_in_capture(const char* what) {
@@ -531,17 +603,21 @@ Cuda cuda_context(int device) {
     SINTER_CUDA_CHECK(cudaSetDevice(device));
     return {device, capture.line};
   }
-  thread_local ThreadStreams mine;
-  const auto index = static_cast<size_t>(device);
-  if (device >= 0 && index < mine.of_device.size() && mine.of_device[index] != nullptr) {
-    SINTER_CUDA_CHECK(cudaSetDevice(device));
-    return {device, mine.of_device[index]->stream};
-  }
-  require_device(device);
+  Stream* stream = thread_streams.find(device);
+  if (stream == nullptr) require_device(device);
   SINTER_CUDA_CHECK(cudaSetDevice(device));
-  mine.of_device.resize(static_cast<size_t>(probe().devices));
-  mine.of_device[index] = &take_stream(device);
-  return {device, mine.of_device[index]->stream};
+  if (stream == nullptr) {
+    std::vector<Stream*>& mine = thread_streams.of_device;
+    mine.resize(static_cast<size_t>(probe().devices));
+    stream = mine[static_cast<size_t>(device)] = &take_stream(device);
+  }
+  return {device, stream->stream};
+}
+
+CUstream_st* cuda_stream(int device) {
+  Stream* const stream = thread_streams.find(device);
+  if (stream != nullptr) return stream->stream;
+  return cuda_context(device).stream;  // nothing is captured on a device without one
 }
 
 // ---- memory -------------------------------------------------------------------------------------
@@ -549,6 +625,7 @@ Cuda cuda_context(int device) {
 void* allocate(const Cuda& ctx, size_t asked) {
   Device& device = device_state(ctx.device);
   const std::lock_guard lock(device.mutex);
+  take_back(device, ctx.device);
   Pool& pool = *main_of(stream_of(device, ctx)).pool;
   const size_t bytes = block_bytes(asked);
 
@@ -574,18 +651,25 @@ void* allocate(const Cuda& ctx, size_t asked) {
   return p;
 }
 
-void deallocate(const Cuda& ctx, void* p, size_t) noexcept {
+void deallocate(const Cuda& ctx, void* p, size_t, std::span<CUstream_st* const> others) noexcept {
   if (p == nullptr) return;
   try {
     Device& device = device_state(ctx.device);
     const std::lock_guard lock(device.mutex);
     Stream& stream = main_of(stream_of(device, ctx));
-    if (stream.open_branches > 0)
+    if (!others.empty()) {
+      std::vector<Lent::Use> uses;
+      for (CUstream_st* other : others)
+        uses.push_back({&main_of(stream_of(device, {ctx.device, other}))});
+      if (stream.open_branches > 0) uses.push_back({&stream});
+      lend(device, ctx.device, p, std::move(uses));
+    } else if (stream.open_branches > 0)
       stream.deferred.push_back(p);
     else
       give_back(device, p);
   } catch (const std::exception&) {
-    // Without host memory for the list entry the block stays in use.
+    // Without host memory for the list entry, or with a driver that is gone, the block stays in
+    // use.
   }
 }
 
@@ -594,7 +678,7 @@ void release_cached_memory(int device) {
   const CurrentDevice current(device);
   Device& state = device_state(device);
   const std::lock_guard lock(state.mutex);
-  release_chunks(state);
+  release_chunks(state, device);
 }
 
 CudaMemory cuda_memory(int device) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -101,14 +102,18 @@ int cuda_toolkit_version() noexcept;  // the toolkit this was built with
 // have streams of their own, so independent trainings run side by side. Throws DeviceError if the
 // device cannot run this build's kernels.
 Cuda cuda_context(int device);
+// Its stream; while it captures a graph, the one that the graph's branches start from.
+CUstream_st* cuda_stream(int device);
 
 // Stream-ordered: the block may be used by later work on ctx.stream, and is reused by later work on
-// ctx.stream after deallocate. Freed blocks are kept for reuse, so that a training step allocates
-// nothing from the driver after its first run. Throws OutOfMemoryError, after giving cached blocks
-// back to the driver, naming the bytes asked for, in use and free. allocate(0) returns a valid
-// pointer.
+// ctx.stream after deallocate, once the work that is then on `others`, further streams of the
+// device that it was used on, is over. Freed blocks are kept for reuse, so that a training step
+// allocates nothing from the driver after its first run. Throws OutOfMemoryError, after giving
+// cached blocks back to the driver, naming the bytes asked for, in use and free. allocate(0)
+// returns a valid pointer.
 void* allocate(const Cuda&, size_t bytes);
-void deallocate(const Cuda&, void* p, size_t bytes) noexcept;
+void deallocate(const Cuda&, void* p, size_t bytes,
+                std::span<CUstream_st* const> others = {}) noexcept;
 void release_cached_memory(int device);
 
 struct CudaMemory {
