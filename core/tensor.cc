@@ -158,6 +158,7 @@ struct Storage {
 #ifdef SINTER_WITH_CUDA
       if constexpr (std::is_same_v<std::decay_t<decltype(ctx)>, Cuda>) {
         cuda_ctx = ctx;
+        owner = cuda_stream(device.index);
         branch = current_branch();
       }
 #endif
@@ -169,7 +170,7 @@ struct Storage {
   Storage& operator=(const Storage&) = delete;
   ~Storage() {
 #ifdef SINTER_WITH_CUDA
-    if (device.is_cuda()) deallocate(cuda_ctx, data, bytes);
+    if (device.is_cuda()) deallocate(cuda_ctx, data, bytes, users);
 #endif
     if (!device.is_cuda()) deallocate(Cpu{}, data, bytes);
     live_storage_count.fetch_sub(1, std::memory_order_relaxed);
@@ -180,6 +181,21 @@ struct Storage {
   Device device;
   Cuda cuda_ctx;        // where it was allocated: a block goes back to the stream that may reuse it
   uint64_t branch = 0;  // and on which branch of a graph under capture
+#ifdef SINTER_WITH_CUDA
+  CUstream_st* owner = nullptr;  // the stream of the thread that allocated it
+  // Those of the other threads that were given the address: their work may go on when the last
+  // tensor is gone.
+  std::vector<CUstream_st*> users;
+  std::atomic<CUstream_st*> last_user{nullptr};
+
+  void note_user() {
+    CUstream_st* const stream = cuda_stream(device.index);
+    if (stream == owner || stream == last_user.load(std::memory_order_relaxed)) return;
+    const std::lock_guard lock(mutex);
+    if (std::find(users.begin(), users.end(), stream) == users.end()) users.push_back(stream);
+    last_user.store(stream, std::memory_order_relaxed);
+  }
+#endif
   std::atomic<uint64_t> version{0};
   std::any origin;
   Shape origin_shape;
@@ -333,6 +349,7 @@ const void* Tensor::read() const {
   Storage& storage = *impl_->storage;
   if (storage.is_deferred.load(std::memory_order_acquire)) storage.compute_now();
 #ifdef SINTER_WITH_CUDA
+  if (storage.device.is_cuda()) storage.note_user();
   if (storage.branch != 0 && capturing()) wait_for_branch(storage.branch);
 #endif
   return impl_->data;
@@ -361,13 +378,18 @@ void copy_bytes(const Tensor& dst, const Tensor& src) {
   if (bytes == 0) return;
   const Device to = dst.device(), from = src.device();
 #ifdef SINTER_WITH_CUDA
-  if (to.is_cuda() && from.is_cuda()) {
-    if (to == from) return copy_on_device(cuda_context(to.index), dst.raw(), src.read(), bytes);
+  // The context first: a tensor notes whose stream it is read on.
+  if (from.is_cuda()) {
     const Cuda source = cuda_context(from.index);
-    return copy_across(cuda_context(to.index), dst.raw(), source, src.read(), bytes);
+    if (!to.is_cuda()) return copy_to_host(source, dst.raw(), src.read(), bytes);
+    if (to == from) return copy_on_device(source, dst.raw(), src.read(), bytes);
+    const Cuda target = cuda_context(to.index);
+    return copy_across(target, dst.raw(), source, src.read(), bytes);
   }
-  if (to.is_cuda()) return copy_from_host(cuda_context(to.index), dst.raw(), src.read(), bytes);
-  if (from.is_cuda()) return copy_to_host(cuda_context(from.index), dst.raw(), src.read(), bytes);
+  if (to.is_cuda()) {
+    const Cuda target = cuda_context(to.index);
+    return copy_from_host(target, dst.raw(), src.read(), bytes);
+  }
 #else
   (void)to, (void)from;  // both are the CPU
 #endif

@@ -726,7 +726,7 @@ template <class T> size_t backward_shared(const BackwardPlan& p, int k) {
   return static_cast<size_t>(p.shared_size(k, run_length(k, p.channels))) * sizeof(T);
 }
 
-// The most shared memory a block can be given; beyond kSharedBytes a kernel has to ask for it.
+// The most shared memory a block can be given.
 size_t shared_limit(int device) {
   int bytes = 0;
   SINTER_CUDA_CHECK(
@@ -795,10 +795,6 @@ void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dShape& g, const T* x
   const Operation operation{"conv2d_relu_pool_backward", g.n, g.o, g.oh, g.ow};
   const auto run = [&](const Cuda& line, const BackwardPlan& p, auto kernel, auto... arguments) {
     const size_t shared = backward_shared<T>(p, g.kw);
-    if (shared > kSharedBytes) {
-      SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(shared)));
-    }
     const dim3 grid(static_cast<unsigned>(p.slices), static_cast<unsigned>(p.parts));
     launch_early(line, operation, grid, p.threads(), shared, {.early = g.n <= kBriefBatch}, kernel,
                  p, arguments...);

@@ -606,8 +606,6 @@ template <class Tiles, int kWarpM, class Plan>
 void launch_tiles(LaunchSite site, const Operation& operation, int groups, void (*kernel)(Plan),
                   const Plan& p) {
   constexpr int kBytes = kStages * kStageSize<Tiles, kWarpM> * static_cast<int>(sizeof(float));
-  SINTER_CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   launch(site, operation, static_cast<unsigned>(p.tiles_m * p.tiles_n * groups * p.slices),
          kThreads, kBytes, kernel, p);
 }
@@ -682,10 +680,10 @@ template <int kWarpM, int kPasses> void gather_weights_gradient(const Cuda& ctx,
 }  // namespace
 
 std::string tensor_conv2d_lacks(const Cuda& ctx, const Conv2dShape& g) {
-  int major = 0, minor = 0;
-  SINTER_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ctx.device));
-  SINTER_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ctx.device));
-  if (major < 8) return str("a GPU of compute capability 8.0 or later, got ", major, ".", minor);
+  const int compiled_for = compiled_architecture(ctx.device);
+  if (compiled_for < 80)
+    return str("kernels compiled for compute capability 8.0 or later, got ", compiled_for / 10, ".",
+               compiled_for % 10);
   // Pixels of a batch, and blocks, are counted in 32 bits.
   const int64_t pixels = std::max(int64_t{g.n} * g.h * g.w, int64_t{g.n} * g.oh * g.ow);
   const int64_t rows = int64_t{std::max(g.c, g.o)} + 64 * g.groups;

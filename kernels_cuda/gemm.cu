@@ -13,16 +13,17 @@
 #include "shared_library.h"
 #include "sinter/kernels.h"
 #include "sinter/runtime.h"
+#include "stream.cuh"
 
 namespace sinter {
 namespace cuda {
 namespace {
 
-#define SINTER_CUBLAS_FUNCTIONS(f)                                                          \
-  f(cublasCreate) f(cublasGetStatusName) f(cublasGetStatusString) f(cublasSetAtomicsMode)   \
-      f(cublasSetMathMode) f(cublasSetPointerMode) f(cublasSetStream) f(cublasSetWorkspace) \
-          f(cublasSgemm_64) f(cublasDgemm_64) f(cublasSgemmStridedBatched_64)               \
-              f(cublasDgemmStridedBatched_64)
+#define SINTER_CUBLAS_FUNCTIONS(f)                                                            \
+  f(cublasCreate) f(cublasDestroy) f(cublasGetStatusName) f(cublasGetStatusString)            \
+      f(cublasSetAtomicsMode) f(cublasSetMathMode) f(cublasSetPointerMode) f(cublasSetStream) \
+          f(cublasSetWorkspace) f(cublasSgemm_64) f(cublasDgemm_64)                           \
+              f(cublasSgemmStridedBatched_64) f(cublasDgemmStridedBatched_64)
 // Of the name that the header gives a function: cublasCreate is a macro for cublasCreate_v2.
 #define SINTER_NAME(function) SINTER_TEXT(function)
 #define SINTER_TEXT(text) #text
@@ -63,15 +64,23 @@ cublasHandle_t make_handle(const Cuda& ctx) {
   // A workspace of our own, of the size cuBLAS recommends for Hopper: with it, results are the same
   // from run to run, and a captured product allocates nothing.
   constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+  // The stream's first product may be one that is captured in a graph.
+  const UnrestrictedCalls unrestricted;
   cublasHandle_t handle = nullptr;
   SINTER_CUBLAS_CHECK(cublasCreate(&handle));
-  SINTER_CUBLAS_CHECK(cublasSetStream(handle, ctx.stream));
   void* workspace = nullptr;
-  SINTER_CUDA_CHECK(cudaMalloc(&workspace, kWorkspaceBytes));
-  SINTER_CUBLAS_CHECK(cublasSetWorkspace(handle, workspace, kWorkspaceBytes));
-  // Atomics would make the order of additions a race.
-  SINTER_CUBLAS_CHECK(cublasSetAtomicsMode(handle, CUBLAS_ATOMICS_NOT_ALLOWED));
-  SINTER_CUBLAS_CHECK(cublasSetPointerMode(handle, CUBLAS_POINTER_MODE_HOST));
+  try {
+    SINTER_CUBLAS_CHECK(cublasSetStream(handle, ctx.stream));
+    // Atomics would make the order of additions a race.
+    SINTER_CUBLAS_CHECK(cublasSetAtomicsMode(handle, CUBLAS_ATOMICS_NOT_ALLOWED));
+    SINTER_CUBLAS_CHECK(cublasSetPointerMode(handle, CUBLAS_POINTER_MODE_HOST));
+    workspace = permanent_memory(ctx, kWorkspaceBytes);
+    SINTER_CUBLAS_CHECK(cublasSetWorkspace(handle, workspace, kWorkspaceBytes));
+  } catch (...) {
+    static_cast<void>(cublas().cublasDestroy(handle));
+    static_cast<void>(cudaFree(workspace));
+    throw;
+  }
   return handle;
 }
 

@@ -76,15 +76,37 @@ void note_launch(const Cuda& ctx, void (*)(Params...), const Args&... args) {
   note_written(ctx, written);
 }
 
+// What kernel parameters hold with every driver; since CUDA 12.1 some drivers let them hold more.
+inline constexpr size_t kParameterBytes = 4096;
+template <class... Params> inline constexpr bool fits_parameters = (((sizeof(Params) + 7) / 8 * 8) +
+                                                                    ... + 0) <= kParameterBytes;
+
+// Lets `kernel` have all the dynamic shared memory that the device gives a block, beside its static
+// one. Always all: what one launch asks for is a setting of the kernel, which another thread may
+// launch with less meanwhile.
+void allow_shared_memory(const void* kernel, int device);
+int most_dynamic_shared(const void* kernel, int device);  // bytes
+// So much dynamic shared memory, with 16 KB of static one, a block has without that.
+inline constexpr size_t kUnaskedSharedBytes = 32 << 10;
+
 template <class... Params, class... Args> void launch(LaunchSite site, const Operation& operation,
                                                       dim3 grid, dim3 block, size_t shared_bytes,
                                                       void (*kernel)(Params...), Args... args) {
+  static_assert(fits_parameters<Params...>);
+  if (shared_bytes > kUnaskedSharedBytes)
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), site.ctx.device);
   kernel<<<grid, block, shared_bytes, site.ctx.stream>>>(args...);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
     throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
   note_launch(site.ctx, kernel, args...);
 }
+
+// What the code that this build has for `device` was compiled for, 90 for compute capability 9.0:
+// __CUDA_ARCH__ / 10 as its kernels saw it. What they have only from some architecture on is there
+// if this says so, whatever the device could do: the driver compiles PTX of an older one for a
+// newer device, with the older one's branches. The same for all files of a build.
+int compiled_architecture(int device);
 
 // Programmatic dependent launch (compute capability 9.0): a kernel that is launched by launch_early
 // gets its blocks placed while the one before it on the stream still runs, and begins with
@@ -101,8 +123,8 @@ __device__ inline void wait_for_earlier() {
   cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
-// Whether the device does that, and the code that this build has for it (runtime.cu).
-bool launches_early(int device);
+// Code for an older architecture does not wait.
+inline bool launches_early(int device) { return compiled_architecture(device) >= 90; }
 // Asks for as much shared memory as a multiprocessor can set aside of its L1 cache, whatever the
 // kernel needs itself. A multiprocessor changes that division only when nothing runs on it: a
 // kernel that asks for another one than its predecessor's would be placed behind it, not early.
@@ -116,6 +138,7 @@ template <class... Params, class... Args>
 void launch_early(LaunchSite site, const Operation& operation, dim3 grid, dim3 block,
                   size_t shared_bytes, Placement placement, void (*kernel)(Params...),
                   Args... args) {
+  static_assert(fits_parameters<Params...>);
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
@@ -125,6 +148,8 @@ void launch_early(LaunchSite site, const Operation& operation, dim3 grid, dim3 b
   config.attrs = attributes;
   const bool can_be_early = launches_early(site.ctx.device);
   if (can_be_early) prefer_shared_memory(reinterpret_cast<const void*>(kernel), site.ctx.device);
+  if (shared_bytes > kUnaskedSharedBytes)
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), site.ctx.device);
   if (placement.early && can_be_early) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

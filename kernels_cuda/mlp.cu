@@ -10,12 +10,12 @@
 #include <cuda_pipeline_primitives.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <map>
 #include <mutex>
 #include <span>
+#include <type_traits>
 
 #include "cluster.cuh"
 #include "launch.cuh"
@@ -492,10 +492,46 @@ template <class T> __global__ void __launch_bounds__(32 * kGradientWarps<T>)
 // ---- launchers ----------------------------------------------------------------------------------
 
 struct Limits {
-  bool clusters;  // that the device has, and this build's code for it uses
+  // Whether the kernels run: the device has clusters, this build's code for it uses them, and eight
+  // blocks find room at once. They need not: a slice of a GPU (MIG), or a process's share of one
+  // (MPS), may have too few multiprocessors together.
+  bool float_chains, double_chains;
   int multiprocessors, block_bytes, multiprocessor_bytes;
 };
 
+// Whether a cluster of the kernel's blocks fits the current device, each with all the shared memory
+// that a block can have.
+bool cluster_fits(const void* kernel, int device) {
+  allow_shared_memory(kernel, device);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = kCluster;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = kCluster;
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = static_cast<size_t>(most_dynamic_shared(kernel, device));
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int clusters = 0;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+  if (error == cudaErrorInvalidClusterSize) {
+    cudaGetLastError();
+    return false;
+  }
+  SINTER_CUDA_CHECK(error);
+  return clusters > 0;
+}
+
+template <class T> bool chains_fit(int device) {
+  const auto fits = [&](void (*kernel)(Chain<T>)) {
+    return cluster_fits(reinterpret_cast<const void*>(kernel), device);
+  };
+  return fits(mlp_forward_kernel<T, kFewRows>) && fits(mlp_forward_kernel<T, kManyRows>) &&
+         fits(mlp_backward_kernel<T, kFewRows>) && fits(mlp_backward_kernel<T, kManyRows>);
+}
+
+// Of the current device.
 Limits limits_of(int device) {
   static auto& mutex = *new std::mutex;
   static auto& known = *new std::map<int, Limits>;
@@ -507,10 +543,9 @@ Limits limits_of(int device) {
     SINTER_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
     return value;
   };
-  // Code for an older architecture, compiled by the driver for a newer device, is empty.
-  cudaFuncAttributes kernel{};
-  SINTER_CUDA_CHECK(cudaFuncGetAttributes(&kernel, mlp_forward_kernel<float, kFewRows>));
-  const Limits limits{kernel.ptxVersion >= 90 && attribute(cudaDevAttrClusterLaunch) != 0,
+  const bool clusters =
+      compiled_architecture(device) >= 90 && attribute(cudaDevAttrClusterLaunch) != 0;
+  const Limits limits{clusters && chains_fit<float>(device), clusters && chains_fit<double>(device),
                       attribute(cudaDevAttrMultiProcessorCount),
                       attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
                       attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor)};
@@ -524,13 +559,6 @@ template <class T, bool kBackward, int kRows>
 void launch_chain(const Cuda& ctx, const char* name, Chain<T>& chain, int64_t max_clusters) {
   const auto kernel = kBackward ? mlp_backward_kernel<T, kRows> : mlp_forward_kernel<T, kRows>;
   const auto bytes = static_cast<size_t>(chain.place(kRows));
-  static std::atomic<uint64_t> allowed{0};  // devices where the kernel may use all shared memory
-  const uint64_t device = uint64_t{1} << (ctx.device % 64);
-  if ((allowed & device) == 0 || ctx.device >= 64) {
-    SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           limits_of(ctx.device).block_bytes - kBarrierBytes));
-    allowed |= device;
-  }
   // Clusters that come later would load the weights again; all work the same number of turns.
   const int64_t groups = ceil_div(chain.n, kRows);
   const int64_t clusters = ceil_div(groups, ceil_div(groups, max_clusters));
@@ -594,7 +622,8 @@ template <class T> bool mlp_fits(const Cuda& ctx, const MlpShape& g) {
   const Limits limits = limits_of(ctx.device);
   const int64_t bytes =
       std::max(forward_chain<T>(g).place(kFewRows), backward_chain<T>(g, 0).place(kFewRows));
-  return limits.clusters && bytes + kBarrierBytes <= limits.block_bytes;
+  const bool chains = std::is_same_v<T, float> ? limits.float_chains : limits.double_chains;
+  return chains && bytes + kBarrierBytes <= limits.block_bytes;
 }
 
 bool mlp_starts_from_loss(const Cuda&, const MlpShape& g, bool below) {

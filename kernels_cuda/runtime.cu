@@ -18,6 +18,7 @@
 
 #include "check.cuh"
 #include "launch.cuh"
+#include "scratch.cuh"
 #include "sinter/runtime.h"
 #include "stream.cuh"
 
@@ -31,12 +32,15 @@ namespace {
 
 // ---- memory: data -------------------------------------------------------------------------------
 
+struct Pool;
+
 // A piece of memory from the driver, cut into blocks from the front.
 struct Chunk {
   char* base;
   size_t bytes;
+  Pool* pool;  // where its blocks go when they are freed
   size_t used = 0;
-  int live_blocks = 0;  // and one more while a graph may use it
+  int live_blocks = 0;
 };
 
 // Free blocks, handed out again in the stream's order, and the chunk that new small ones are cut
@@ -45,12 +49,14 @@ struct Chunk {
 struct Pool {
   std::unordered_map<size_t, std::vector<void*>> free;  // by size class
   Chunk* open = nullptr;
+  // No chunk of it may go back to the driver: a graph's, from its capture on; a stream's while it
+  // is captured and cannot be waited for.
+  bool pinned = false;
 };
 
 struct Block {
   size_t bytes;
   Chunk* chunk;
-  Pool* pool;  // where it goes when it is freed
 };
 
 constexpr size_t kMinBlock = 512;                   // keeps every block aligned for any access
@@ -100,14 +106,26 @@ struct Capture {
 thread_local Capture capture;  // without a destructor: later ones of the thread may ask for it
 thread_local uint64_t branches_made = 0;  // numbers are never used twice by a thread
 
+// A freed block that work on other streams than its pool's may still use, and that work's ends.
+struct Lent {
+  struct Use {
+    Stream* stream;
+    cudaEvent_t end = nullptr;  // not recorded yet: the stream was captured
+  };
+  void* p;
+  std::vector<Use> uses;
+};
+
 struct Device {
   std::mutex mutex;
   bool verified = false;
-  std::atomic<int> launches_early{-1};  // -1: not known yet
+  std::atomic<int> architecture{0};  // compiled_architecture; 0: not known yet
   std::unordered_map<cudaStream_t, std::unique_ptr<Stream>> streams;
   std::vector<Stream*> idle;
   std::map<const void*, Block> blocks;  // live and free
   std::vector<std::unique_ptr<Chunk>> chunks;
+  std::deque<Lent> lent;  // in the order they were freed in
+  std::vector<cudaEvent_t> idle_events;
   CudaMemory memory;
 };
 
@@ -153,7 +171,7 @@ class CurrentDevice {
     SINTER_CUDA_CHECK(cudaGetDevice(&previous_));
     if (previous_ != device) SINTER_CUDA_CHECK(cudaSetDevice(device));
   }
-  ~CurrentDevice() { cudaSetDevice(previous_); }
+  ~CurrentDevice() { static_cast<void>(cudaSetDevice(previous_)); }  // it was current before
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
 
@@ -173,8 +191,8 @@ std::string why_unusable(int device) {
       error != cudaErrorUnsupportedPtxVersion)
     return str(cudaGetErrorName(error), ": ", cudaGetErrorString(error));
   int major = 0, minor = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  SINTER_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  SINTER_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
   return str("the device is sm_", major, minor, ", and this build holds code for ",
              cuda_built_architectures(),
              error == cudaErrorUnsupportedPtxVersion
@@ -243,6 +261,13 @@ Stream& stream_of(Device& device, const Cuda& ctx) {
 // has given them back; objects it destroys after that get others, which stay taken.
 thread_local std::vector<Stream*>* thread_streams = nullptr;
 
+// Null where the thread has none yet.
+Stream* thread_stream(int device) {
+  const auto index = static_cast<size_t>(device);
+  const bool known = thread_streams != nullptr && device >= 0 && index < thread_streams->size();
+  return known ? (*thread_streams)[index] : nullptr;
+}
+
 struct ThreadStreamsOwner {
   ~ThreadStreamsOwner() {
     const std::unique_ptr<std::vector<Stream*>> streams(std::exchange(thread_streams, nullptr));
@@ -259,6 +284,8 @@ struct ThreadStreamsOwner {
   }
 };
 
+thread_local ThreadStreams thread_streams;
+
 Stream& take_stream(int index) {
   Device& device = device_state(index);
   const std::lock_guard lock(device.mutex);
@@ -269,10 +296,9 @@ Stream& take_stream(int index) {
   }
   if (!device.idle.empty()) {
     Stream* stream = device.idle.back();
+    SINTER_CUDA_CHECK(cudaStreamSynchronize(stream->stream));
+    stream->fault->code = FaultCode::kNone;  // of the thread before
     device.idle.pop_back();
-    // A fault of the thread before is not this thread's; a CUDA error, which lasts, shows up again.
-    cudaStreamSynchronize(stream->stream);
-    stream->fault->code = FaultCode::kNone;
     return *stream;
   }
   return add_stream(device, make_stream(Urgency::kHigh));
@@ -280,38 +306,114 @@ Stream& take_stream(int index) {
 
 // ---- memory: the allocator ----------------------------------------------------------------------
 
-// cudaMalloc is refused while the thread captures a graph, as it may synchronize; the memory itself
-// is none of the graph's business.
-cudaError_t driver_malloc(Device& device, void** p, size_t bytes) {
-  ++device.memory.driver_calls;
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  const cudaError_t error = cudaMalloc(p, bytes);
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  return error;
+Stream& main_of(Stream& stream) { return stream.main ? *stream.main : stream; }
+
+bool is_captured(Stream& stream) {
+  const Stream& main = main_of(stream);
+  return main.pool != &main.own;
 }
 
-// Gives every chunk without a live block back to the driver.
-void release_chunks(Device& device) {
-  const auto unused = [](const Chunk* chunk) { return chunk->live_blocks == 0; };
-  if (std::none_of(device.chunks.begin(), device.chunks.end(),
-                   [&](const auto& chunk) { return unused(chunk.get()); }))
+// Makes a block free for the next that asks. device.mutex is held.
+void put_back(Device& device, void* p) {
+  const Block& block = device.blocks.at(p);
+  block.chunk->pool->free[block.bytes].push_back(p);
+  --block.chunk->live_blocks;
+}
+
+// A freed block. device.mutex is held.
+void give_back(Device& device, void* p) {
+  put_back(device, p);
+  device.memory.in_use -= device.blocks.at(p).bytes;
+}
+
+// The end of what is on the stream now, unless that cannot be told yet. device.mutex is held and
+// the device current.
+void mark_end(Device& device, Lent::Use& use) {
+  if (use.end != nullptr || is_captured(*use.stream)) return;
+  cudaEvent_t event = nullptr;
+  if (device.idle_events.empty()) {
+    SINTER_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    device.idle_events.push_back(event);
+  }
+  event = device.idle_events.back();
+  SINTER_CUDA_CHECK(cudaEventRecord(event, use.stream->stream));
+  device.idle_events.pop_back();
+  use.end = event;
+}
+
+// A freed block that goes back when the work that is now on the streams of `uses` is over.
+// device.mutex is held.
+void lend(Device& device, int index, void* p, std::vector<Lent::Use> uses) {
+  const CurrentDevice current(index);
+  device.lent.push_back({p, std::move(uses)});
+  device.memory.in_use -= device.blocks.at(p).bytes;
+  for (Lent::Use& use : device.lent.back().uses) mark_end(device, use);
+}
+
+// Puts back what was lent, in order, up to the first block that is still in use. device.mutex is
+// held.
+void take_back(Device& device, int index) {
+  if (device.lent.empty()) return;
+  const CurrentDevice current(index);
+  const UnrestrictedCalls unrestricted;
+  for (; !device.lent.empty(); device.lent.pop_front()) {
+    Lent& lent = device.lent.front();
+    for (; !lent.uses.empty(); lent.uses.pop_back()) {
+      Lent::Use& use = lent.uses.back();
+      mark_end(device, use);
+      if (use.end == nullptr) return;
+      const cudaError_t error = cudaEventQuery(use.end);
+      if (error == cudaErrorNotReady) {
+        cudaGetLastError();
+        return;
+      }
+      SINTER_CUDA_CHECK(error);
+      device.idle_events.push_back(use.end);
+    }
+    put_back(device, lent.p);
+  }
+}
+
+// Waits for all work of the current device but that of streams that are captured, by this thread or
+// another: neither they nor a device that has one can be waited for.
+void wait_for_streams(Device& device) {
+  const auto captured = [](const auto& entry) { return is_captured(*entry.second); };
+  if (std::none_of(device.streams.begin(), device.streams.end(), captured)) {
+    SINTER_CUDA_CHECK(cudaDeviceSynchronize());
     return;
-  // Work that still uses freed blocks must be over.
-  SINTER_CUDA_CHECK(cudaDeviceSynchronize());
+  }
+  for (const auto& entry : device.streams)
+    if (!captured(entry)) SINTER_CUDA_CHECK(cudaStreamSynchronize(entry.first));
+}
+
+// Gives every chunk without a live block back to the driver. device.mutex is held and the device
+// current.
+void release_chunks(Device& device, int index) {
+  const UnrestrictedCalls unrestricted;
+  const auto unused = [](const Chunk* chunk) {
+    return chunk->live_blocks == 0 && !chunk->pool->pinned;
+  };
+  if (device.lent.empty() && std::none_of(device.chunks.begin(), device.chunks.end(),
+                                          [&](const auto& chunk) { return unused(chunk.get()); }))
+    return;
+  wait_for_streams(device);  // work that still uses freed blocks must be over
+  take_back(device, index);
   for (auto& [key, stream] : device.streams) {
     for (auto& [bytes, list] : stream->own.free)
       std::erase_if(list, [&](void* p) { return unused(device.blocks.at(p).chunk); });
     if (stream->own.open && unused(stream->own.open)) stream->own.open = nullptr;
   }
   std::erase_if(device.blocks, [&](const auto& entry) { return unused(entry.second.chunk); });
+  cudaError_t error = cudaSuccess;
   std::erase_if(device.chunks, [&](const std::unique_ptr<Chunk>& chunk) {
     if (!unused(chunk.get())) return false;
     ++device.memory.driver_calls;
     device.memory.reserved -= chunk->bytes;
-    cudaFree(chunk->base);
+    const cudaError_t freed = cudaFree(chunk->base);
+    if (freed != cudaSuccess) error = freed;
     return true;
   });
+  SINTER_CUDA_CHECK(error);
 }
 
 std::string megabytes(size_t bytes) {
@@ -319,34 +421,42 @@ std::string megabytes(size_t bytes) {
   return str(tenths / 10, ".", tenths % 10, " MiB");
 }
 
-// A new chunk that holds `bytes`, the size class of `asked`, or, for small blocks, more.
-Chunk* add_chunk(Device& device, int index, size_t bytes, size_t asked) {
+// `wanted` bytes from the driver, which gets what is cached back if it has no more, or else
+// `bytes`; `wanted` becomes what came. `asked` is what the message speaks of. device.mutex is held.
+void* driver_malloc(Device& device, int index, size_t& wanted, size_t bytes, size_t asked) {
   const CurrentDevice current(index);
-  size_t chunk_bytes = bytes <= kLargestShared ? kChunk : bytes;
-  void* base = nullptr;
-  cudaError_t error = driver_malloc(device, &base, chunk_bytes);
+  const UnrestrictedCalls unrestricted;
+  void* p = nullptr;
+  ++device.memory.driver_calls;
+  cudaError_t error = cudaMalloc(&p, wanted);
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    release_chunks(device);
-    chunk_bytes = bytes;
-    error = driver_malloc(device, &base, chunk_bytes);
+    release_chunks(device, index);
+    wanted = bytes;
+    ++device.memory.driver_calls;
+    error = cudaMalloc(&p, wanted);
   }
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     size_t free_bytes = 0, total_bytes = 0;
-    cudaMemGetInfo(&free_bytes, &total_bytes);
+    SINTER_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     throw OutOfMemoryError(str("cuda:", index, ": no memory for ", asked,
                                " bytes: ", megabytes(device.memory.in_use), " in use here, ",
                                megabytes(free_bytes), " free of ", megabytes(total_bytes),
                                "; use a smaller batch (--batch-size)"));
   }
   SINTER_CUDA_CHECK(error);
-  try {
-    device.chunks.push_back(std::make_unique<Chunk>(Chunk{static_cast<char*>(base), chunk_bytes}));
-  } catch (...) {
-    cudaFree(base);
-    throw;
-  }
+  return p;
+}
+
+// A new chunk that holds `bytes`, the size class of `asked`, or, for small blocks, more.
+Chunk* add_chunk(Device& device, int index, Pool& pool, size_t bytes, size_t asked) {
+  auto chunk = std::make_unique<Chunk>();
+  device.chunks.reserve(device.chunks.size() + 1);
+  size_t chunk_bytes = bytes <= kLargestShared ? kChunk : bytes;
+  void* base = driver_malloc(device, index, chunk_bytes, bytes, asked);
+  *chunk = {static_cast<char*>(base), chunk_bytes, &pool};
+  device.chunks.push_back(std::move(chunk));
   device.memory.reserved += chunk_bytes;
   return device.chunks.back().get();
 }
@@ -364,16 +474,6 @@ __global__ void unpack_kernel(int n, Parcel parcel, unsigned char* dst) {
   for (int i = threadIdx.x; i < n; i += blockDim.x) dst[i] = parcel.bytes[i];
 }
 
-Stream& main_of(Stream& stream) { return stream.main ? *stream.main : stream; }
-
-// A freed block. device.mutex is held.
-void give_back(Device& device, void* p) {
-  const Block& block = device.blocks.at(p);
-  block.pool->free[block.bytes].push_back(p);
-  --block.chunk->live_blocks;
-  device.memory.in_use -= block.bytes;
-}
-
 void refuse_in_capture(const char* what) {
   if (capture.stream == nullptr) return;
   throw GraphError(str(what,
@@ -383,35 +483,81 @@ void refuse_in_capture(const char* what) {
 
 }  // namespace
 
-bool launches_early(int device) {
-  std::atomic<int>& known = device_state(device).launches_early;
+int compiled_architecture(int device) {
+  std::atomic<int>& known = device_state(device).architecture;
   int answer = known.load(std::memory_order_relaxed);
-  if (answer < 0) {
-    // Code compiled by the driver from PTX of an older architecture does not wait.
+  if (answer == 0) {
+    const CurrentDevice current(device);
     cudaFuncAttributes attributes{};
-    int major = 0;
     SINTER_CUDA_CHECK(cudaFuncGetAttributes(&attributes, probe_kernel));
-    SINTER_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    answer = major >= 9 && attributes.ptxVersion >= 90 ? 1 : 0;
+    // Not binaryVersion: that is what the driver, or ptxas, made of it for the device.
+    answer = attributes.ptxVersion;
     known.store(answer, std::memory_order_relaxed);
   }
-  return answer == 1;
+  return answer;
 }
 
-void prefer_shared_memory(const void* kernel, int device) {
-  // A call costs as much as a launch. The last ones asked for, in an array without a destructor.
-  struct Asked {
+namespace {
+
+// Kernels and the devices they were set up on, the last ones. One a thread: a call costs as much as
+// a launch, and all threads ask for the same. Without a destructor: later ones of the thread ask.
+class Asked {
+ public:
+  template <class F> void once(const void* kernel, int device, const F& ask) {
+    for (const Asks& a : done_) {
+      if (a.kernel == kernel && a.device == device) return;
+    }
+    ask();
+    done_[count_++ % done_.size()] = {kernel, device};
+  }
+
+ private:
+  struct Asks {
     const void* kernel;
     int device;
   };
-  thread_local std::array<Asked, 64> asked{};
-  thread_local size_t count = 0;
-  for (const Asked& a : asked) {
-    if (a.kernel == kernel && a.device == device) return;
-  }
-  SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                         cudaSharedmemCarveoutMaxShared));
-  asked[count++ % asked.size()] = {kernel, device};
+  std::array<Asks, 64> done_{};
+  size_t count_ = 0;
+};
+
+}  // namespace
+
+void prefer_shared_memory(const void* kernel, int device) {
+  thread_local Asked asked;
+  asked.once(kernel, device, [&] {
+    SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                           cudaSharedmemCarveoutMaxShared));
+  });
+}
+
+void allow_shared_memory(const void* kernel, int device) {
+  thread_local Asked asked;
+  asked.once(kernel, device, [&] {
+    SINTER_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           most_dynamic_shared(kernel, device)));
+  });
+}
+
+int most_dynamic_shared(const void* kernel, int device) {
+  int block_bytes = 0;
+  SINTER_CUDA_CHECK(
+      cudaDeviceGetAttribute(&block_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  cudaFuncAttributes attributes{};
+  SINTER_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+  return block_bytes - static_cast<int>(attributes.sharedSizeBytes);
+}
+
+UnrestrictedCalls::UnrestrictedCalls() : mode_(cudaStreamCaptureModeRelaxed) {
+  SINTER_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_));
+}
+UnrestrictedCalls::~UnrestrictedCalls() {
+  static_cast<void>(cudaThreadExchangeStreamCaptureMode(&mode_));  // nothing is waited for
+}
+
+void* permanent_memory(const Cuda& ctx, size_t bytes) {
+  Device& device = device_state(ctx.device);
+  const std::lock_guard lock(device.mutex);
+  return driver_malloc(device, ctx.device, bytes, bytes, bytes);
 }
 
 StreamResources stream_resources(const Cuda& ctx) {
@@ -462,26 +608,32 @@ CudaDeviceInfo cuda_device_info(int device) {
   size_t total = 0;
   SINTER_CUDA_CHECK(cudaMemGetInfo(&info.free_bytes, &total));
   info.usable = why_unusable(device);
+  if (info.usable.empty()) info.compiled_for = compiled_architecture(device);
   return info;
 }
 
 Cuda cuda_context(int device) {
-  if (capture.stream != nullptr && capture.device == device) return {device, capture.line};
-  const auto index = static_cast<size_t>(device);
-  if (thread_streams != nullptr && device >= 0 && index < thread_streams->size() &&
-      (*thread_streams)[index] != nullptr) {
+  if (capture.stream != nullptr && capture.device == device) {
     SINTER_CUDA_CHECK(cudaSetDevice(device));
-    return {device, (*thread_streams)[index]->stream};
+    return {device, capture.line};
   }
-  require_device(device);
+  Stream* stream = thread_stream(device);
+  if (stream == nullptr) require_device(device);
   SINTER_CUDA_CHECK(cudaSetDevice(device));
-  if (thread_streams == nullptr) {
-    thread_streams = new std::vector<Stream*>(static_cast<size_t>(probe().devices));
-    thread_local const ThreadStreamsOwner owner;
+  if (stream == nullptr) {
+    if (thread_streams == nullptr) {
+      thread_streams = new std::vector<Stream*>(static_cast<size_t>(probe().devices));
+      thread_local const ThreadStreamsOwner owner;
+    }
+    stream = (*thread_streams)[static_cast<size_t>(device)] = &take_stream(device);
   }
-  Stream*& stream = (*thread_streams)[index];
-  stream = &take_stream(device);
   return {device, stream->stream};
+}
+
+CUstream_st* cuda_stream(int device) {
+  Stream* const stream = thread_stream(device);
+  if (stream != nullptr) return stream->stream;
+  return cuda_context(device).stream;  // nothing is captured on a device without one
 }
 
 // ---- memory -------------------------------------------------------------------------------------
@@ -489,6 +641,7 @@ Cuda cuda_context(int device) {
 void* allocate(const Cuda& ctx, size_t asked) {
   Device& device = device_state(ctx.device);
   const std::lock_guard lock(device.mutex);
+  take_back(device, ctx.device);
   Pool& pool = *main_of(stream_of(device, ctx)).pool;
   const size_t bytes = block_bytes(asked);
 
@@ -501,11 +654,11 @@ void* allocate(const Cuda& ctx, size_t asked) {
     const bool shares = bytes <= kLargestShared;
     Chunk* chunk = shares ? pool.open : nullptr;
     if (chunk == nullptr || chunk->bytes - chunk->used < bytes) {
-      chunk = add_chunk(device, ctx.device, bytes, asked);
+      chunk = add_chunk(device, ctx.device, pool, bytes, asked);
       if (shares) pool.open = chunk;
     }
     p = chunk->base + chunk->used;
-    device.blocks.emplace(p, Block{bytes, chunk, &pool});
+    device.blocks.emplace(p, Block{bytes, chunk});
     chunk->used += bytes;
   }
   ++device.blocks.at(p).chunk->live_blocks;
@@ -514,18 +667,25 @@ void* allocate(const Cuda& ctx, size_t asked) {
   return p;
 }
 
-void deallocate(const Cuda& ctx, void* p, size_t) noexcept {
+void deallocate(const Cuda& ctx, void* p, size_t, std::span<CUstream_st* const> others) noexcept {
   if (p == nullptr) return;
   try {
     Device& device = device_state(ctx.device);
     const std::lock_guard lock(device.mutex);
     Stream& stream = main_of(stream_of(device, ctx));
-    if (stream.open_branches > 0)
+    if (!others.empty()) {
+      std::vector<Lent::Use> uses;
+      for (CUstream_st* other : others)
+        uses.push_back({&main_of(stream_of(device, {ctx.device, other}))});
+      if (stream.open_branches > 0) uses.push_back({&stream});
+      lend(device, ctx.device, p, std::move(uses));
+    } else if (stream.open_branches > 0)
       stream.deferred.push_back(p);
     else
       give_back(device, p);
   } catch (const std::exception&) {
-    // Without host memory for the list entry the block stays in use.
+    // Without host memory for the list entry, or with a driver that is gone, the block stays in
+    // use.
   }
 }
 
@@ -534,7 +694,7 @@ void release_cached_memory(int device) {
   const CurrentDevice current(device);
   Device& state = device_state(device);
   const std::lock_guard lock(state.mutex);
-  release_chunks(state);
+  release_chunks(state, device);
 }
 
 CudaMemory cuda_memory(int device) {
@@ -573,6 +733,7 @@ void synchronize(const Cuda& ctx) {
 
 void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
   if (bytes == 0) return;
+  refuse_in_capture("a copy from host memory");
   if (bytes <= Parcel::kBytes) {
     Parcel parcel;
     std::memcpy(parcel.bytes, src, bytes);
@@ -580,7 +741,6 @@ void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
            unpack_kernel, static_cast<int>(bytes), parcel, static_cast<unsigned char*>(dst));
     return;
   }
-  refuse_in_capture("a copy from host memory");
   SINTER_CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, ctx.stream));
   // From pageable memory the call has staged the data when it returns; from pinned memory it has
   // not.
@@ -598,8 +758,16 @@ void copy_to_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
 }
 
 void copy_on_device(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
-  if (bytes == 0) return;
-  SINTER_CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, ctx.stream));
+  if (bytes == 0 || dst == src) return;
+  const auto copy = [&](void* to, const void* from) {
+    SINTER_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, ctx.stream));
+  };
+  const auto a = reinterpret_cast<uintptr_t>(dst), b = reinterpret_cast<uintptr_t>(src);
+  if (std::max(a, b) - std::min(a, b) >= bytes) return copy(dst, src);
+  // A copy by the device goes in any order.
+  const Scratch<std::byte> between(ctx, static_cast<int64_t>(bytes));
+  copy(between.data(), src);
+  copy(dst, between.data());
 }
 
 namespace {
@@ -620,7 +788,8 @@ void order(const Cuda& done, const Cuda& waiting) {
     const CurrentDevice current(waiting.device);
     error = cudaStreamWaitEvent(waiting.stream, event, 0);
   }
-  cudaEventDestroy(event);  // the driver keeps it until the wait is over
+  const cudaError_t destroyed = cudaEventDestroy(event);  // kept until the wait is over
+  if (error == cudaSuccess) error = destroyed;
   if (error != cudaSuccess) throw_cuda_error(error, __FILE__, __LINE__, "ordering two streams");
 }
 
@@ -632,9 +801,9 @@ void enable_peer_access(int device, int peer) {
   if (!asked.insert({device, peer}).second) return;
   const CurrentDevice current(device);
   int can = 0;
-  if (cudaDeviceCanAccessPeer(&can, device, peer) == cudaSuccess && can)
-    cudaDeviceEnablePeerAccess(peer, 0);
-  cudaGetLastError();
+  SINTER_CUDA_CHECK(cudaDeviceCanAccessPeer(&can, device, peer));
+  // Refused: the copy goes through the host. Others of the process may have asked before.
+  if (can && cudaDeviceEnablePeerAccess(peer, 0) != cudaSuccess) cudaGetLastError();
 }
 
 }  // namespace
@@ -670,8 +839,13 @@ bool dependencies(const Cuda& ctx, std::vector<cudaGraphNode_t>& nodes) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   const cudaGraphNode_t* of = nullptr;
   size_t count = 0;
+#if CUDART_VERSION >= 13000
   SINTER_CUDA_CHECK(
       cudaStreamGetCaptureInfo(ctx.stream, &status, nullptr, nullptr, &of, nullptr, &count));
+#else
+  SINTER_CUDA_CHECK(
+      cudaStreamGetCaptureInfo_v3(ctx.stream, &status, nullptr, nullptr, &of, nullptr, &count));
+#endif
   if (status != cudaStreamCaptureStatusActive) return false;
   nodes.assign(of, of + count);
   return true;
@@ -733,31 +907,19 @@ cudaError_t stop_capture(cudaGraph_t* graph) noexcept {
   }
   stream.deferred.clear();
   stream.pool = &stream.own;
+  stream.own.pinned = false;
   capture = {};
   return error;
 }
 
 // What the graph kept goes to the stream it ran on. device.mutex is held.
 void merge_pool(Device& device, Pool& from, Stream& stream) {
-  std::set<Chunk*> chunks;
-  for (auto& [p, block] : device.blocks)
-    if (block.pool == &from) {
-      block.pool = &stream.own;
-      chunks.insert(block.chunk);
-    }
-  for (Chunk* chunk : chunks) --chunk->live_blocks;
   for (auto& [bytes, list] : from.free) {
     auto& to = stream.own.free[bytes];
     to.insert(to.end(), list.begin(), list.end());
   }
-}
-
-// So that release_chunks leaves the graph's memory alone. device.mutex is held.
-void pin_pool(Device& device, const Pool& pool) {
-  std::set<Chunk*> chunks;
-  for (const auto& [p, block] : device.blocks)
-    if (block.pool == &pool) chunks.insert(block.chunk);
-  for (Chunk* chunk : chunks) ++chunk->live_blocks;
+  for (const auto& chunk : device.chunks)
+    if (chunk->pool == &from) chunk->pool = &stream.own;
 }
 
 }  // namespace
@@ -769,15 +931,14 @@ struct CudaGraph::Impl {
   cudaGraphExec_t exec = nullptr;
   std::unique_ptr<Pool> pool;
   int64_t nodes = 0;
-  bool pinned = false;
 
   ~Impl() {
-    if (exec != nullptr) cudaGraphExecDestroy(exec);  // a replay under way is finished first
+    // A replay under way is finished first. What could fail is the process, at its end.
+    if (exec != nullptr) static_cast<void>(cudaGraphExecDestroy(exec));
     if (stream == nullptr) return;
     try {
       Device& state = device_state(device);
       const std::lock_guard lock(state.mutex);
-      if (!pinned) pin_pool(state, *pool);
       merge_pool(state, *pool, *stream);
     } catch (const std::exception&) {
       pool.release();  // blocks may still point to it
@@ -800,6 +961,7 @@ CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
   Impl& impl = *graph.impl_;
   impl.pool = std::make_unique<Pool>();
   cuda::Capture::Notes notes;
+  impl.pool->pinned = true;
   {
     Device& state = device_state(device);
     const std::lock_guard lock(state.mutex);
@@ -810,6 +972,7 @@ CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
     impl.device = device;
     impl.stream = &stream;
     stream.pool = impl.pool.get();
+    stream.own.pinned = true;
     cuda::capture = {&stream, device, ctx.stream, 0, &notes};
   }
   cudaGraph_t captured = nullptr;
@@ -818,22 +981,20 @@ CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
     join_branches(ctx);
   } catch (...) {
     stop_capture(&captured);
-    if (captured != nullptr) cudaGraphDestroy(captured);
+    if (captured != nullptr) static_cast<void>(cudaGraphDestroy(captured));  // the other is thrown
     throw;
   }
   cudaError_t error = stop_capture(&captured);
   if (error != cudaSuccess) throw_cuda_error(error, __FILE__, __LINE__, "capturing a graph");
   size_t nodes = 0;
-  cudaGraphGetNodes(captured, nullptr, &nodes);
+  error = cudaGraphGetNodes(captured, nullptr, &nodes);
   impl.nodes = static_cast<int64_t>(nodes);
-  error = cudaGraphInstantiate(&impl.exec, captured, cudaGraphInstantiateFlagUseNodePriority);
-  cudaGraphDestroy(captured);
+  if (error == cudaSuccess)
+    error = cudaGraphInstantiate(&impl.exec, captured, cudaGraphInstantiateFlagUseNodePriority);
+  const cudaError_t destroyed = cudaGraphDestroy(captured);
   if (error != cudaSuccess) throw_cuda_error(error, __FILE__, __LINE__, "instantiating a graph");
+  SINTER_CUDA_CHECK(destroyed);
   SINTER_CUDA_CHECK(cudaGraphUpload(impl.exec, ctx.stream));
-  Device& state = device_state(device);
-  const std::lock_guard lock(state.mutex);
-  pin_pool(state, *impl.pool);
-  impl.pinned = true;
   return graph;
 }
 

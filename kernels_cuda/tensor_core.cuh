@@ -1,6 +1,6 @@
 // Tensor cores and asynchronous copies, one instruction a function (PTX ISA, "mma" and "cp.async").
-// They exist from compute capability 8.0 on; below it these do nothing, and hosts launch no kernel
-// that calls them.
+// They exist from compute capability 8.0 on; compiled for less, these do nothing, and hosts launch
+// no kernel that calls them (compiled_architecture).
 #pragma once
 
 #include <cstdint>

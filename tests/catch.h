@@ -50,6 +50,14 @@ inline bool cuda_or_skip(const char* name) {
   return false;
 }
 
+// Whether a tool that makes kernels a hundred times as slow runs the tests: SINTER_TEST_SANITIZER
+// in the environment, as the test presets for compute-sanitizer set it. What only repeats is
+// repeated less then.
+inline bool under_sanitizer() {
+  static const bool set = std::getenv("SINTER_TEST_SANITIZER") != nullptr;
+  return set;
+}
+
 // Expects f() to throw E with all of `parts` in its message.
 template <class E, class F> void check_throws(F&& f, const std::vector<std::string>& parts) {
   try {

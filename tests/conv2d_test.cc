@@ -18,7 +18,7 @@ using app::conv2d_op;
 
 bool has_tensor_cores([[maybe_unused]] Device device) {
 #ifdef SINTER_WITH_CUDA
-  return device.is_cuda() && cuda_device_info(device.index).major >= 8;
+  return device.is_cuda() && cuda_device_info(device.index).compiled_for >= 80;
 #else
   return false;
 #endif
@@ -571,6 +571,10 @@ DEVICE_TEST("conv2d: an algorithm that cannot says why and which can", "[conv2d]
   const With with(ConvAlgo::kTensorCore);
   check_throws<ValueError>([&] { forward(kFloat64, {}); },
                            {"conv2d_forward", "tensor-core", "float32", "--conv-algo"});
+  if (has_tensor_cores(device)) return;
+  check_throws<ValueError>(
+      [&] { forward(kFloat32, {}); },
+      {"conv2d_forward", "tensor-core", "compiled for compute capability 8.0", "--conv-algo"});
 }
 
 DEVICE_TEST("conv2d: errors name the operator and the shapes", "[conv2d]") {

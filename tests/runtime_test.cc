@@ -283,7 +283,7 @@ DEVICE_TEST("runtime: a training step leaves no memory behind", "[runtime]") {
     Step step(device);
     step();
     const int64_t nodes_now = live_nodes(), storages_now = live_storages();
-    for (int i = 0; i < 1000; ++i) {
+    for (int i = 0; i < (under_sanitizer() ? 20 : 1000); ++i) {
       step();
       REQUIRE(live_nodes() == nodes_now);
       REQUIRE(live_storages() == storages_now);
@@ -299,7 +299,7 @@ CUDA_TEST("runtime: after its first run a training step asks nothing of the driv
   for (int i = 0; i < 3; ++i) step();
   synchronize(device);
   const CudaMemory before = cuda_memory(device.index);
-  for (int i = 0; i < 1000; ++i) step();
+  for (int i = 0; i < (under_sanitizer() ? 20 : 1000); ++i) step();
   synchronize(device);
   const CudaMemory after = cuda_memory(device.index);
   CHECK(after.driver_calls == before.driver_calls);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -67,7 +68,8 @@ ConvAlgo conv_algo_named(const std::string& name);
 // Whether CUDA may round the operands of float32 convolutions and matrix products to TF32, which
 // has 10 bits of mantissa instead of 23, as torch.backends.cuda.matmul.allow_tf32 and
 // torch.backends.cudnn.allow_tf32. Default: false. Process-wide; GPUs before compute capability 8.0
-// and float64 ignore it.
+// and float64 ignore it, and so do convolutions of builds whose code for the GPU is older than
+// that.
 void set_allow_tf32(bool allow);
 bool allow_tf32();
 
@@ -86,6 +88,9 @@ constexpr bool cuda_built() {
 struct CudaDeviceInfo {
   std::string name;
   int major = 0, minor = 0;  // compute capability
+  // What this build's kernels for it were compiled for, 75 for compute capability 7.5: less than
+  // the device's where the driver compiles them from PTX. 0 unless they run on it.
+  int compiled_for = 0;
   int multiprocessors = 0;
   size_t total_bytes = 0, free_bytes = 0;
   std::string usable;  // empty when kernels run on it, else why not and what to do
@@ -107,14 +112,18 @@ int cuda_toolkit_version() noexcept;  // the toolkit this was built with
 // have streams of their own, so independent trainings run side by side. Throws DeviceError if the
 // device cannot run this build's kernels.
 Cuda cuda_context(int device);
+// Its stream; while it captures a graph, the one that the graph's branches start from.
+CUstream_st* cuda_stream(int device);
 
 // Stream-ordered: the block may be used by later work on ctx.stream, and is reused by later work on
-// ctx.stream after deallocate. Freed blocks are kept for reuse, so that a training step allocates
-// nothing from the driver after its first run. Throws OutOfMemoryError, after giving cached blocks
-// back to the driver, naming the bytes asked for, in use and free. allocate(0) returns a valid
-// pointer.
+// ctx.stream after deallocate, once the work that is then on `others`, further streams of the
+// device that it was used on, is over. Freed blocks are kept for reuse, so that a training step
+// allocates nothing from the driver after its first run. Throws OutOfMemoryError, after giving
+// cached blocks back to the driver, naming the bytes asked for, in use and free. allocate(0)
+// returns a valid pointer.
 void* allocate(const Cuda&, size_t bytes);
-void deallocate(const Cuda&, void* p, size_t bytes) noexcept;
+void deallocate(const Cuda&, void* p, size_t bytes,
+                std::span<CUstream_st* const> others = {}) noexcept;
 void release_cached_memory(int device);
 
 struct CudaMemory {
@@ -130,7 +139,8 @@ CudaMemory cuda_memory(int device);
 void synchronize(const Cuda& ctx);
 
 // dst and src: host memory where the name says host, else device memory of ctx. copy_to_host
-// synchronizes ctx; copy_from_host returns once src may be reused; the others enqueue.
+// synchronizes ctx; copy_from_host returns once src may be reused; the others enqueue. dst and src
+// of copy_on_device may overlap.
 void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes);
 void copy_to_host(const Cuda& ctx, void* dst, const void* src, size_t bytes);
 void copy_on_device(const Cuda& ctx, void* dst, const void* src, size_t bytes);
