@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "arguments.h"
 #include "leaf_use.h"
 #include "sinter/dispatch.h"
 #include "tensor_impl.h"
@@ -69,18 +70,10 @@ thread_local bool grad_mode = true;
 thread_local bool anomaly_mode = false;
 thread_local LeafWatch* leaf_watch = nullptr;
 
-struct Unchecked {
-  Unchecked() { anomaly_mode = false; }
-  ~Unchecked() { anomaly_mode = true; }
-};
-
 // Throws AnomalyError if t has a NaN or an infinity; `what` says what t is.
 template <class... What> void check_finite(const Tensor& t, const What&... what) {
   if (!t.defined() || !is_floating(t.dtype())) return;
-  const std::vector<double> values = [&] {
-    const Unchecked reading;  // the copy to the host is an operator too, and none to be blamed
-    return t.to_vector<double>();
-  }();
+  const std::vector<double> values = t.to_vector<double>();
   for (size_t i = 0; i < values.size(); ++i) {
     if (std::isfinite(values[i])) continue;
     throw AnomalyError(
@@ -349,9 +342,9 @@ void Tensor::set_grad(const Tensor& grad) const {
 }
 
 void Tensor::backward(bool retain_graph) const {
-  require<GradError>(defined() && numel() == 1,
-                     "backward: expected a tensor of one element, got shape ", shape(),
-                     "; pass the gradient with respect to it, or reduce it first");
+  require_defined("backward", "the loss", *this);
+  require<GradError>(numel() == 1, "backward: expected a tensor of one element, got shape ",
+                     shape(), "; pass the gradient with respect to it, or reduce it first");
   check_differentiable();
   run_backward(node()->backward_one ? Tensor() : ones(shape(), options()), retain_graph);
 }

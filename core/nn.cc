@@ -210,8 +210,8 @@ NamedTensors Module::state_dict() {
   return result;
 }
 
-void Module::load_state_dict(const NamedTensors& state) {
-  copy_state("load_state_dict", state_dict(), state);
+StateKeys Module::load_state_dict(const NamedTensors& state, const LoadOptions& options) {
+  return copy_state("load_state_dict", state_dict(), state, options.strict);
 }
 
 Module& Module::to(Device device) {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "arguments.h"
 #include "sinter/dispatch.h"
 #include "sinter/philox.h"
 
@@ -33,17 +34,14 @@ namespace {
 
 // draw(T()): the next element, T being x's.
 template <class Draw> void fill_with(const char* op, const Tensor& x, Draw draw) {
+  require_defined(op, "x", x);
   require<DtypeError>(is_floating(x.dtype()), op, ": expected float32 or float64, got ", x.dtype());
-  const bool here = x.device() == kCpu;
-  const Tensor host = here ? x.detach() : empty(x.shape(), {x.dtype(), kCpu});
+  const Tensor host = empty(x.shape(), {x.dtype(), kCpu});
   dispatch(op, host, [&]<class T>(const auto&) {
     T* const first = host.data<T>();
     for (int64_t i = 0, n = host.numel(); i < n; ++i) first[i] = draw(T());
   });
-  if (here)
-    x.bump_version();
-  else
-    x.detach().copy_(host);
+  x.copy_(host);
 }
 
 }  // namespace

@@ -478,13 +478,20 @@ void Tensor::fill_(double value) const {
 }
 
 template <class T> std::vector<T> Tensor::to_vector() const {
-  const Tensor host = converted(detach(), DTypeOf<T>::value).to(kCpu);
+  require_defined("to_vector", "x", *this);
+  Tensor host = converted(detach(), DTypeOf<T>::value);
+  if (host.device().is_cuda()) {  // not by to(): reading is no operator that could be at fault
+    const Tensor there = host;
+    host = empty(shape(), {there.dtype(), kCpu});
+    copy_bytes(host, there);
+  }
   const T* first = host.data<const T>();
   return std::vector<T>(first, first + host.numel());
 }
 
 template <class T> T Tensor::item() const {
-  require<ShapeError>(defined() && numel() == 1, "item: expected one element, got shape ", shape());
+  require_defined("item", "x", *this);
+  require<ShapeError>(numel() == 1, "item: expected one element, got shape ", shape());
   return to_vector<T>()[0];
 }
 

@@ -284,8 +284,6 @@ struct ThreadStreamsOwner {
   }
 };
 
-thread_local ThreadStreams thread_streams;
-
 Stream& take_stream(int index) {
   Device& device = device_state(index);
   const std::lock_guard lock(device.mutex);

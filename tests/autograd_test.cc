@@ -532,7 +532,13 @@ DEVICE_TEST("autograd: what is overwritten gets no gradient", "[autograd]") {
   const Tensor counts = zeros({3}, {kInt64, device});
   counts.copy_(w);
   CHECK(!counts.requires_grad());
+  const Tensor random = x * 2.0;
+  uniform_(random, 0, 1);
+  sum(random).backward();
+  check_close("random", x.grad(), {{3}, {0, 0, 0}}, 0);
+  check_throws<GradError>([&] { normal_(w, 0, 1); }, {"leaf"});
   const no_grad guard;
+  normal_(w, 0, 1);
   const Tensor z = zeros({3}, options);
   z.copy_(w);
   CHECK(!z.requires_grad());
@@ -639,6 +645,7 @@ DEVICE_TEST("autograd: anomalies are looked for in results alone", "[autograd]")
   const Tensor one = slots.narrow(2, 1).reshape({}).flatten();
   one.copy_(ones({1}, {kFloat32, device}));
   CHECK(slots.narrow(2, 1).item<float>() == 1);
+  CHECK(std::isnan(slots.to_vector<float>()[0]));  // and reading is no operator
   const Tensor bad = slots.narrow(0, 1);
   check_throws<AnomalyError>([&] { (void)(bad * 1.0); }, {"mul", "nan"});
 }

@@ -284,6 +284,26 @@ TEST_CASE("nn: load_state_dict errors name the keys and change nothing", "[nn]")
   CHECK(values(net.state_dict()) == values(good));
 }
 
+DEVICE_TEST("nn: load_state_dict that is not strict takes what fits", "[nn]") {
+  Scaled net;
+  net.to(device);
+  NamedTensors state = Scaled().state_dict();
+  const std::vector<double> weight = state[1].second.to_vector<double>();
+  state.erase(state.begin() + 2);
+  state.emplace_back("head.weight", zeros({1}));
+  const auto before = values(net.state_dict());
+  check_throws<ValueError>([&] { net.load_state_dict(state); }, {"layers.0.bias", "head.weight"});
+  CHECK(values(net.state_dict()) == before);
+  const StateKeys keys = net.load_state_dict(state, {.strict = false});
+  CHECK(keys.missing == std::vector<std::string>{"layers.0.bias"});
+  CHECK(keys.unexpected == std::vector<std::string>{"head.weight"});
+  CHECK(values(net.state_dict())[1] == weight);
+  CHECK(values(net.state_dict())[2] == before[2]);
+  state[1].second = zeros({7});
+  check_throws<ShapeError>([&] { net.load_state_dict(state, {.strict = false}); },
+                           {"layers.0.weight", "(7,)"});
+}
+
 TEST_CASE("nn: impossible layers are refused", "[nn]") {
   check_throws<Error>([] { Conv2d(0, 4, 3); }, {"Conv2d"});
   check_throws<Error>([] { Conv2d(4, 0, 3); }, {"Conv2d"});

@@ -72,9 +72,13 @@ class Module {
   // Parameters and buffers, detached: they share storage with the module's, and so follow what
   // training does to it; clone() them for a snapshot. Tied ones come under each of their names.
   NamedTensors state_dict();
-  // Copies values in, converting dtype and device. Throws ValueError naming every missing and every
-  // unexpected key, ShapeError naming a key whose shape differs; the module is unchanged then.
-  void load_state_dict(const NamedTensors& state);
+  // Copies values in, converting dtype and device. Throws ValueError naming missing and unexpected
+  // keys, unless not strict, which copies what both have and returns the others; in either case
+  // ShapeError naming a key whose shape differs. The module is unchanged then.
+  struct LoadOptions {
+    bool strict = true;
+  };
+  StateKeys load_state_dict(const NamedTensors& state, const LoadOptions& options = strictly());
 
   // Moves parameters and buffers, all or (if memory runs out) none. They stay the tensors they are:
   // optimizers and tied weights follow. Gradients of what is moved are dropped.
@@ -104,6 +108,7 @@ class Module {
     KnownParent& operator=(const KnownParent&) { return *this; }
     std::atomic<const Module*> module{nullptr};
   };
+  static LoadOptions strictly() { return {}; }
   bool training_ = true;
   KnownParent known_parent_;
 };
