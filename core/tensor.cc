@@ -319,7 +319,7 @@ thread_local Deferred all_deferred;
 }  // namespace
 
 void Tensor::defer(std::function<void(void*)> compute) const {
-  if (deferred_gone) return compute(storage_->data);
+  if (deferred_gone) return compute(impl_->storage->data);
   auto& deferred = all_deferred.storages;
   constexpr size_t kMany = 64;
   if (deferred.size() >= kMany)
