@@ -90,6 +90,7 @@ TEST_CASE("app: a command line that makes no sense is refused with exit code 2",
       {{"train", "--device", "tpu"}, {"--device", "cuda:N", "'tpu'"}},
       {{"train", "--dataset", "mnist"}, {"--dataset", "synthetic", "'mnist'"}},
       {{"train", "--threads", "0"}, {"--threads", "'0'"}},
+      {{"train", "--threads", "100000"}, {"--threads", "1024", "'100000'"}},
       {{"bench", "--devices", "cpu,gpu"}, {"--devices", "'gpu'"}},
       {{"bench", "--devices", "cpu,cpu"}, {"--devices", "twice"}},
       {{"eval"}, {"--weights"}}};
