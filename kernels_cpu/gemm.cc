@@ -20,7 +20,9 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <mutex>
+#include <thread>
 #else
 #define EIGEN_DONT_PARALLELIZE
 #include <Eigen/Core>
@@ -39,6 +41,8 @@ namespace {
 
 #ifdef SINTER_WITH_OPENBLAS
 
+thread_local bool ending = false;  // this thread ends the process
+
 // What OpenBLAS packs operands into: a buffer for each product under way, mapped when there is no
 // free one, and kept. Where it can have no memory it tries for ever, and with more products at once
 // than it has places for buffers it goes on without. So they are made here before the first
@@ -48,7 +52,7 @@ class Buffers {
  public:
   // Throws OutOfMemoryError.
   void take() {
-    for (;;) {
+    while (!ending) {
       int n = free_.load(std::memory_order_acquire);
       while (n > 0) {
         if (free_.compare_exchange_weak(n, n - 1, std::memory_order_acquire)) return;
@@ -60,20 +64,28 @@ class Buffers {
     }
   }
   void give() noexcept {
+    if (ending) return;
     free_.fetch_add(1, std::memory_order_release);
     free_.notify_one();
   }
 
-  // Takes them all for good, once the products under way are done.
+  // Takes them all for good, once the products of other threads are done. Does not wait for ever:
+  // exit() may be called in the middle of one, by a signal handler.
   void close() {
-    for (const std::lock_guard lock(mutex_); made_ > 0; --made_) take();
+    ending = true;
+    for (int taken = 0, turns = 0; turns < 1000; ++turns) {
+      if (made_ > 0) taken += free_.exchange(0);
+      if (taken == made_) return;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
   }
 
   // A child of fork has the buffers, and none of the threads that would give theirs back.
   void reset_in_child() {
     const int made = made_;
     new (this) Buffers;
-    if (made > 0) free_ = made_ = made;
+    made_ = made;
+    if (made > 0) free_ = made;
   }
 
   // Never destroyed: destructors of static objects may multiply.
@@ -119,11 +131,11 @@ class Buffers {
     [[maybe_unused]] static const int registered =
         pthread_atfork(nullptr, nullptr, [] { all().reset_in_child(); });
     made_ = static_cast<int>(count);
-    free_.store(made_, std::memory_order_release);
+    free_.store(static_cast<int>(count), std::memory_order_release);
   }
 
   std::mutex mutex_;
-  int made_ = 0;
+  std::atomic<int> made_{0};
   std::atomic<int> free_{kNotMade};
 };
 
