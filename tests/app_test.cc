@@ -225,7 +225,7 @@ TEST_CASE("app: a folder named for CIFAR-10 has to hold it", "[app]") {
     INFO(result.out << result.err);
     CHECK(result.code == 1);
     CHECK(contains(result.out + result.err, part));
-    CHECK(!contains(result.out + result.err, "synthetic"));
+    CHECK(!contains(result.out + result.err, kSyntheticName));
   };
   for (const char* name : {"mistyped", "empty", "file", "loop"}) {
     fails({"train", "--device", "cpu", "--max-steps", "1", "--data-dir", folder / name}, name);
