@@ -76,6 +76,11 @@ void note_launch(const Cuda& ctx, void (*)(Params...), const Args&... args) {
   note_written(ctx, written);
 }
 
+// What kernel parameters hold with every driver; since CUDA 12.1 some drivers let them hold more.
+inline constexpr size_t kParameterBytes = 4096;
+template <class... Params> inline constexpr bool fits_parameters = (((sizeof(Params) + 7) / 8 * 8) +
+                                                                    ... + 0) <= kParameterBytes;
+
 // Lets `kernel` have all the dynamic shared memory that the device gives a block, beside its static
 // one. Always all: what one launch asks for is a setting of the kernel, which another thread may
 // launch with less meanwhile.
@@ -87,6 +92,7 @@ inline constexpr size_t kUnaskedSharedBytes = 32 << 10;
 template <class... Params, class... Args> void launch(LaunchSite site, const Operation& operation,
                                                       dim3 grid, dim3 block, size_t shared_bytes,
                                                       void (*kernel)(Params...), Args... args) {
+  static_assert(fits_parameters<Params...>);
   if (shared_bytes > kUnaskedSharedBytes)
     allow_shared_memory(reinterpret_cast<const void*>(kernel), site.ctx.device);
   kernel<<<grid, block, shared_bytes, site.ctx.stream>>>(args...);
@@ -132,6 +138,7 @@ template <class... Params, class... Args>
 void launch_early(LaunchSite site, const Operation& operation, dim3 grid, dim3 block,
                   size_t shared_bytes, Placement placement, void (*kernel)(Params...),
                   Args... args) {
+  static_assert(fits_parameters<Params...>);
   cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;

@@ -14,9 +14,9 @@ namespace sinter {
 namespace cuda {
 namespace {
 
-// Kernel parameters hold 4 KB: the slots of a launch travel in them, so that nothing is uploaded. A
-// model with more tensors takes several launches.
-constexpr int kMaxSlots = 64;
+// The slots of a launch travel in its kernel's parameters, so that nothing is uploaded; as many as
+// these hold. A model with more tensors takes several launches.
+constexpr int kMaxSlots = 60;
 constexpr int kAhead = 2;  // elements of each array that a thread loads at a time
 // A gradient that is a sum over slices: a block takes 32 elements, a warp some of the slices.
 constexpr int kSlicedChunk = 32, kSliceWarps = kThreads / 32;

@@ -333,8 +333,8 @@ void mark_end(Device& device, Lent::Use& use) {
   use.end = event;
 }
 
-// A freed block that goes back when the work that is on `streams` now is over. device.mutex is
-// held.
+// A freed block that goes back when the work that is now on the streams of `uses` is over.
+// device.mutex is held.
 void lend(Device& device, int index, void* p, std::vector<Lent::Use> uses) {
   const CurrentDevice current(index);
   device.lent.push_back({p, std::move(uses)});

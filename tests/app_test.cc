@@ -317,7 +317,7 @@ CUDA_TEST("app: replayed graphs and single launches train to the same weights", 
   const Folder folder;
   // 64 steps an epoch: three replays of 20, and the last ones, of which one is a smaller batch.
   // Under a sanitizer 24.
-  const char* const size = under_sanitizer() ? "750" : "2030";
+  const char* const size = test::under_sanitizer() ? "750" : "2030";
   const std::vector<std::string> train = {
       "train", "--device",     device.str(), "--dataset", "synthetic", "--synthetic-size",
       size,    "--batch-size", "32",         "--epochs",  "2",         "--quiet"};

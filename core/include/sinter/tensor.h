@@ -94,7 +94,8 @@ class Node;      // a step of the autograd graph (autograd.h)
 // autograd graph; views (reshape, narrow, detach) share storage. Work on a CUDA device is
 // asynchronous; item, to_vector and copies to the CPU wait for it. A tensor may be read from
 // several threads at once; on a CUDA device each thread has its own stream, so hand one over only
-// after synchronize().
+// after synchronize(). The last one may go at any time: its memory is kept until the work of every
+// thread that read it is done.
 class Tensor {
  public:
   Tensor() = default;  // undefined: stands for 'no tensor' (no bias, no gradient)
