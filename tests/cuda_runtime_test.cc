@@ -8,14 +8,6 @@
 #include "values.h"
 
 namespace sinter::test {
-namespace {
-
-bool all_equal(const std::vector<float>& values, float expected) {
-  return std::all_of(values.begin(), values.end(), [&](float v) { return v == expected; });
-}
-
-}  // namespace
-
 DEVICE_TEST("runtime: copies within a tensor go as if the source had been read first",
             "[runtime]") {
   for (int64_t n : {3, 1000, 1 << 20}) {
@@ -39,7 +31,12 @@ DEVICE_TEST("runtime: copies within a tensor go as if the source had been read f
 }
 
 #ifdef SINTER_WITH_CUDA
+
 namespace {
+
+bool all_equal(const std::vector<float>& values, float expected) {
+  return std::all_of(values.begin(), values.end(), [&](float v) { return v == expected; });
+}
 
 constexpr int64_t kElements = 1 << 20;
 
