@@ -57,21 +57,33 @@ template <class Slot> struct SlotTable {
   }
 };
 
-// Called by a whole warp of each block, with the step count t of the block's slot. The last one to
-// call increments the counts of all slots: by then every block has read its own, as its ticket
-// depends on what it read.
-template <class Slot>
-__device__ void count_steps(const SlotTable<Slot>& table, unsigned* ticket, int64_t t) {
-  const int lane = threadIdx.x % 32;
-  unsigned before = 0;
-  if (lane == 0) before = atomicAdd(ticket, t >= 0 ? 1u : 0u);
-  if (__shfl_sync(~0u, before, 0) != gridDim.x - 1) return;
-  if (lane == 0) *ticket = 0;
-  for (int s = lane; s < table.count; s += 32) *table.slot[s].step += 1;
-}
-__device__ inline int64_t read_step(const int64_t* step) {
-  return *static_cast<const volatile int64_t*>(step);
-}
+// The step counts of all slots, read by a warp of every block while there is time; the last block
+// to be through with its own writes them back.
+struct StepCounts {
+  static constexpr int kPerLane = (kMaxSlots + 31) / 32;
+  int64_t before[kPerLane] = {};
+
+  template <class Slot> __device__ void read(const SlotTable<Slot>& table) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int s = threadIdx.x % 32 + 32 * i;
+      if (s < table.count) before[i] = *static_cast<const volatile int64_t*>(table.slot[s].step);
+    }
+  }
+  // Behind a barrier, before which the block read the count of its own slot.
+  template <class Slot> __device__ void finish(const SlotTable<Slot>& table, unsigned* ticket) {
+    const int lane = threadIdx.x % 32;
+    unsigned earlier = 0;
+    if (lane == 0) earlier = atomicAdd(ticket, 1u);
+    if (__shfl_sync(~0u, earlier, 0) != gridDim.x - 1) return;
+    if (lane == 0) *ticket = 0;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int s = lane + 32 * i;
+      if (s < table.count) *table.slot[s].step = before[i] + 1;
+    }
+  }
+};
 
 // base^t by squaring: pow takes several times as long as the rest of the kernel.
 __device__ inline double power(double base, int64_t t) {
@@ -121,22 +133,23 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   if (!early) wait_for_earlier();
   const int s = table.find(blockIdx.x);
   const AdamSlot<T>& slot = table.slot[s];
-  const int64_t* step = slot.step;
   const bool counts = threadIdx.x / 32 == 2;  // the warp that is to count
+  StepCounts steps;
+  if (counts) steps.read(table);
   // Two warps, so that the slow parts run side by side.
   if (threadIdx.x == 0) {
     const double rate = *lr;
-    rates.step_size = static_cast<T>(rate / (1.0 - power(c.beta1, read_step(step) + 1)));
+    rates.step_size = static_cast<T>(rate / (1.0 - power(c.beta1, *slot.step + 1)));
     rates.shrink = static_cast<T>(1.0 - rate * c.weight_decay);
   } else if (threadIdx.x == 32) {
-    rates.root = static_cast<T>(sqrt(1.0 - power(c.beta2, read_step(step) + 1)));
+    rates.root = static_cast<T>(sqrt(1.0 - power(c.beta2, *slot.step + 1)));
   }
   const int64_t chunk = chunk_of(slot, table.chunk);
   const int64_t begin = (blockIdx.x - table.first_block[s]) * chunk;
   const int64_t end = min(begin + chunk, slot.n);
   if (begin >= end) {  // empty slots only, and one block to count for them
     if (early) wait_for_earlier();
-    if (counts) count_steps(table, ticket, read_step(step));
+    if (counts) steps.finish(table, ticket);
     return;
   }
 
@@ -156,7 +169,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     }
     sums[warp][lane] = sum;
     __syncthreads();
-    if (counts) count_steps(table, ticket, read_step(step));
+    if (counts) steps.finish(table, ticket);
     if (warp != 0 || i >= end) return;
     for (int w = 0; w < kSliceWarps; ++w) element.g += sums[w][lane];
     element.update(c, k, rates, slot, i);
@@ -178,7 +191,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     }
     if (is_first) {
       __syncthreads();
-      if (counts) count_steps(table, ticket, read_step(step));
+      if (counts) steps.finish(table, ticket);
     }
 #pragma unroll
     for (int q = 0; q < kAhead; ++q) {
@@ -196,16 +209,14 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   __shared__ bool first;
   const int s = table.find(blockIdx.x);
   const SgdSlot<T>& slot = table.slot[s];
-  if (threadIdx.x < 32) {
-    const int64_t t = read_step(slot.step);
-    if (threadIdx.x == 0) first = t == 0;
-    __syncwarp();  // all of them have read
-    count_steps(table, ticket, t);
-  }
+  if (threadIdx.x == 0) first = *slot.step == 0;
+  StepCounts steps;
+  if (threadIdx.x < 32) steps.read(table);
   const T rate = static_cast<T>(*lr);
   const int64_t begin = (blockIdx.x - table.first_block[s]) * table.chunk;
   const int64_t end = min(begin + table.chunk, slot.n);
   __syncthreads();
+  if (threadIdx.x < 32) steps.finish(table, ticket);
   for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
     const T p = slot.p[i];
     T g = slot.g[i] + k.decay * p;
