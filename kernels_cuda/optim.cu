@@ -16,7 +16,7 @@ namespace {
 
 // The slots of a launch travel in its kernel's parameters, so that nothing is uploaded; as many as
 // these hold. A model with more tensors takes several launches.
-constexpr int kMaxSlots = 54;
+constexpr int kMaxSlots = 53;
 constexpr int kAhead = 2;  // elements of each array that a thread loads at a time
 // A gradient that is a sum over slices: a block takes 32 elements, a warp some of the slices.
 constexpr int kSlicedChunk = 32, kSliceWarps = kThreads / 32;
@@ -30,6 +30,10 @@ template <class Slot> struct SlotTable {
   int count = 0;
   int64_t chunk = 0;     // elements a block updates (chunk_of)
   bool settled = false;  // all but the gradients may be read before the wait
+  // The slots' step counts: steps[i] for the bits i of `counted`. In one place, so that a warp can
+  // read them together; the slots of a launch are chosen for that.
+  int64_t* steps = nullptr;
+  uint64_t counted = 0;
   int64_t first_block[kMaxSlots + 1] = {};
   Slot slot[kMaxSlots] = {};
 
@@ -60,27 +64,30 @@ template <class Slot> struct SlotTable {
 // The step counts of all slots, read by a warp of every block while there is time; the last block
 // to be through with its own writes them back.
 struct StepCounts {
-  static constexpr int kPerLane = (kMaxSlots + 31) / 32;
-  int64_t before[kPerLane] = {};
+  int64_t before[2] = {};
 
   template <class Slot> __device__ void read(const SlotTable<Slot>& table) {
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int s = threadIdx.x % 32 + 32 * i;
-      if (s < table.count) before[i] = *static_cast<const volatile int64_t*>(table.slot[s].step);
-    }
+    each(table, [&](int i, const int64_t* step) {
+      before[i] = *static_cast<const volatile int64_t*>(step);
+    });
   }
   // Behind a barrier, before which the block read the count of its own slot.
   template <class Slot> __device__ void finish(const SlotTable<Slot>& table, unsigned* ticket) {
-    const int lane = threadIdx.x % 32;
+    const bool first_lane = threadIdx.x % 32 == 0;
     unsigned earlier = 0;
-    if (lane == 0) earlier = atomicAdd(ticket, 1u);
+    if (first_lane) earlier = atomicAdd(ticket, 1u);
     if (__shfl_sync(~0u, earlier, 0) != gridDim.x - 1) return;
-    if (lane == 0) *ticket = 0;
+    if (first_lane) *ticket = 0;
+    each(table, [&](int i, int64_t* step) { *step = before[i] + 1; });
+  }
+
+ private:
+  template <class Slot, class F>
+  __device__ static void each(const SlotTable<Slot>& table, const F& f) {
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int s = lane + 32 * i;
-      if (s < table.count) *table.slot[s].step = before[i] + 1;
+    for (int i = 0; i < 2; ++i) {
+      const int bit = threadIdx.x % 32 + 32 * i;
+      if (table.counted >> bit & 1) f(i, table.steps + bit);
     }
   }
 };
@@ -136,13 +143,19 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   const bool counts = threadIdx.x / 32 == 2;  // the warp that is to count
   StepCounts steps;
   if (counts) steps.read(table);
-  // Two warps, so that the slow parts run side by side.
+  // Two warps, so that the slow parts run side by side. Nearly always all slots are at one step:
+  // its powers are begun before the block's own count is there.
+  const auto own_power = [&](double base) {
+    const int64_t likely = *table.slot[0].step, step = *slot.step;
+    const double result = power(base, likely + 1);
+    return step == likely ? result : power(base, step + 1);
+  };
   if (threadIdx.x == 0) {
     const double rate = *lr;
-    rates.step_size = static_cast<T>(rate / (1.0 - power(c.beta1, *slot.step + 1)));
+    rates.step_size = static_cast<T>(rate / (1.0 - own_power(c.beta1)));
     rates.shrink = static_cast<T>(1.0 - rate * c.weight_decay);
   } else if (threadIdx.x == 32) {
-    rates.root = static_cast<T>(sqrt(1.0 - power(c.beta2, *slot.step + 1)));
+    rates.root = static_cast<T>(sqrt(1.0 - own_power(c.beta2)));
   }
   const int64_t chunk = chunk_of(slot, table.chunk);
   const int64_t begin = (blockIdx.x - table.first_block[s]) * chunk;
@@ -231,7 +244,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 
 // ---- launchers ----------------------------------------------------------------------------------
 
-// Calls run(table, blocks) for the slots in groups of kMaxSlots.
+// Calls run(table, blocks) for the slots in groups of at most kMaxSlots.
 template <class Slot, class Run> void for_tables(std::span<const Slot> slots, const Run& run) {
   int64_t total = 0;
   for (const Slot& slot : slots) total += slot.n;
@@ -242,8 +255,13 @@ template <class Slot, class Run> void for_tables(std::span<const Slot> slots, co
   for (size_t next = 0; next < slots.size();) {
     SlotTable<Slot> table;
     table.chunk = chunk;
+    table.steps = slots[next].step;
     while (next < slots.size() && table.count < kMaxSlots) {
-      const Slot& slot = slots[next++];
+      const Slot& slot = slots[next];
+      const int64_t place = slot.step - table.steps;
+      if (place < 0 || place >= 64) break;
+      table.counted |= uint64_t{1} << place;
+      ++next;
       table.slot[table.count] = slot;
       table.first_block[table.count + 1] =
           table.first_block[table.count] + ceil_div(slot.n, chunk_of(slot, chunk));
