@@ -284,8 +284,8 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
     // diverged gets past here, and into one.
     const auto take_stock = [&] {
       record();
+      at.epoch_seconds = seconds();  // looking for what diverged is no training
       require_finite(*result.model, first + done, job);
-      at.epoch_seconds = seconds();
     };
     const auto checkpoint = [&] {
       if (checkpoints == nullptr) return;
