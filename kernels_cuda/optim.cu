@@ -138,31 +138,25 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   __shared__ T sums[kSliceWarps][kSlicedChunk];
   const bool early = table.settled;
   if (!early) wait_for_earlier();
-  // Two warps, so that the slow parts run side by side. Nearly always all slots are at one step:
-  // its powers are made while the block looks for its own slot.
-  const bool first_power = threadIdx.x == 0, second_power = threadIdx.x == 32;
-  const double base = first_power ? c.beta1 : c.beta2;
-  int64_t step = 0;
-  double correction = 0;
-  if (first_power || second_power) {
-    step = *table.slot[0].step;
-    correction = 1.0 - power(base, step + 1);
-  }
+  const int64_t likely = *table.slot[0].step;
   const int s = table.find(blockIdx.x);
   const AdamSlot<T>& slot = table.slot[s];
   const bool counts = threadIdx.x / 32 == 2;  // the warp that is to count
   StepCounts steps;
   if (counts) steps.read(table);
-  if (first_power || second_power) {
-    const int64_t own = *slot.step;
-    if (own != step) correction = 1.0 - power(base, own + 1);
-  }
-  if (first_power) {
+  // Two warps, so that the slow parts run side by side. Nearly always all slots are at one step:
+  // its powers are begun before the block's own count is there.
+  const auto own_power = [&](double base) {
+    const int64_t step = *slot.step;
+    const double result = power(base, likely + 1);
+    return step == likely ? result : power(base, step + 1);
+  };
+  if (threadIdx.x == 0) {
     const double rate = *lr;
-    rates.step_size = static_cast<T>(rate / correction);
+    rates.step_size = static_cast<T>(rate / (1.0 - own_power(c.beta1)));
     rates.shrink = static_cast<T>(1.0 - rate * c.weight_decay);
-  } else if (second_power) {
-    rates.root = static_cast<T>(sqrt(correction));
+  } else if (threadIdx.x == 32) {
+    rates.root = static_cast<T>(sqrt(1.0 - own_power(c.beta2)));
   }
   const int64_t chunk = chunk_of(slot, table.chunk);
   const int64_t begin = (blockIdx.x - table.first_block[s]) * chunk;
