@@ -35,7 +35,9 @@ class Node {
   BackwardFn backward;                        // empty once freed by a backward pass
   std::function<Grads()> backward_one;        // may be empty
   bool freed = false;
-  Tensor grad;  // leaves only
+  // Leaves only:
+  Tensor grad;
+  bool frozen = false;  // collects none
 
   static std::atomic<int64_t> count;
 };
@@ -171,14 +173,16 @@ Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs
   if (anomaly_mode) check_finite(y, "the result of ", op);
   bool needed = false;
   for (const Tensor& input : inputs) needed = needed || input.requires_grad();
-  if (!grad_mode || !needed) return y.requires_grad() ? y.detach() : y;
+  // A result is no view, even if it was made by looking at a temporary in another shape.
+  if (!grad_mode || !needed) return y.requires_grad() || y.is_view() ? y.detach() : y;
   for (const Tensor& input : inputs) watch(op, input);
   std::shared_ptr<Node> node = make_node(op, y, inputs, std::move(backward));
   node->backward_one = std::move(backward_one);
   return y.with_node(std::move(node));
 }
 
-bool Tensor::listed() const { return impl_->listed.load(std::memory_order_relaxed); }
+bool Tensor::requires_grad_is_set() const { return impl_->node || impl_->frozen; }
+bool Tensor::listed() const { return impl_ && impl_->listed.load(std::memory_order_relaxed); }
 void Tensor::set_listed() const { impl_->listed.store(true, std::memory_order_relaxed); }
 
 // ---- views and changes in place -----------------------------------------------------------------
@@ -217,7 +221,7 @@ const std::shared_ptr<Node>& Tensor::node() const {
   static const std::shared_ptr<Node> none;
   if (!impl_ || impl_->frozen) return none;
   Impl& t = *impl_;
-  if (t.base && t.made_in_grad_mode &&
+  if (t.base && t.base->storage == t.storage && t.made_in_grad_mode &&
       t.seen.load(std::memory_order_acquire) != t.base->changes.load(std::memory_order_acquire)) {
     static std::mutex mutex;  // threads may read the same view
     const std::lock_guard lock(mutex);
@@ -230,15 +234,20 @@ const std::shared_ptr<Node>& Tensor::node() const {
   return t.node;
 }
 
+// What has the place in the graph: a view's base, as long as it is one.
+Tensor Tensor::in_place_base() const {
+  const std::shared_ptr<Impl>& base = impl_->base;
+  return base && base->storage == impl_->storage ? Tensor(base) : *this;
+}
+
 bool Tensor::records_in_place(const char* op, const Tensor& source) const {
   if (!grad_mode) return false;
-  const Tensor base = impl_->base ? Tensor(impl_->base) : *this;
-  for (const Tensor& t : {base, *this}) {
-    require<GradError>(!t.requires_grad() || !t.is_leaf(), op,
-                       ": a leaf that requires grad, of shape ", base.shape(),
-                       ", cannot be changed in place while operators are recorded; put a no_grad "
-                       "around the change, or change detach()");
-  }
+  const Tensor base = in_place_base();
+  // A view of a leaf, even of one that is frozen now, may carry the leaf's node.
+  require<GradError>(!base.is_leaf() || !(base.requires_grad() || requires_grad()), op,
+                     ": a leaf that requires grad, of shape ", base.shape(),
+                     ", cannot be changed in place while operators are recorded; put a no_grad "
+                     "around the change, or change detach()");
   if (!is_floating(impl_->dtype) || !(base.requires_grad() || source.requires_grad())) return false;
   require<GradError>(impl_->made_in_grad_mode, op,
                      ": this view was made under no_grad, and so its change in place would be "
@@ -248,12 +257,12 @@ bool Tensor::records_in_place(const char* op, const Tensor& source) const {
 }
 
 void Tensor::record_in_place(const char* op, const Tensor& source) const {
-  const Tensor base = impl_->base ? Tensor(impl_->base) : *this;
+  const Tensor base = in_place_base();
   // What was overwritten has no influence any more; the source has that of its elements.
   base.impl_->node = make_node(
       op, base.detach(), {base, source},
-      [offset = impl_->offset, part = impl_->shape, need_base = base.requires_grad(),
-       need_source = source.requires_grad(),
+      [offset = base.is(*this) ? 0 : impl_->offset, part = impl_->shape,
+       need_base = base.requires_grad(), need_source = source.requires_grad(),
        from = source.defined() ? source.options() : TensorOptions()](const Tensor& dy) {
         const auto changed = [&](const Tensor& t) {
           return t.reshape({-1}).narrow(offset, part.numel());
@@ -297,14 +306,15 @@ const Tensor& Tensor::set_requires_grad(bool value) const {
                      "set_requires_grad: expected a leaf, got the result of a recorded operator; "
                      "use detach()");
   if (!value) {
-    if (impl_ && impl_->node) impl_->frozen = true;
+    if (impl_) impl_->frozen = true;
+    if (impl_ && impl_->node) impl_->node->frozen = true;
     return *this;
   }
   require<DtypeError>(defined() && is_floating(dtype()),
                       "set_requires_grad: expected float32 or float64, got ",
                       defined() ? name(dtype()) : "an undefined tensor");
   if (!impl_->node) impl_->node = std::make_shared<Node>(nullptr, detach());
-  impl_->frozen = false;
+  impl_->frozen = impl_->node->frozen = false;
   impl_->base = nullptr;  // a leaf of its own now, no longer part of another tensor's graph
   return *this;
 }
@@ -315,14 +325,14 @@ void Tensor::set_data(const Tensor& data) const {
   require<ValueError>(defined() && data.defined(),
                       "set_data: expected two tensors, got an undefined one");
   require<GradError>(is_leaf(), "set_data: expected a leaf, got the result of a recorded operator");
+  require<ShapeError>(data.shape() == shape(), "set_data: expected a tensor of shape ", shape(),
+                      ", got ", data.shape());
   impl_->storage = data.impl_->storage;
   impl_->data = data.impl_->data;
-  impl_->shape = data.impl_->shape;
   impl_->dtype = data.impl_->dtype;
   impl_->base = nullptr;
   if (!impl_->node) return;
   // The same leaf: a graph recorded before, whose gradient is of the old kind, throws.
-  impl_->node->shape = data.shape();
   impl_->node->options = data.options();
   impl_->node->grad = Tensor();
 }
@@ -383,6 +393,7 @@ void Tensor::run_backward(const Tensor& gradient, bool retain_graph) const {
     grads.erase(found);
 
     if (node.is_leaf()) {
+      if (node.frozen) continue;
       // The gradient becomes the leaf's own. One that others can see (a view, the caller's) is
       // copied, since the leaf adds into it later.
       if (node.grad.defined() || dy.shares_storage()) join();

@@ -167,7 +167,15 @@ int64_t Batches::size() const {
   return n / b + (!options_.drop_last && n % b != 0 ? 1 : 0);
 }
 
+Batches::Iterator Batches::begin() {
+  if (begun_) start_epoch(epoch_ + 1);
+  begun_ = true;
+  return {*this, 0};
+}
+
 void Batches::start_epoch(uint64_t epoch) {
+  epoch_ = epoch;
+  begun_ = false;
   const int64_t n = set_.size();
   const Device device = set_.labels.device();
   if (!options_.shuffle) {

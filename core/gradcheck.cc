@@ -208,6 +208,11 @@ GradcheckResult gradcheck(const Function& f, const std::vector<Tensor>& inputs,
   Values weights(static_cast<size_t>(y.numel()));
   for (double& w : weights) w = weight(generator);
   y.backward(from_vector(weights, y.shape(), y.device()));
+  // y may require grad for the sake of something else, such as a network's parameters.
+  require<GradError>(
+      std::any_of(leaves.begin(), leaves.end(), [](const Tensor& x) { return x.grad().defined(); }),
+      "gradcheck: the result of f depends on none of its inputs; f must use its arguments, not "
+      "tensors that they are copies of");
 
   GradcheckResult result;
   result.ok = true;

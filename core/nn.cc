@@ -14,6 +14,24 @@
 namespace sinter {
 namespace {
 
+// A visit of modules within modules, under way on this thread: one that lists itself, or one that
+// holds it, would have no end.
+class Visit {
+ public:
+  explicit Visit(const Module& module) {
+    require<ValueError>(depth < 1000, module.type_name(),
+                        ": modules within modules, a thousand deep: does one list itself?");
+    ++depth;
+  }
+  ~Visit() { --depth; }
+  Visit(const Visit&) = delete;
+  Visit& operator=(const Visit&) = delete;
+
+ private:
+  static thread_local int depth;
+};
+thread_local int Visit::depth = 0;
+
 // Calls on_tensor(full name, tensor, is parameter) for every tensor of a module and its children.
 template <class OnTensor> class Walk : public Visitor {
  public:
@@ -26,6 +44,7 @@ template <class OnTensor> class Walk : public Visitor {
     if (tensor.defined()) on_tensor_(prefix_ + name, tensor, false);
   }
   void module(const std::string& name, Module& child) override {
+    const Visit visit(child);
     Walk walk(on_tensor_, prefix_ + name + ".");
     child.visit(walk);
   }
@@ -56,6 +75,7 @@ namespace {
 
 // Calls f(name, child) for the children of a module, in their order, until f returns true.
 template <class F> bool any_child(Module& module, const F& f) {
+  const Visit visit(module);
   class Children : public Visitor {
    public:
     explicit Children(const F& f) : f_(f) {}
@@ -73,10 +93,19 @@ template <class F> bool any_child(Module& module, const F& f) {
   return children.found;
 }
 
-bool lists(Module& module, const Module& wanted) {
-  return any_child(module, [&](const std::string&, Module& child) {
-    return &child == &wanted || lists(child, wanted);
+// Whether `wanted` is among the children of a module, theirs, and so on; and by which names.
+bool lists(Module& module, const void* wanted, std::string* path = nullptr) {
+  return any_child(module, [&](const std::string& name, Module& child) {
+    const bool found = &child == wanted || lists(child, wanted, path);
+    if (found && path != nullptr) *path = path->empty() ? name : name + "." + *path;
+    return found;
   });
+}
+
+bool has_tensors(Module& module) {
+  bool found = false;
+  walk(module, [&](const std::string&, Tensor&, bool) { found = true; });
+  return found;
 }
 
 }  // namespace
@@ -87,7 +116,7 @@ class ForwardCall : private LeafWatch {
   // apart: as if it were the outermost.
   ForwardCall(Module& module, const Tensor& x, bool apart)
       : module_(module), x_(x), outer_(innermost), outermost_(apart || outer_ == nullptr) {
-    if (!outermost_) require_listed(outer_->module_, module);
+    if (!outermost_) unlisted_ = !require_listed(outer_->module_, module);
     if (outermost_) watch_before_ = exchange_leaf_watch(this);
     innermost = this;
   }
@@ -98,17 +127,26 @@ class ForwardCall : private LeafWatch {
   ForwardCall(const ForwardCall&) = delete;
   ForwardCall& operator=(const ForwardCall&) = delete;
 
-  // Before `parent` uses `child`, in whatever way.
-  static void require_listed(Module& parent, Module& child) {
-    std::atomic<const Module*>& known = child.known_parent_.module;
-    if (known.load(std::memory_order_relaxed) == &parent) return;
-    if (&parent != &child && !lists(parent, child)) {
-      throw ValueError(str(parent.type_name(), ": its forward calls ", child.type_name(),
-                           ", which its visit does not list: it would not be trained, moved, saved "
-                           "or put into eval mode; add v.module(\"…\", …) to the visit of ",
-                           parent.type_name(), ", or use call_apart if it is to stay outside"));
+  // Before `parent` uses `child`, in whatever way. False for one that is not listed and need not
+  // be, as long as it does not ask for its mode: it has no tensors.
+  static bool require_listed(Module& parent, Module& child) {
+    Module::KnownParent& known = child.known_parent_;
+    const uint64_t id = parent.identity_.number;
+    if (known.lists.load(std::memory_order_relaxed) == id) return true;
+    if (known.forgets.load(std::memory_order_relaxed) == id) return false;
+    if (&parent == &child || lists(parent, &child)) {
+      known.lists.store(id, std::memory_order_relaxed);
+      return true;
     }
-    known.store(&parent, std::memory_order_relaxed);
+    if (has_tensors(child)) refuse(parent, child);
+    known.forgets.store(id, std::memory_order_relaxed);
+    return false;
+  }
+
+  // Of a module that asks for its mode.
+  static void require_mode(const Module& module) {
+    if (innermost != nullptr && innermost->unlisted_ && &innermost->module_ == &module)
+      refuse(innermost->outer_->module_, module);
   }
 
   static void require_all_listed(std::span<Module* const> children) {
@@ -117,6 +155,13 @@ class ForwardCall : private LeafWatch {
   }
 
  private:
+  [[noreturn]] static void refuse(const Module& parent, const Module& child) {
+    throw ValueError(str(parent.type_name(), ": its forward calls ", child.type_name(),
+                         ", which its visit does not list: it would not be trained, moved, saved "
+                         "or put into eval mode; add v.module(\"…\", …) to the visit of ",
+                         parent.type_name(), ", or use call_apart if it is to stay outside"));
+  }
+
   void unlisted(const char* op, const Tensor& leaf) override {
     if (leaf.is(x_)) return;
     (void)module_.named_parameters();  // marks what it finds as listed
@@ -132,29 +177,34 @@ class ForwardCall : private LeafWatch {
   const Tensor& x_;
   ForwardCall* outer_;
   const bool outermost_;
+  bool unlisted_ = false;
   LeafWatch* watch_before_ = nullptr;
   static thread_local ForwardCall* innermost;
 };
 thread_local ForwardCall* ForwardCall::innermost = nullptr;
 
-Tensor Module::call_apart(const Tensor& x) {
-  const ForwardCall call(*this, x, true);
-  return forward(x);
+bool Module::is_training() const {
+  ForwardCall::require_mode(*this);
+  return training_;
 }
 
-Tensor Module::operator()(const Tensor& x) {
-  const ForwardCall call(*this, x, false);
+uint64_t Module::Identity::next() {
+  static std::atomic<uint64_t> numbers{0};
+  return ++numbers;
+}
+
+Tensor Module::operator()(const Tensor& x) { return call(x, false); }
+Tensor Module::call_apart(const Tensor& x) { return call(x, true); }
+
+Tensor Module::call(const Tensor& x, bool apart) {
+  const ForwardCall call(*this, x, apart);
   try {
     return forward(x);
   } catch (Error& error) {
     // A module does not know its own name: whoever called it looks it up among its children, and
     // only now.
-    if (error.origin() != nullptr) {
-      any_child(*this, [&](const std::string& name, Module& child) {
-        if (&child == error.origin()) error.prepend(name);
-        return false;
-      });
-    }
+    std::string path;
+    if (error.origin() != nullptr && lists(*this, error.origin(), &path)) error.prepend(path);
     error.set_origin(this);
     throw;
   }
@@ -168,7 +218,13 @@ namespace {
 template <class Keep> NamedTensors once_each(Module& module, const Keep& keep) {
   NamedTensors result;
   walk(module, [&](const std::string& name, Tensor& tensor, bool trained) {
-    if (trained) tensor.set_listed();
+    if (trained) {
+      require<GradError>(tensor.is_leaf(), module.type_name(), ": parameter ", name,
+                         " is the result of a recorded operator; assign its detach(), or set its "
+                         "values under no_grad");
+      if (!tensor.requires_grad_is_set() && is_floating(tensor.dtype())) tensor.set_requires_grad();
+      tensor.set_listed();
+    }
     const auto same = [&](const auto& entry) { return entry.second.is(tensor); };
     if (keep(trained) && std::none_of(result.begin(), result.end(), same))
       result.emplace_back(name, tensor);
@@ -246,12 +302,17 @@ void Module::train(bool on) {
   });
 }
 
+void refuse_to_slice(const char* op, const Module& module) {
+  throw ValueError(str(op, ": expected a module by its own type, got a ", module.type_name(),
+                       " by the type of its base, which is what a copy would be"));
+}
+
 void own_tensors(Module& copy, const Module& original) {
   // visit is for callers that change what it hands out, too.
   auto& from = const_cast<Module&>(original);
   const auto require_own = [&](auto&& self, Module& module) -> void {
     any_child(module, [&](const std::string& name, Module& child) {
-      require<ValueError>(!lists(from, child), "clone: a copy of ", original.type_name(),
+      require<ValueError>(!lists(from, &child), "clone: a copy of ", original.type_name(),
                           " shares the module ", name, " (", child.type_name(),
                           ") with it: hold it as a member or in a Sequential, not by a pointer");
       self(self, child);
@@ -268,7 +329,7 @@ void own_tensors(Module& copy, const Module& original) {
       return;
     }
     const Tensor own = tensor.detach().clone();
-    if (tensor.requires_grad()) own.set_requires_grad();
+    if (tensor.requires_grad_is_set()) own.set_requires_grad(tensor.requires_grad());
     owned.emplace_back(tensor, own);
     tensor = own;
   });
@@ -426,6 +487,8 @@ Fused fuse_front(const Tensor& x, std::span<Module* const> modules) {
 }  // namespace
 
 Tensor run_sequence(const Tensor& x, std::span<Module* const> modules) {
+  require<ValueError>(std::find(modules.begin(), modules.end(), nullptr) == modules.end(),
+                      "run_sequence: expected modules, got null");
   ForwardCall::require_all_listed(modules);  // fused layers are not called one by one
   Tensor y = x;
   while (!modules.empty()) {
@@ -460,7 +523,7 @@ Sequential& Sequential::operator=(const Sequential& other) { return *this = Sequ
 
 Sequential& Sequential::add(Child child) {
   require<ValueError>(child.module != nullptr, "Sequential: append: expected a module, got null");
-  require<ValueError>(child.module.get() != this && !lists(*child.module, *this),
+  require<ValueError>(child.module.get() != this && !lists(*child.module, this),
                       "Sequential: append: expected another module, got one that holds this one");
   children_.push_back(std::move(child));
   return *this;

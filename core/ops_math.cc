@@ -189,14 +189,15 @@ Tensor mul(const Tensor& a, const Tensor& b) {
 
 Tensor div(const Tensor& a, const Tensor& b) {
   const Tensor y = apply("div", BinaryOp::kDiv, a, b);
-  // d(a / b) = da / b - (a / b) db / b
+  // d(a / b) = da / b - (a / b) db / b, a / b made anew: the result may change in place.
   return record("div", y, {a, b},
-                [sy = Saved(y), sb = Saved(b), shape_a = a.shape(), ga = a.requires_grad(),
-                 gb = b.requires_grad()](const Tensor& dy) {
-                  const Tensor q = div(dy, sb.get());
-                  return Grads{
-                      ga ? unbroadcast(q, shape_a) : Tensor(),
-                      gb ? times(unbroadcast(mul(q, sy.get()), sb.shape()), -1) : Tensor()};
+                [sa = Saved(b.requires_grad() ? a : Tensor()), sb = Saved(b), shape_a = a.shape(),
+                 ga = a.requires_grad(), gb = b.requires_grad()](const Tensor& dy) {
+                  const Tensor &b = sb.get(), q = div(dy, b);
+                  Grads grads(2);
+                  if (ga) grads[0] = unbroadcast(q, shape_a);
+                  if (gb) grads[1] = times(unbroadcast(mul(q, div(sa.get(), b)), sb.shape()), -1);
+                  return grads;
                 });
 }
 
@@ -222,27 +223,27 @@ Tensor operator/(double a, const Tensor& b) { return div(scalar_like("div", "b",
 
 namespace {
 
-Tensor& assign(const char* op, Tensor& x, const Tensor& result) {
+Tensor assign(const char* op, const Tensor& x, const Tensor& result) {
   if (!(result.shape() == x.shape()))
     throw ShapeError(str(op, ": expected a right side that broadcasts to x's shape ", x.shape(),
                          ", got one that makes it ", result.shape()));
-  x.copy_(result);
+  x.overwrite(op, result);
   return x;
 }
 
 }  // namespace
 
-Tensor& operator+=(Tensor& x, const Tensor& y) { return assign("+=", x, x + y); }
-Tensor& operator-=(Tensor& x, const Tensor& y) { return assign("-=", x, x - y); }
-Tensor& operator*=(Tensor& x, const Tensor& y) {
+Tensor operator+=(const Tensor& x, const Tensor& y) { return assign("+=", x, x + y); }
+Tensor operator-=(const Tensor& x, const Tensor& y) { return assign("-=", x, x - y); }
+Tensor operator*=(const Tensor& x, const Tensor& y) {
   // y's gradient needs the values that x had.
   return assign("*=", x, (recording({&y}) ? x.clone() : x) * y);
 }
-Tensor& operator/=(Tensor& x, const Tensor& y) { return assign("/=", x, x / y); }
-Tensor& operator+=(Tensor& x, double y) { return assign("+=", x, x + y); }
-Tensor& operator-=(Tensor& x, double y) { return assign("-=", x, x - y); }
-Tensor& operator*=(Tensor& x, double y) { return assign("*=", x, x * y); }
-Tensor& operator/=(Tensor& x, double y) { return assign("/=", x, x / y); }
+Tensor operator/=(const Tensor& x, const Tensor& y) { return assign("/=", x, x / y); }
+Tensor operator+=(const Tensor& x, double y) { return assign("+=", x, x + y); }
+Tensor operator-=(const Tensor& x, double y) { return assign("-=", x, x - y); }
+Tensor operator*=(const Tensor& x, double y) { return assign("*=", x, x * y); }
+Tensor operator/=(const Tensor& x, double y) { return assign("/=", x, x / y); }
 
 Tensor relu(const Tensor& x) {
   require_defined("relu", "x", x);

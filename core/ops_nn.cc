@@ -346,8 +346,8 @@ void check_labels(const char* op, const Tensor& logits, const Tensor& labels) {
   require<ShapeError>(labels.defined() && labels.shape() == Shape{logits.size(0)}, op,
                       ": expected labels of shape (", logits.size(0), ",) for logits ",
                       logits.shape(), ", got ", ShapeOf{labels});
-  require<DtypeError>(labels.dtype() == kInt64, op, ": expected int64 labels, got ",
-                      labels.dtype());
+  require<DtypeError>(labels.dtype() == kInt64, op, ": expected int64 labels, got ", labels.dtype(),
+                      "; convert with to(kInt64)");
   require<DeviceError>(labels.device() == logits.device(), op, ": expected labels on ",
                        logits.device(), ", the device of logits, got ", labels.device());
 }
@@ -535,12 +535,16 @@ Tensor mlp(const Tensor& x, std::span<const Tensor> weights, std::span<const Ten
   });
   std::vector<bool> needed;
   for (const Tensor& input : inputs) needed.push_back(input.requires_grad());
-  for (const Tensor& y : ys) saved_ys.emplace_back(y);
+  // The last result is needed for its ReLU alone: without one it may change.
+  for (size_t l = 0; l + (relu_last ? 0 : 1) < layers; ++l) saved_ys.emplace_back(ys[l]);
   return record(
       op, ys.back(), inputs,
-      [g, needed, plain_biases, sx = Saved(x), saved_weights, saved_ys](const Tensor& dy) {
+      [g, needed, plain_biases, sx = Saved(x), saved_weights, saved_ys,
+       last = ys.back().detach()](const Tensor& dy) {
         const auto layers = static_cast<size_t>(g.layers);
-        const std::vector<Tensor> weights = get_all(saved_weights), ys = get_all(saved_ys);
+        const std::vector<Tensor> weights = get_all(saved_weights);
+        std::vector<Tensor> ys = get_all(saved_ys);
+        if (!g.relu_last) ys.push_back(last);
         Grads grads(needed.size());
         if (needed[0]) grads[0] = empty(sx.shape(), dy.options());
         for (size_t l = 0; l < layers; ++l) {

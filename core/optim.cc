@@ -105,12 +105,15 @@ void add_named(NamedTensors& state, const std::vector<Tensor>& tensors, const ch
 }  // namespace
 
 Adam::Adam(std::vector<Tensor> params, const AdamOptions& options)
-    : Optimizer("Adam", std::move(params), options.lr), options_(options) {
-  check_rate("Adam", "lr", options.lr);
-  check_rate("Adam", "eps", options.eps);
-  check_rate("Adam", "weight_decay", options.weight_decay.value_or(0));
+    : Adam("Adam", std::move(params), options) {}
+
+Adam::Adam(const char* name, std::vector<Tensor> params, const AdamOptions& options)
+    : Optimizer(name, std::move(params), options.lr), options_(options) {
+  check_rate(name, "lr", options.lr);
+  check_rate(name, "eps", options.eps);
+  check_rate(name, "weight_decay", options.weight_decay.value_or(0));
   for (double beta : {options.beta1, options.beta2}) {
-    require<ValueError>(beta >= 0 && beta < 1, "Adam: expected betas in [0, 1), got ", beta);
+    require<ValueError>(beta >= 0 && beta < 1, name, ": expected betas in [0, 1), got ", beta);
   }
   m_ = zeros_like(params_);
   v_ = zeros_like(params_);
@@ -157,12 +160,13 @@ AdamOptions decoupled(AdamOptions options) {
 }  // namespace
 
 AdamW::AdamW(std::vector<Tensor> params, const AdamOptions& options)
-    : Adam(std::move(params), decoupled(options)) {}
+    : Adam("AdamW", std::move(params), decoupled(options)) {}
 
 SGD::SGD(std::vector<Tensor> params, const SGDOptions& options)
     : Optimizer("SGD", std::move(params), options.lr), options_(options) {
   check_rate("SGD", "lr", options.lr);
   check_rate("SGD", "momentum", options.momentum);
+  check_rate("SGD", "dampening", options.dampening);
   check_rate("SGD", "weight_decay", options.weight_decay);
   require<ValueError>(!options.nesterov || (options.momentum > 0 && options.dampening == 0),
                       "SGD: expected momentum > 0 and dampening = 0 for nesterov, got ",

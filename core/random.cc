@@ -41,7 +41,8 @@ template <class Draw> void fill_with(const char* op, const Tensor& x, Draw draw)
     T* const first = host.data<T>();
     for (int64_t i = 0, n = host.numel(); i < n; ++i) first[i] = draw(T());
   });
-  x.copy_(host);
+  // A leaf may be a parameter that gets its first values, which nothing was computed from.
+  (x.is_leaf() ? x.detach() : x).overwrite(op, host);
 }
 
 }  // namespace

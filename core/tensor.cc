@@ -363,12 +363,10 @@ Tensor Tensor::detach() const {
 Tensor Tensor::with_node(std::shared_ptr<Node> node) const {
   Tensor t = detach();
   t.impl_->node = std::move(node);
-  t.impl_->base = impl_->base;
-  t.impl_->offset = impl_->offset;
-  t.impl_->made_in_grad_mode = impl_->made_in_grad_mode;
-  t.impl_->seen = impl_->seen.load();
   return t;
 }
+
+bool Tensor::is_view() const { return impl_ && impl_->base; }
 
 namespace {
 
@@ -444,18 +442,19 @@ Tensor Tensor::clone() const {
   return record("clone", y, {*this}, [](const Tensor& dy) { return Grads{dy}; });
 }
 
-void Tensor::copy_(const Tensor& source) const {
-  require<ValueError>(defined() && source.defined(),
-                      "copy_: expected two tensors, got an undefined ",
-                      defined() ? "source" : "target");
-  require<ShapeError>(source.shape() == shape(), "copy_: expected a source of shape ", shape(),
+void Tensor::copy_(const Tensor& source) const { overwrite("copy_", source); }
+
+void Tensor::overwrite(const char* op, const Tensor& source) const {
+  require<ValueError>(defined() && source.defined(), op,
+                      ": expected two tensors, got an undefined ", defined() ? "source" : "target");
+  require<ShapeError>(source.shape() == shape(), op, ": expected a source of shape ", shape(),
                       ", got ", source.shape());
-  const bool recorded = records_in_place("copy_", source);
+  const bool recorded = records_in_place(op, source);
   // Converting where the source is keeps the bytes that travel at the smaller end's choice simple:
   // one cast, one copy.
   copy_bytes(*this, converted(source.detach(), dtype()));
   bump_version();
-  if (recorded) record_in_place("copy_", source);
+  if (recorded) record_in_place(op, source);
 }
 
 void Tensor::fill_(double value) const {

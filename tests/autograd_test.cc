@@ -536,9 +536,11 @@ DEVICE_TEST("autograd: what is overwritten gets no gradient", "[autograd]") {
   uniform_(random, 0, 1);
   sum(random).backward();
   check_close("random", x.grad(), {{3}, {0, 0, 0}}, 0);
-  check_throws<GradError>([&] { normal_(w, 0, 1); }, {"leaf"});
+  normal_(w, 0, 1);  // a leaf's first values
+  CHECK(w.is_leaf());
+  CHECK(w.requires_grad());
+  check_throws<GradError>([&] { normal_(w.narrow(0, 1), 0, 1); }, {"normal_", "leaf"});
   const no_grad guard;
-  normal_(w, 0, 1);
   const Tensor z = zeros({3}, options);
   z.copy_(w);
   CHECK(!z.requires_grad());
@@ -624,6 +626,97 @@ DEVICE_TEST("autograd: leaves change in place only outside the graph", "[autogra
   check_throws<ValueError>([&] { Tensor().fill_(1); }, {"fill_", "undefined"});
   check_throws<ValueError>([&] { Tensor().copy_(x); }, {"copy_", "undefined"});
   check_throws<ValueError>([&] { zeros({2}, options).copy_({}); }, {"copy_", "undefined"});
+}
+
+DEVICE_TEST("autograd: results change in place whatever made them", "[autograd]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor a = leaf({{2, 2}, {1, 2, 3, 4}}, options), b = ones({2, 2}, options);
+  const auto check = [&](const char* what, const Tensor& y, const Array& expected) {
+    sum(y).backward();
+    check_close(what, a.grad(), expected, 0);
+    a.set_grad({});
+  };
+  {
+    const Tensor y = matmul(a, b);
+    y.fill_(0);
+    check("matmul, filled", y, {{2, 2}, {0, 0, 0, 0}});
+  }
+  {
+    const Tensor y = matmul(a, b);
+    y.narrow(0, 1).fill_(0);
+    check("matmul, a row filled", y, {{2, 2}, {0, 0, 2, 2}});
+  }
+  {
+    const Tensor y = matmul(a, b);
+    y.narrow(1, 1) += 1;
+    check("matmul, a row moved", y, {{2, 2}, {2, 2, 2, 2}});
+  }
+  {
+    const Tensor h = [&] {
+      const no_grad guard;
+      return matmul(b, b);
+    }();
+    h += a;
+    check("made under no_grad", h, {{2, 2}, {1, 1, 1, 1}});
+  }
+  {
+    const Tensor y = 1.0 / a;
+    y += 1.0;
+    check("div", y, {{2, 2}, {-1, -0.25, -1.0 / 9, -1.0 / 16}});
+  }
+  {
+    // A user's own, which looks at a temporary in another shape.
+    const Tensor y = record("mine", (a.detach() * 3.0).reshape({4}), {a}, [](const Tensor& dy) {
+      return Grads{(dy * 3.0).reshape({2, 2})};
+    });
+    y.narrow(0, 1).fill_(0);
+    check("own", y, {{2, 2}, {0, 3, 3, 3}});
+  }
+}
+
+DEVICE_TEST("autograd: a frozen leaf collects nothing and stays a leaf", "[autograd]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor p = ones({4}, options).set_requires_grad();
+  const Tensor loss = sum(p * 2.0), view = p.narrow(0, 2);
+  p.set_requires_grad(false);
+  loss.backward();  // of before it was frozen
+  CHECK(!p.grad().defined());
+  check_throws<GradError>([&] { view.fill_(5); }, {"fill_", "leaf"});
+  check_throws<GradError>(
+      [&] {
+        Tensor v = view;
+        v *= 2.0;
+      },
+      {"*=", "leaf"});
+  CHECK(p.is_leaf());
+  p.set_requires_grad();
+  sum(p).backward();
+  check_close("again", p.grad(), {{4}, {1, 1, 1, 1}}, 0);
+}
+
+DEVICE_TEST("autograd: set_data", "[autograd]") {
+  const TensorOptions options{kFloat64, device};
+  const Tensor p = ones({2}, options).set_requires_grad(), copy = p, view = [&] {
+    const no_grad guard;
+    return p.narrow(0, 1);
+  }();
+  sum(p).backward();
+  p.set_data(full({2}, 3, options));
+  CHECK(copy.to_vector<double>() == std::vector<double>{3, 3});
+  CHECK(copy.is_leaf());
+  CHECK(copy.requires_grad());
+  CHECK(!copy.grad().defined());
+  CHECK(view.item<double>() == 1);  // of what was there before
+  check_throws<ShapeError>([&] { p.set_data(ones({3}, options)); }, {"set_data", "(2,)", "(3,)"});
+  check_throws<GradError>([&] { (p * 1.0).set_data(p); }, {"set_data", "leaf"});
+  // A view of what was there before is no part of the graph of what came.
+  const Tensor x = zeros({4}, options), w = x.narrow(2, 2);
+  x.set_data(ones({4}, options));
+  w.copy_(p);
+  CHECK(!x.requires_grad());
+  CHECK(x.is_leaf());
+  sum(w).backward();
+  check_close("on its own", p.grad(), {{2}, {1, 1}}, 0);
 }
 
 TEST_CASE("autograd: threads may meet a view after a change", "[autograd]") {

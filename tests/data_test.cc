@@ -370,6 +370,14 @@ DEVICE_TEST("batches: a loop over them", "[data]") {
     }
     CHECK(i == batches.size());
   }
+  // Without start_epoch each loop is an epoch.
+  Batches loops(numbered(23, device), {.batch_size = 5, .seed = 3});
+  for (const uint64_t epoch : {0, 1, 2}) {
+    Batches expected(numbered(23, device), {.batch_size = 5, .seed = 3});
+    expected.start_epoch(epoch);
+    int64_t i = 0;
+    for (const Batch& batch : loops) CHECK(same_bits(batch.x, expected.get(i++).x));
+  }
   int64_t images = 0;
   const Batches& unchanging = batches;
   for (const Batch& batch : unchanging) images += batch.y.size(0);

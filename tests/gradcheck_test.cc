@@ -304,6 +304,10 @@ DEVICE_TEST("gradcheck: what it cannot check it says", "[gradcheck]") {
   check_throws<DtypeError>(
       [&] { gradcheck([](const std::vector<Tensor>&) { return Tensor(); }, {x}); },
       {"float64 result", "undefined"});
+  const Tensor elsewhere = leaf(noise({2, 2}, 1), {kFloat64, kCpu});
+  check_throws<GradError>(
+      [&] { gradcheck([&](const std::vector<Tensor>&) { return elsewhere * 2.0; }, {elsewhere}); },
+      {"gradcheck", "arguments"});
   check_throws<GradError>(
       [&] { gradcheck([](const std::vector<Tensor>& in) { return in[0].detach(); }, {x}); },
       {"depends on none of its inputs", "record()"});

@@ -523,6 +523,90 @@ TEST_CASE("nn: what visit forgot is noticed", "[nn]") {
   check_throws<ValueError>([&] { fused(ones({1, 1, 8, 8})); }, {"Fused", "Conv2d"});
 }
 
+TEST_CASE("nn: layers without tensors need not be listed unless they have modes", "[nn]") {
+  struct Noise : Module {
+    Tensor forward(const Tensor& x) override { return is_training() ? x * 2.0 : x; }
+  };
+  struct Net : Module {
+    Linear fc{2, 2};
+    ReLU relu;
+    Noise noise;
+    bool noisy = false;
+    Tensor forward(const Tensor& x) override {
+      const Tensor y = ReLU()(relu(fc(x)));
+      return noisy ? noise(y) : y;
+    }
+    void visit(Visitor& v) override { v.module("fc", fc); }
+  } net;
+  for (int i = 0; i < 2; ++i) CHECK(net(ones({1, 2})).shape() == Shape{1, 2});
+  net.noisy = true;
+  for (int i = 0; i < 2; ++i)
+    check_throws<ValueError>([&] { net(ones({1, 2})); }, {"Net", "Noise", "visit"});
+  CHECK(net.noise.is_training());  // outside, nobody is missed
+  CHECK(net.noise(ones({2})).to_vector<float>() == std::vector<float>{2, 2});
+}
+
+TEST_CASE("nn: a listed tensor is trained unless it was frozen", "[nn]") {
+  struct Scale : Module {
+    Tensor scale = full({2}, 3), fixed = ones({2}).set_requires_grad(false);
+    Tensor forward(const Tensor& x) override { return x * scale * fixed; }
+    void visit(Visitor& v) override {
+      v.parameter("scale", scale);
+      v.parameter("fixed", fixed);
+    }
+  } net;
+  SGD sgd(net.parameters(), {.lr = 1});
+  CHECK(net.scale.requires_grad());
+  CHECK(!net.fixed.requires_grad());
+  sum(net(ones({2}))).backward();
+  sgd.step();
+  CHECK(net.scale.to_vector<float>() == std::vector<float>{2, 2});
+  CHECK(net.fixed.to_vector<float>() == std::vector<float>{1, 1});
+  const Scale copy = clone(net);
+  CHECK(copy.scale.requires_grad());
+  CHECK(!copy.fixed.requires_grad());
+  net.scale = net.scale * 2.0;
+  check_throws<GradError>([&] { net.parameters(); }, {"Scale", "scale", "detach"});
+}
+
+TEST_CASE("nn: the path of an error that passed a level by", "[nn]") {
+  struct Block : Module {
+    Linear a{2, 3};
+    Tensor forward(const Tensor& x) override { return a(x); }
+    void visit(Visitor& v) override { v.module("a", a); }
+  };
+  struct Net : Module {
+    Sequential blocks{Block(), Block()};
+    Tensor forward(const Tensor& x) override { return blocks[1](blocks[0](x)); }
+    void visit(Visitor& v) override { v.module("blocks", blocks); }
+  } net;
+  try {
+    net(ones({1, 2}));
+    FAIL("no error");
+  } catch (const ShapeError& e) {
+    CHECK(std::string(e.what()).starts_with("blocks.1.a: linear: "));
+  }
+}
+
+DEVICE_TEST("nn: the result of a stack of layers may change in place", "[nn]") {
+  manual_seed(4);
+  Sequential net(Linear(3, 5), ReLU(), Linear(5, 3));
+  net.to(kFloat64).to(device);
+  const Tensor x = tensor(noise({4, 3}, 1), {kFloat64, device});
+  const auto gradient = [&](bool in_place) {
+    net.zero_grad();
+    Tensor h = net(x);
+    if (in_place)
+      h += x;
+    else
+      h = h + x;
+    sum(h * h).backward();
+    return net.parameters()[0].grad().clone();
+  };
+  const Tensor a = gradient(true), b = gradient(false);
+  CHECK(same_bits(a, b));
+}
+
 TEST_CASE("nn: a network may use another one without owning it", "[nn]") {
   struct Student : Module {
     explicit Student(Module& teacher) : teacher_(teacher) {}
@@ -539,6 +623,13 @@ TEST_CASE("nn: a network may use another one without owning it", "[nn]") {
   Sequential teacher(Linear(2, 3), ReLU(), Linear(3, 2));
   Student student(teacher);
   CHECK(student.parameters().size() == 2);
+  try {
+    const no_fusion apart;
+    teacher.call_apart(ones({1, 5}));
+    FAIL("no error");
+  } catch (const ShapeError& e) {
+    CHECK(std::string(e.what()).starts_with("0: linear: "));
+  }
   sum(student(ones({1, 2}))).backward();
   CHECK(student.fc.weight.grad().defined());
   // Layers reached through the one that holds them, and one layer used twice.
@@ -584,6 +675,50 @@ TEST_CASE("nn: copies of a Sequential", "[nn]") {
   outer->append(self);
   check_throws<ValueError>([&] { self->append(outer); }, {"Sequential"});
   CHECK(Sequential().size() == 0);
+}
+
+TEST_CASE("nn: copies and lists of modules know what they hold", "[nn]") {
+  struct Net : Sequential {
+    Net() : Sequential(Linear(2, 2), ReLU()) {}
+    Net(const Net& other) : Sequential(other) {}
+  };
+  const Net net;
+  const Net copy(net);
+  CHECK(copy.size() == 2);
+  struct Scaled : Linear {
+    Scaled() : Linear(2, 2) {}
+    Tensor forward(const Tensor& x) override { return Linear::forward(x) * 10.0; }
+  } scaled;
+  Linear& base = scaled;
+  check_throws<ValueError>([&] { clone(base); }, {"clone", "Scaled"});
+  check_throws<ValueError>([&] { Sequential().append(base); }, {"append", "Scaled"});
+  CHECK(same_bits(clone(scaled)(ones({1, 2})), scaled(ones({1, 2}))));
+  struct Holder : Module {
+    std::shared_ptr<Module> held;
+    Tensor forward(const Tensor& x) override { return (*held)(x); }
+    void visit(Visitor& v) override {
+      if (held) v.module("held", *held);
+    }
+  };
+  auto outer = std::make_shared<Sequential>();
+  auto holder = std::make_shared<Holder>();
+  outer->append(holder);
+  holder->held = outer;  // a ring
+  check_throws<ValueError>([&] { outer->parameters(); }, {"list itself"});
+  check_throws<ValueError>([&] { outer->train(); }, {"list itself"});
+  holder->held = nullptr;
+  // A layer that is used in several places has one of its names.
+  auto shared = std::make_shared<Linear>(3, 3);
+  Sequential twice(shared, ReLU(), std::shared_ptr<Module>(shared));
+  try {
+    const no_fusion apart;
+    twice(ones({1, 2}));
+    FAIL("no error");
+  } catch (const ShapeError& e) {
+    CHECK(std::string(e.what()).starts_with("0: linear: "));
+  }
+  Module* const none[] = {nullptr};
+  check_throws<ValueError>([&] { run_sequence(ones({1, 2}), none); }, {"run_sequence", "null"});
 }
 
 DEVICE_TEST("nn: a clone has tensors of its own", "[nn]") {

@@ -356,7 +356,9 @@ TEST_CASE("optim: options out of range are refused", "[optim]") {
     check_throws<ValueError>([&] { Adam(p, {.weight_decay = bad}); }, {"Adam", "weight_decay"});
     check_throws<ValueError>([&] { SGD(p, {.lr = bad}); }, {"SGD", "lr"});
     check_throws<ValueError>([&] { SGD(p, {.momentum = bad}); }, {"SGD", "momentum"});
+    check_throws<ValueError>([&] { SGD(p, {.dampening = bad}); }, {"SGD", "dampening"});
     check_throws<ValueError>([&] { SGD(p, {.weight_decay = bad}); }, {"SGD", "weight_decay"});
+    check_throws<ValueError>([&] { AdamW(p, {.lr = bad}); }, {"AdamW", "lr"});
   }
   for (double bad : {-0.1, 1.0, nan}) {
     check_throws<ValueError>([&] { Adam(p, {.beta1 = bad}); }, {"Adam", "betas"});

@@ -50,7 +50,7 @@ class Saved {
 // While one lives, operators of this thread are not recorded.
 class no_grad {
  public:
-  no_grad();
+  [[nodiscard]] no_grad();
   ~no_grad();
   no_grad(const no_grad&) = delete;
   no_grad& operator=(const no_grad&) = delete;
@@ -66,7 +66,7 @@ bool grad_enabled();
 // at every operator.
 class anomaly_guard {
  public:
-  anomaly_guard();
+  [[nodiscard]] anomaly_guard();
   ~anomaly_guard();
   anomaly_guard(const anomaly_guard&) = delete;
   anomaly_guard& operator=(const anomaly_guard&) = delete;

@@ -106,7 +106,8 @@ class Batches {
   // Batch i of the current epoch, 0 <= i < size().
   Batch get(int64_t i) const;
 
-  // for (const auto& [x, y] : batches): get(0), get(1), … of the current epoch.
+  // for (const auto& [x, y] : batches): get(0), get(1), … of the current epoch; the next time those
+  // of the next one, unless start_epoch came between. A const Batches stays at its epoch.
   class Iterator {
    public:
     using iterator_category = std::input_iterator_tag;
@@ -128,6 +129,7 @@ class Batches {
     const Batches* batches_ = nullptr;
     int64_t i_ = 0;
   };
+  Iterator begin();
   Iterator begin() const { return {*this, 0}; }
   Iterator end() const { return {*this, size()}; }
 
@@ -143,6 +145,8 @@ class Batches {
   Options options_;
   Tensor index_;     // (N) int64: the order of this epoch
   Tensor position_;  // one int64
+  uint64_t epoch_ = 0;
+  bool begun_ = false;  // a loop over the current epoch
 };
 
 }  // namespace sinter

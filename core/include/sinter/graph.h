@@ -45,7 +45,7 @@ class Graph {
 // capture it does nothing.
 class branch_guard {
  public:
-  explicit branch_guard(Device device);
+  [[nodiscard]] explicit branch_guard(Device device);
   ~branch_guard();
   branch_guard(const branch_guard&) = delete;
   branch_guard& operator=(const branch_guard&) = delete;

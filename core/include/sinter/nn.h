@@ -23,10 +23,10 @@ class Module;
 class Visitor {
  public:
   virtual ~Visitor() = default;
-  virtual void parameter(const std::string& name,
-                         Tensor& tensor) = 0;  // trained; in the state dict
-  virtual void buffer(const std::string& name,
-                      Tensor& tensor) = 0;  // in the state dict, not trained
+  // Trained; in the state dict. Requires grad unless it was set not to.
+  virtual void parameter(const std::string& name, Tensor& tensor) = 0;
+  // In the state dict, not trained.
+  virtual void buffer(const std::string& name, Tensor& tensor) = 0;
   virtual void module(const std::string& name, Module& child) = 0;
 };
 
@@ -53,8 +53,9 @@ class Module {
   // from, by the names of visit ("features.3.conv2").
   //   What forward uses and visit forgot would silently not be trained, moved, saved or put into
   // eval mode. So a module called inside the forward of another that lists neither it nor a module
-  // it is part of throws ValueError naming both; likewise, while operators are recorded, a leaf
-  // that requires grad and is neither x nor listed by any module.
+  // it is part of throws ValueError naming both, if it has tensors or asks whether it is training;
+  // likewise, while operators are recorded, a leaf that requires grad and is neither x nor listed
+  // by any module.
   Tensor operator()(const Tensor& x);
   // The same for a network that another one uses in its forward without owning it, such as the
   // teacher of a distillation: called as if no other module were running.
@@ -92,7 +93,7 @@ class Module {
   // Mode of layers that behave differently in training; reaches children.
   void train(bool on = true);
   void eval() { train(false); }
-  bool is_training() const { return training_; }
+  bool is_training() const;
 
   // How operator<< prints a module: its type without namespaces, and between the brackets behind it
   // what it was made with ("3, 6, kernel_size=(5, 5), stride=(1, 1)").
@@ -101,15 +102,26 @@ class Module {
 
  private:
   friend class ForwardCall;
-  // Known to list this module; belongs to no copy of it.
+  // A number of its own for every module, copies too; an address may come again.
+  struct Identity {
+    Identity() = default;
+    Identity(const Identity&) {}
+    Identity& operator=(const Identity&) { return *this; }
+    static uint64_t next();
+    const uint64_t number = next();
+  };
+  // Modules that called this one; no copy of it.
   struct KnownParent {
     KnownParent() = default;
     KnownParent(const KnownParent&) {}
     KnownParent& operator=(const KnownParent&) { return *this; }
-    std::atomic<const Module*> module{nullptr};
+    std::atomic<uint64_t> lists{0};    // is known to list it
+    std::atomic<uint64_t> forgets{0};  // does not, and need not, as it has no tensors
   };
+  Tensor call(const Tensor& x, bool apart);
   static LoadOptions strictly() { return {}; }
   bool training_ = true;
+  Identity identity_;
   KnownParent known_parent_;
 };
 // As PyTorch prints modules: the type, what it was made with, and its children, indented.
@@ -118,6 +130,8 @@ std::ostream& operator<<(std::ostream& out, const Module& module);
 // For clone: gives every tensor of `copy`, a copy of `original`, a storage of its own; tensors that
 // were one stay one.
 void own_tensors(Module& copy, const Module& original);
+// For clone and append of a module that is known by the type of its base: a copy would be the base.
+[[noreturn]] void refuse_to_slice(const char* op, const Module& module);
 // A module of the same kind, with its own tensors of the same values, on the same devices. What the
 // original ties stays tied inside the clone. Throws ValueError if a copy of the module shares
 // layers with it, as one that holds them by pointer does: layers must be members, or in a
@@ -125,6 +139,7 @@ void own_tensors(Module& copy, const Module& original);
 template <class M> M clone(const M& module) {
   static_assert(std::is_base_of_v<Module, M> && !std::is_same_v<Module, M>,
                 "clone: expected a layer or a network by its own type");
+  if (typeid(module) != typeid(M)) refuse_to_slice("clone", module);
   M copy(module);
   own_tensors(copy, module);
   return copy;
@@ -228,6 +243,7 @@ class Sequential : public Module {
 
   template <class Layer>
   requires std::is_base_of_v<Module, std::decay_t<Layer>> Sequential& append(Layer&& layer) {
+    if (typeid(layer) != typeid(std::decay_t<Layer>)) refuse_to_slice("append", layer);
     return append(std::make_shared<std::decay_t<Layer>>(std::forward<Layer>(layer)));
   }
   // The module itself. Throws ValueError for null and for one that holds this Sequential.

@@ -88,23 +88,15 @@ Tensor operator/(double a, const Tensor& b);
 // In place: x = x + y by copy_, so that every sharer of x's storage sees it. y broadcasts to x's
 // shape; x's shape and dtype stay. Throws ShapeError for a y that would make x larger, and what
 // copy_ throws.
-Tensor& operator+=(Tensor& x, const Tensor& y);
-Tensor& operator-=(Tensor& x, const Tensor& y);
-Tensor& operator*=(Tensor& x, const Tensor& y);
-Tensor& operator/=(Tensor& x, const Tensor& y);
-Tensor& operator+=(Tensor& x, double y);
-Tensor& operator-=(Tensor& x, double y);
-Tensor& operator*=(Tensor& x, double y);
-Tensor& operator/=(Tensor& x, double y);
-// Of a view made on the spot: x.narrow(0, 1) += y.
-inline Tensor operator+=(Tensor&& x, const Tensor& y) { return x += y; }
-inline Tensor operator-=(Tensor&& x, const Tensor& y) { return x -= y; }
-inline Tensor operator*=(Tensor&& x, const Tensor& y) { return x *= y; }
-inline Tensor operator/=(Tensor&& x, const Tensor& y) { return x /= y; }
-inline Tensor operator+=(Tensor&& x, double y) { return x += y; }
-inline Tensor operator-=(Tensor&& x, double y) { return x -= y; }
-inline Tensor operator*=(Tensor&& x, double y) { return x *= y; }
-inline Tensor operator/=(Tensor&& x, double y) { return x /= y; }
+// Returns x.
+Tensor operator+=(const Tensor& x, const Tensor& y);
+Tensor operator-=(const Tensor& x, const Tensor& y);
+Tensor operator*=(const Tensor& x, const Tensor& y);
+Tensor operator/=(const Tensor& x, const Tensor& y);
+Tensor operator+=(const Tensor& x, double y);
+Tensor operator-=(const Tensor& x, double y);
+Tensor operator*=(const Tensor& x, double y);
+Tensor operator/=(const Tensor& x, double y);
 
 // Over `dims` (negative from the end; empty: all of them). keepdim leaves extents of 1 in their
 // place. float32 sums are right to some units in the last place, however long. The sum of nothing

@@ -29,8 +29,9 @@ class Optimizer {
   double lr() const { return lr_; }
   // Updates done of the parameter that had most; waits for the device.
   int64_t steps() const;
-  // Everything but the parameters: for each parameter i "i.name" tensors, and "step", the updates
-  // of each. Copies in; throws ValueError or ShapeError if the keys or shapes differ.
+  // Everything but the parameters and the options (lr among them): for each parameter i "i.name"
+  // tensors, and "step", the updates of each. Copies in; throws ValueError or ShapeError if the
+  // keys or shapes differ.
   virtual NamedTensors state_dict() const = 0;
   void load_state_dict(const NamedTensors& state);
 
@@ -70,6 +71,8 @@ class Adam : public Optimizer {
   NamedTensors state_dict() const override;
 
  private:
+  friend class AdamW;
+  Adam(const char* name, std::vector<Tensor> params, const AdamOptions& options);
   AdamOptions options_;
   std::vector<Tensor> m_, v_;
 };

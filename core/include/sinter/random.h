@@ -25,14 +25,16 @@ class Generator {
 };
 
 // The calling thread's generator, from which modules draw their initial weights. Each thread has
-// its own, so that trainings in several threads do not disturb each other.
+// its own, so that trainings in several threads do not disturb each other; it begins at seed 0, so
+// give each a seed.
 Generator& default_generator();
 void manual_seed(uint64_t seed);
 
-// Fills x, on whatever device, with draws; float32 gets the float64 draws rounded. uniform_ draws
-// from [low, high); where these are so close that x's dtype has no number in between, low or high.
-// Throws DtypeError unless x is floating, ValueError unless low <= high, both and their difference
-// finite, and stddev >= 0.
+// Fills x, on whatever device, with draws: a leaf as torch.nn.init does, whether or not it requires
+// grad, anything else as a change in place (Tensor::copy_); float32 gets the float64 draws rounded.
+// uniform_ draws from [low, high); where these are so close that x's dtype has no number in
+// between, low or high. Throws DtypeError unless x is floating, ValueError unless low <= high, both
+// and their difference finite, and stddev >= 0.
 void uniform_(const Tensor& x, double low, double high, Generator& generator = default_generator());
 void normal_(const Tensor& x, double mean, double stddev,
              Generator& generator = default_generator());

@@ -199,12 +199,18 @@ class Tensor {
 
   // ---- for operators ----
   const std::shared_ptr<Node>& node() const;
-  Tensor with_node(std::shared_ptr<Node> node) const;
-  // Puts `data`'s storage, shape, dtype and device in the place of this tensor's: every copy of a
-  // leaf follows, stays a leaf, and loses its gradient. Throws GradError unless it is a leaf.
+  Tensor with_node(std::shared_ptr<Node> node) const;  // a detach() with a place in the graph
+  bool is_view() const;                                // made by reshape, flatten or narrow
+  // Puts `data`'s storage, dtype and device in the place of this tensor's: every copy of a leaf
+  // follows, stays a leaf, and loses its gradient; views stay what they were, on their own. Throws
+  // GradError unless it is a leaf, ShapeError unless `data` has its shape.
   void set_data(const Tensor& data) const;
   uint64_t version() const;  // counts in-place changes of the storage
   void bump_version() const;
+  // copy_, for an operator in place of that name.
+  void overwrite(const char* op, const Tensor& source) const;
+  // Whether it was ever set whether this leaf requires grad.
+  bool requires_grad_is_set() const;
   // Whether a module is known to list this leaf as its parameter (nn.h).
   bool listed() const;
   void set_listed() const;
@@ -230,6 +236,7 @@ class Tensor {
   Tensor view(const char* op, const Shape& shape, int64_t offset) const;
   // An in-place change by `op` from `source` (undefined: from nothing that has a gradient): whether
   // it is to be recorded, or GradError; and, once it is made, the record.
+  Tensor in_place_base() const;
   bool records_in_place(const char* op, const Tensor& source) const;
   void record_in_place(const char* op, const Tensor& source) const;
   void check_differentiable() const;
