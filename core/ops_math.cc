@@ -231,15 +231,19 @@ Tensor assign(const char* op, const Tensor& x, const Tensor& result) {
   return x;
 }
 
+// x for an operator whose gradient for y needs the values that x has before the change.
+Tensor old_values(const Tensor& x, const Tensor& y) { return recording({&y}) ? x.clone() : x; }
+
 }  // namespace
 
 Tensor operator+=(const Tensor& x, const Tensor& y) { return assign("+=", x, x + y); }
 Tensor operator-=(const Tensor& x, const Tensor& y) { return assign("-=", x, x - y); }
 Tensor operator*=(const Tensor& x, const Tensor& y) {
-  // y's gradient needs the values that x had.
-  return assign("*=", x, (recording({&y}) ? x.clone() : x) * y);
+  return assign("*=", x, old_values(x, y) * y);
 }
-Tensor operator/=(const Tensor& x, const Tensor& y) { return assign("/=", x, x / y); }
+Tensor operator/=(const Tensor& x, const Tensor& y) {
+  return assign("/=", x, old_values(x, y) / y);
+}
 Tensor operator+=(const Tensor& x, double y) { return assign("+=", x, x + y); }
 Tensor operator-=(const Tensor& x, double y) { return assign("-=", x, x - y); }
 Tensor operator*=(const Tensor& x, double y) { return assign("*=", x, x * y); }

@@ -232,7 +232,7 @@ class Sequential : public Module {
   Sequential() = default;
   // Each a module, which is copied or moved in, or a std::shared_ptr or std::unique_ptr to one.
   template <class... Layers>
-  requires(sizeof...(Layers) > 1 || !(std::is_same_v<std::decay_t<Layers>, Sequential> ||
+  requires(sizeof...(Layers) > 1 || !(std::is_base_of_v<Sequential, std::decay_t<Layers>> ||
                                       ...)) explicit Sequential(Layers&&... layers) {
     (append(std::forward<Layers>(layers)), ...);
   }
