@@ -138,7 +138,6 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   __shared__ T sums[kSliceWarps][kSlicedChunk];
   const bool early = table.settled;
   if (!early) wait_for_earlier();
-  const int64_t likely = *table.slot[0].step;
   const int s = table.find(blockIdx.x);
   const AdamSlot<T>& slot = table.slot[s];
   const bool counts = threadIdx.x / 32 == 2;  // the warp that is to count
@@ -147,7 +146,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   // Two warps, so that the slow parts run side by side. Nearly always all slots are at one step:
   // its powers are begun before the block's own count is there.
   const auto own_power = [&](double base) {
-    const int64_t step = *slot.step;
+    const int64_t likely = *table.slot[0].step, step = *slot.step;
     const double result = power(base, likely + 1);
     return step == likely ? result : power(base, step + 1);
   };
