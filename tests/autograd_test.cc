@@ -442,7 +442,7 @@ DEVICE_TEST("autograd: anomaly_guard names the first operator with a NaN or infi
   CHECK(std::isinf(sum(one / x).item<double>()));  // without a guard nothing is checked
 }
 
-DEVICE_TEST("autograd: the recorded operators, as shapes", "[autograd]") {
+DEVICE_TEST("autograd: the recorded operators as shapes", "[autograd]") {
   const Tensor w = leaf({{2, 3}, {1, 2, 3, 4, 5, 6}}, {kFloat64, device});
   const Tensor x = zeros({4, 3}, {kFloat64, device});
   CHECK(recorded_ops(x).empty());

@@ -291,7 +291,7 @@ CUDA_TEST("conv2d: the direct algorithm against the oracle", "[conv2d]") {
   check_batch(device, {5, 4, 9, 11}, {7, 4, 7, 5}, true, {.pad_h = 3, .pad_w = 2});
 }
 
-CUDA_TEST("conv2d: TF32 keeps to its bound, and only where it is allowed", "[conv2d]") {
+CUDA_TEST("conv2d: TF32 keeps to its bound and only where it is allowed", "[conv2d]") {
   if (!has_tensor_cores(device)) return;
   {
     const With with(ConvAlgo::kTensorCore, true);

@@ -227,7 +227,7 @@ TEST_CASE("synthetic: no image comes twice, neither in train nor in test", "[dat
 
 // ---- batches ------------------------------------------------------------------------------------
 
-DEVICE_TEST("batches: each image once an epoch, in another order each time", "[data]") {
+DEVICE_TEST("batches: each image once an epoch in another order each time", "[data]") {
   const ImageSet set = numbered(103, device);
   Batches batches(set, {.batch_size = 10, .seed = 7});
   REQUIRE(batches.size() == 11);
@@ -310,7 +310,7 @@ DEVICE_TEST("batches: without shuffle the order of the set", "[data]") {
   CHECK(order(batches) == ascending(23));
 }
 
-DEVICE_TEST("batches: pixels are scaled, then normalized by channel", "[data]") {
+DEVICE_TEST("batches: pixels are scaled and then normalized by channel", "[data]") {
   ImageSet set;
   set.images = from_vector<uint8_t>({0, 51, 255, 102, 204, 0}, {1, 3, 1, 2});
   set.labels = from_vector<uint8_t>({4}, {1});

@@ -103,7 +103,7 @@ DEVICE_TEST("fused_conv: other layers equal their parts", "[fused]") {
   check_exact(device, {{2, 20, 9, 9}, {4, 20, 4, 4}});      // no fused kernel on every device
 }
 
-DEVICE_TEST("fused_conv: strides, dilation and groups", "[fused]") {
+DEVICE_TEST("fused_conv: strides and dilation and groups", "[fused]") {
   const Array x = integers({3, 4, 17, 15}, 1, 3), w = integers({6, 2, 3, 3}, 2, 3);
   const TensorOptions options{kFloat32, device};
   const Conv2dOptions conv{.stride = Pair(2, 1), .dilation = Pair(1, 2), .groups = 2};
@@ -177,7 +177,7 @@ DEVICE_TEST("fused_conv: gradient check", "[fused]") {
   }
 }
 
-DEVICE_TEST("fused_conv: ties, zeros and windows below zero", "[fused]") {
+DEVICE_TEST("fused_conv: ties and zeros and windows below zero", "[fused]") {
   // The centre's weight alone, and padding: the convolution is the identity.
   Array w = filled({1, 1, 3, 3});
   w.v[4] = 1;

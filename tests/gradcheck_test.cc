@@ -161,7 +161,7 @@ DEVICE_TEST("gradcheck: a small derivative is not hidden by large ones", "[gradc
   }
 }
 
-DEVICE_TEST("gradcheck: kinks are set aside, and are no errors", "[gradcheck]") {
+DEVICE_TEST("gradcheck: kinks are set aside and are no errors", "[gradcheck]") {
   Array at_zero = ramp({40}, 9);
   at_zero.v[17] = 0;
   const auto f = [](const std::vector<Tensor>& in) { return relu(in[0]) * in[0] + relu(in[0]); };
@@ -233,7 +233,8 @@ DEVICE_TEST("gradcheck: nothing but kinks is not ok", "[gradcheck]") {
   CHECK(gradcheck(jump, {one}).ok);
 }
 
-DEVICE_TEST("gradcheck: inputs without elements, unused inputs, a finite result", "[gradcheck]") {
+DEVICE_TEST("gradcheck: inputs without elements and unused ones and a finite result",
+            "[gradcheck]") {
   const TensorOptions options{kFloat64, device};
   for (const bool full : kModes) {
     // A batch of none: w still has a gradient, zero.

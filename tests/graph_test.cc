@@ -48,7 +48,7 @@ void check_same_weights(Module& a, Module& b) {
 
 }  // namespace
 
-CUDA_TEST("graph: replayed steps are the eager ones, bit for bit", "[graph]") {
+CUDA_TEST("graph: replayed steps are the eager ones bit for bit", "[graph]") {
   Training eager(device), replayed(device);
   constexpr int kSteps = 12;  // two epochs' worth: the position goes on at the beginning
   std::vector<float> eager_losses, replayed_losses;
@@ -74,7 +74,7 @@ CUDA_TEST("graph: replayed steps are the eager ones, bit for bit", "[graph]") {
   CHECK(replayed.optimizer->steps() == kSteps);
 }
 
-CUDA_TEST("graph: several steps in one, the next batch gathered on a branch", "[graph]") {
+CUDA_TEST("graph: several steps in one with the next batch gathered on a branch", "[graph]") {
   Training eager(device), replayed(device);
   for (int i = 0; i < 9; ++i) eager.step();
   replayed.step();
@@ -111,7 +111,7 @@ CUDA_TEST("graph: a changed learning rate counts at the next replay", "[graph]")
   check_same_weights(*eager.net, *replayed.net);
 }
 
-CUDA_TEST("graph: shared weights and weights that are results, with branches", "[graph]") {
+CUDA_TEST("graph: shared weights and weights that are results with branches", "[graph]") {
   // Their gradients meet on the main line, which has to wait for the branches that made them.
   const auto run = [&](bool graphed) {
     const Tensor x = tensor(noise({16, 24}, 1), {kFloat32, device});

@@ -215,7 +215,7 @@ TEST_CASE("profile: without a GPU among the devices it is refused before any wor
 
 #ifdef SINTER_WITH_CUDA
 
-CUDA_TEST("profile: the recorder sees every kernel, also in a graph", "[profile]") {
+CUDA_TEST("profile: the recorder sees every kernel and those in a graph", "[profile]") {
   if (!profiler_unavailable().empty()) FAIL(profiler_unavailable());
   Tensor x = zeros({1000}, {kFloat32, device});
   for (int round = 0; round < 2; ++round) {  // a second profiler works as the first

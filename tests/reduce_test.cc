@@ -146,7 +146,7 @@ DEVICE_TEST("reduce: gradient check", "[reduce]") {
   }
 }
 
-DEVICE_TEST("reduce: dimensions as a number or a list, and as members", "[reduce]") {
+DEVICE_TEST("reduce: dimensions as a number or a list and as members", "[reduce]") {
   const Tensor x = tensor(noise({2, 3, 4}, 1), {kFloat32, device});
   const std::vector<int> list = {0, -1};
   CHECK(same_bits(sum(x, 1), sum(x, {1})));

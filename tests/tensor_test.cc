@@ -219,7 +219,7 @@ DEVICE_TEST("tensor: changes in place", "[tensor]") {
   CHECK(t.to_vector<double>() == std::vector<double>{1, 2, 3, 9, 9, 9});
 }
 
-DEVICE_TEST("tensor: values put off are computed when they are asked for, once", "[tensor]") {
+DEVICE_TEST("tensor: values put off are computed once when they are asked for", "[tensor]") {
   int computed = 0;
   const auto put_off = [&] {
     Tensor t = empty({2, 3}, {kFloat32, device});

@@ -75,7 +75,7 @@ TEST_CASE("compare: what is right and what is wrong", "[verify]") {
   CHECK_FALSE(app::compare_recorded("y", x, zeros({2, 2}), 1).wrong.empty());
 }
 
-DEVICE_TEST("verify: a wrong operator is found, forward and backward", "[verify]") {
+DEVICE_TEST("verify: a wrong operator is found forward and backward", "[verify]") {
   // Right but for one element of the result or of the gradient, by a thousandth.
   const auto spoilt = [](const Tensor& x, double by) {
     std::vector<double> factor(static_cast<size_t>(x.numel()), 1);
