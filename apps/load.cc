@@ -1,8 +1,10 @@
 #include "load.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "sinter/checkpoint.h"
+#include "sinter/models.h"
 
 namespace sinter::app {
 
@@ -76,12 +78,26 @@ Dataset load_dataset(const Options& options, Progress& progress) {
   return options.dataset == "cifar10" ? load_cifar10(options, progress) : synthetic(options);
 }
 
-NamedTensors load_weights(const char* option, const std::filesystem::path& path) {
+NamedTensors load_weights(const char* option, const std::filesystem::path& path,
+                          const std::string& model) {
+  NamedTensors weights;
   try {
-    return sinter::load_weights(path);
+    weights = sinter::load_weights(path);
   } catch (const DataError& e) {
     throw DataError(str(option, ": ", e.what()));
   }
+  try {
+    const std::unique_ptr<Module> holder = make_model(model);
+    holder->load_state_dict(weights);
+    for (const auto& [key, tensor] : holder->state_dict()) {  // as the model's dtype holds them
+      for (const float value : tensor.to_vector<float>())
+        require<DataError>(std::isfinite(value), "an element of ", key, " is ", value,
+                           ", expected finite numbers");
+    }
+  } catch (const Error& e) {
+    throw DataError(str(option, ": ", path.string(), ": not weights of ", model, ": ", e.what()));
+  }
+  return weights;
 }
 
 }  // namespace sinter::app

@@ -52,7 +52,7 @@ nlohmann::ordered_json to_json(const Job& job) {
 std::unique_ptr<Module> initial_model(const Job& job, DType dtype) {
   manual_seed(job.seed);
   std::unique_ptr<Module> model = make_model(job.model);
-  if (!job.initial.empty()) model->load_state_dict(job.initial);
+  if (job.initial) model->load_state_dict(*job.initial);
   model->to(dtype);
   model->to(job.device);
   return model;

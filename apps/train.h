@@ -32,10 +32,10 @@ struct Job {
   bool shuffle = true;
   std::string conv_algo = "auto";  // see ConvAlgo; set for the process by main, like tf32
   bool tf32 = false;
-  bool detect_anomaly = false;  // which runs fused operators apart: other bits
-  bool graph = true;            // on a GPU, replay captured steps; the weights are the same
-  uint64_t seed = 0;            // of the initial weights and the shuffling
-  NamedTensors initial;         // weights to start from; empty: drawn from seed
+  bool detect_anomaly = false;          // which runs fused operators apart: other bits
+  bool graph = true;                    // on a GPU, replay captured steps; the weights are the same
+  uint64_t seed = 0;                    // of the initial weights and the shuffling
+  std::optional<NamedTensors> initial;  // weights to start from; unset: drawn from seed
   Device device;
 };
 std::string describe(const Job& job);  // "cifar_cnn, 10 epochs, batch 64, adam, lr 0.001, seed 0"

@@ -101,7 +101,7 @@ std::map<std::string, std::string> configuration(const Job& job, const Dataset& 
           {"--tf32", job.tf32 ? "on" : "off"},
           {kAnomalyKey, job.detect_anomaly ? "on" : "off"},
           {kDataKey, fingerprint(data.train)},
-          {"--init", job.initial.empty() ? "none" : "weights " + state_hash(job.initial)},
+          {"--init", job.initial ? "weights " + state_hash(*job.initial) : "none"},
           {"dtype", name(kFloat32)}};
 }
 

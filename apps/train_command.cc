@@ -22,7 +22,7 @@ void train_command(const Options& options) {
   job.device = choose_device(options.device);
   synchronize(job.device);  // makes a GPU's context, which is the driver's work
   const double context_seconds = context_clock.seconds();
-  if (!options.init.empty()) job.initial = load_weights("--init", options.init);
+  if (!options.init.empty()) job.initial = load_weights("--init", options.init, job.model);
 
   Progress progress(options.quiet);
   progress.line(str("sinter train: ", describe(job)));

@@ -453,6 +453,51 @@ TEST_CASE("app: a test loss that is not finite is a failure", "[app]") {
   CHECK(fs::is_empty(folder / "c"));
 }
 
+TEST_CASE("app: a file without the model's weights is refused, by option and name", "[app]") {
+  const Folder folder;
+  NamedTensors weights = app::initial_model({})->state_dict();
+  save_safetensors(folder / "empty", {});
+  save_checkpoint(folder / "stateless", {{}, {}, {{"losses", zeros({1})}}, {}});
+  save_safetensors(folder / "other", {{"fc.weight", zeros({2, 2})}});
+  NamedTensors changed = weights;
+  changed[0].second = zeros({2, 2});
+  save_safetensors(folder / "shape", changed);
+  for (const double value : {std::nan(""), -HUGE_VAL, 1e300}) {  // the last one's float is infinite
+    changed[0].second = full(weights[0].second.shape(), value, {.dtype = kFloat64});
+    save_safetensors(folder / str("value", value), changed);
+  }
+  for (const auto& [name, part] :
+       {std::pair("empty", "missing keys"), std::pair("stateless", "missing keys"),
+        std::pair("other", "missing keys"), std::pair("shape", "of shape"),
+        std::pair("valuenan", "conv1.weight is nan"), std::pair("value-inf", "is -inf"),
+        std::pair("value1e+300", "is inf")}) {
+    const std::string file = folder / name;
+    for (const auto& args : {job("eval", {"--device", "cpu", "--weights", file}),
+                             job("train", {"--device", "cpu", "--max-steps", "1", "--init", file,
+                                           "--save", folder / "w", "--quiet"})}) {
+      const Result result = run(folder, args);
+      INFO(result.err);
+      CHECK(result.code == 1);
+      CHECK(result.out.empty());
+      CHECK(contains(result.err, (args[0] == "eval" ? "--weights: " : "--init: ") + file + ": "));
+      CHECK(contains(result.err, part));
+    }
+  }
+  CHECK(!fs::exists(folder / "w"));
+  app::Job empty;
+  empty.initial.emplace();
+  CHECK_THROWS_AS(app::initial_model(empty), ValueError);
+
+  // Finite weights whose outputs are not.
+  for (auto& [key, tensor] : weights) tensor = full(tensor.shape(), 1e30);
+  save_safetensors(folder / "far", weights);
+  const Result far = run(folder, job("eval", {"--device", "cpu", "--weights", folder / "far"}));
+  INFO(far.err);
+  CHECK(far.code == 1);
+  CHECK(far.out.empty());
+  CHECK(contains(far.err, "far: the test loss is "));
+}
+
 TEST_CASE("app: weights are taken out of a checkpoint", "[app]") {
   const Folder folder;
   const Result trained =
