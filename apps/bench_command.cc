@@ -218,7 +218,8 @@ void bench_command(const Options& options) {
   require_distinct(
       {{"--json", options.json}, {"--markdown", options.markdown}, {"--metrics", options.metrics}});
   const Output json("--json", options.json), page_output("--markdown", options.markdown);
-  const Output metrics_output("--metrics", options.metrics);
+  std::optional<Metrics> metrics;
+  if (!options.metrics.empty()) metrics.emplace(options.metrics);
   const std::vector<Device> devices = devices_asked_for("--devices", options.devices);
   std::optional<Device> profiled;
   if (options.profile) profiled = require_profilable(devices);
@@ -237,8 +238,6 @@ void bench_command(const Options& options) {
   const std::vector<Agreement> agreements =
       require_agreement(options.job, data.train, devices, progress);
 
-  std::optional<Metrics> metrics;
-  if (!options.metrics.empty()) metrics.emplace(options.metrics);
   std::vector<DeviceResult> results;
   for (const Device device : devices) {
     DeviceResult result{device, describe(device), {}};

@@ -315,6 +315,10 @@ Options parse_options(int argc, const char* const* argv) {
   o.command = command.get_name();
   const CLI::Option* data_dir = command.get_option_no_throw("--data-dir");
   o.data_dir_named = data_dir != nullptr && data_dir->count() > 0;
+  // Not -0, which would pass for another number in records.
+  o.job.lr += 0.;
+  o.job.momentum += 0.;
+  if (o.job.weight_decay) *o.job.weight_decay += 0.;
   if (o.job.optimizer != "sgd" && o.job.momentum != 0) {
     throw UsageError(str("--momentum: expected --optimizer sgd beside it, got ", o.job.optimizer));
   }

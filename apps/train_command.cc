@@ -13,10 +13,22 @@ void train_command(const Options& options) {
   std::optional<CheckpointFolder> folder;
   if (!options.checkpoint.empty()) folder.emplace(options.checkpoint);
   const std::filesystem::path checkpoint = folder ? folder->file() : std::filesystem::path();
+  const std::filesystem::path lock = folder ? folder->lock() : std::filesystem::path();
+  require_distinct({{"--save", options.save},
+                    {"--metrics", options.metrics},
+                    {"--checkpoint", checkpoint},
+                    {"--checkpoint", lock}});
   require_distinct(
-      {{"--save", options.save}, {"--metrics", options.metrics}, {"--checkpoint", checkpoint}});
-  require_distinct({{"--init", options.init}, {"--metrics", options.metrics}});
-  const Output save_output("--save", options.save), metrics_output("--metrics", options.metrics);
+      {{"--init", options.init}, {"--metrics", options.metrics}, {"--checkpoint", lock}});
+  for (const auto& [option, path] :
+       {std::pair("--save", options.save), std::pair("--metrics", options.metrics)}) {
+    if (folder && folder->is_leftover(path))
+      throw UsageError(str(option, ": ", path.string(),
+                           " is a name of --checkpoint's temporary files; choose another one"));
+  }
+  const Output save_output("--save", options.save);
+  std::optional<Metrics> metrics;
+  if (!options.metrics.empty()) metrics.emplace(options.metrics);
   Job job = options.job;
   const Stopwatch context_clock;
   job.device = choose_device(options.device);
@@ -39,9 +51,6 @@ void train_command(const Options& options) {
 
   std::optional<Checkpoints> checkpoints;
   if (folder) checkpoints.emplace(*folder, options.every, options.resume, job, data, progress);
-  std::optional<Metrics> metrics;
-  if (!options.metrics.empty())
-    metrics.emplace(options.metrics, checkpoints ? checkpoints->step() : 0);
   const bool resumed = checkpoints && checkpoints->step() > 0;
   const std::string name = data.name;
   std::optional<anomaly_guard> guard;

@@ -230,6 +230,19 @@ class AtomicFile {
 
   // Whether it is written where it is: a device or a pipe.
   bool in_place() const { return target_.empty(); }
+  // Whether a file of this name beside `target` is one that was to replace it.
+  static bool is_temporary(std::string_view name, const std::filesystem::path& target) {
+    const std::string before = first_part(target) + ".";
+    if (name.substr(0, before.size()) != before) return false;
+    name.remove_prefix(before.size());
+    for (const std::string_view after : {".", ".tmp"}) {  // each behind a number
+      const size_t digits = name.find_first_not_of("0123456789");
+      if (digits == 0 || digits == name.npos || name.substr(digits, after.size()) != after)
+        return false;
+      name.remove_prefix(digits + after.size());
+    }
+    return name.empty();
+  }
   void write(const void* from, size_t bytes) { file_->write(from, bytes); }
   void commit() {
     if (in_place()) return file_->close();
@@ -254,13 +267,16 @@ class AtomicFile {
   static std::filesystem::path folder_of(const std::filesystem::path& path) {
     return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
   }
+  // Of the 255 bytes of a name; the rest is for the numbers.
+  static std::string first_part(const std::filesystem::path& target) {
+    return target.filename().string().substr(0, 200);
+  }
   // Not mkstemp, whose files only their owner may read, whatever the umask.
   static std::filesystem::path unused_name(const std::filesystem::path& path) {
     static std::atomic<int> counter = 0;
-    constexpr size_t kLongest = 200;  // of the 255 bytes of a name, the rest being for the number
     std::filesystem::path name;
     do {
-      name = path.parent_path() / path.filename().string().substr(0, kLongest);
+      name = path.parent_path() / first_part(path);
       name += str(".", ::getpid(), ".", counter++, ".tmp");
     } while (::access(name.c_str(), F_OK) == 0);
     return name;
