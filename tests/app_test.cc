@@ -690,6 +690,61 @@ TEST_CASE("app: being told to end is like Ctrl-C", "[app]") {
   }
 }
 
+TEST_CASE("app: drawing images can be stopped", "[app]") {
+  const Folder folder;
+  Process process(folder, {"train", "--device", "cpu", "--dataset", "synthetic", "--threads", "1",
+                           "--synthetic-size", "1000000"});
+  while (process.running() && !contains(process.err(), "device: "))
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const auto start = std::chrono::steady_clock::now();
+  process.send(SIGINT);
+  CHECK(process.wait() == 130);
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(5));
+  CHECK(contains(process.err(), "interrupted: while drawing images"));
+}
+
+TEST_CASE("app: a signal that was ignored stays so", "[app]") {
+  const Folder folder;
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    const auto before = signal(number, SIG_IGN);
+    Process process(folder, job("train", {"--device", "cpu", "--epochs", "2", "--metrics",
+                                          folder / str("m", number)}));
+    signal(number, before);
+    while (process.running() && !fs::exists(folder / str("m", number)))
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    process.send(number);
+    CHECK(process.wait() == 0);
+    INFO(process.err());
+  }
+}
+
+TEST_CASE("app: limits of the shell are errors and not the end", "[app]") {
+  const Folder folder;
+  const std::string save = folder / "w";
+  const auto limited = [&](const std::string& limit, std::vector<std::string> args) {
+    std::string command = "ulimit " + limit + "; exec timeout -s KILL 60 " SINTER_APP_PATH;
+    for (const std::string& arg : args) command += " '" + arg + "'";
+    const int status = std::system(
+        (command + " >'" + (folder / "out").string() + "' 2>'" + (folder / "err").string() + "'")
+            .c_str());
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000;
+  };
+  // More than fits: the file that was there stays, and nothing half-written.
+  write(save, "old");
+  CHECK(limited("-f 100", job("train", {"--device", "cpu", "--max-steps", "1", "--save", save,
+                                        "--checkpoint", folder / "c"})) == 1);
+  INFO(test::read_file(folder / "err"));
+  CHECK(contains(test::read_file(folder / "err"), "File too large"));
+  CHECK(test::read_file(save) == "old");
+  CHECK(folder.entries() == 3);         // w, out, err
+  if (test::under_sanitizer()) return;  // whose memory is beyond any limit
+  for (const char* limit : {"-d 50000", "-v 800000"}) {
+    CHECK(limited(limit, {"--version"}) == 0);
+    CHECK(contains(test::read_file(folder / "out"), "sinter "));
+  }
+}
+
 TEST_CASE("app: Ctrl-C stops cleanly and leaves the old weights alone", "[app]") {
   const Folder folder;
   write(folder / "w.safetensors", "as it was");
