@@ -30,10 +30,10 @@ void eval_command(const Options& options) {
   // Finite weights can be far out too.
   require<Error>(std::isfinite(result.loss), "--weights: ", options.weights.string(),
                  ": the test loss is ", result.loss, ", expected a finite number");
-  if (!options.logits.empty())
-    save_safetensors(options.logits, {{"logits", logits.to(kCpu)}}, {{"dataset", data.name}});
   std::cout << "test accuracy " << fixed(result.accuracy(), 2) << " % (" << result.correct << " of "
             << result.images << "), loss " << fixed(result.loss, 4) << ", " << data.name << "\n";
+  if (!options.logits.empty())
+    save_safetensors(options.logits, {{"logits", logits.to(kCpu)}}, {{"dataset", data.name}});
 }
 
 }  // namespace sinter::app

@@ -1,3 +1,4 @@
+#include <exception>
 #include <iostream>
 
 #include "commands.h"
@@ -58,10 +59,15 @@ void train_command(const Options& options) {
   const TrainResult result = train(job, std::move(data), progress, metrics ? &*metrics : nullptr,
                                    checkpoints ? &*checkpoints : nullptr);
 
+  std::exception_ptr save_error;  // which must not cost the result
   if (!options.save.empty()) {
-    // Nothing that differs from run to run: equal trainings give equal files.
-    save_safetensors(options.save, result.model->state_dict(),
-                     {{"format", "pt"}, {"model", job.model}, {"dataset", name}});
+    try {
+      // Nothing that differs from run to run: equal trainings give equal files.
+      save_safetensors(options.save, result.model->state_dict(),
+                       {{"format", "pt"}, {"model", job.model}, {"dataset", name}});
+    } catch (const Error&) {
+      save_error = std::current_exception();
+    }
   }
   std::string first_step;
   if (result.first_step > 0)  // not if a resumed training had nothing left to do
@@ -79,6 +85,7 @@ void train_command(const Options& options) {
             << grouped(static_cast<int64_t>(static_cast<double>(result.images) / result.seconds))
             << " images/s; whole command " << duration(command_clock().seconds()) << "\n"
             << first_step << "weights' hash " << state_hash(result.model->state_dict()) << "\n";
+  if (save_error) std::rethrow_exception(save_error);
   if (!options.save.empty()) std::cout << "weights saved to " << options.save.string() << "\n";
 }
 

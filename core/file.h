@@ -207,7 +207,7 @@ inline std::unique_ptr<File> open_in_place(const std::filesystem::path& path) {
 // written where it is.
 class AtomicFile {
  public:
-  // Throws DataError if it cannot be written.
+  // Throws DataError if it cannot be written, or could not be put in place.
   explicit AtomicFile(const std::filesystem::path& path) : file_(open_in_place(path)) {
     if (file_) return;
     target_ = link_target(path);
@@ -218,6 +218,7 @@ class AtomicFile {
     if (::stat(folder_of(target_).c_str(), &folder) != 0 && errno == ENOENT)
       throw DataError(str(path.string(), ": cannot create: No such file or directory; make the ",
                           "folder ", folder_of(target_).string(), " first"));
+    if (replaces) require_replaceable(path, old, folder);
     file_ = std::make_unique<File>(unused_name(target_), O_WRONLY | O_CREAT | O_EXCL,
                                    replaces ? 0600 : 0666, path);
     if (replaces) file_->make_like(old);
@@ -266,6 +267,20 @@ class AtomicFile {
  private:
   static std::filesystem::path folder_of(const std::filesystem::path& path) {
     return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+  }
+  // What only rename would find out, when the work is done: someone else's file in a folder like
+  // /tmp, a mount point, a file that may only be appended to.
+  void require_replaceable(const std::filesystem::path& path, const struct stat& old,
+                           const struct stat& folder) const {
+    const uid_t user = ::geteuid();
+    if ((folder.st_mode & S_ISVTX) != 0 && user != 0 && user != old.st_uid && user != folder.st_uid)
+      throw_errno(path, "replace", EPERM);
+#ifdef STATX_ATTR_MOUNT_ROOT
+    struct statx more {};
+    if (::statx(AT_FDCWD, target_.c_str(), 0, 0, &more) != 0) return;
+    if ((more.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0) throw_errno(path, "replace", EBUSY);
+    if ((more.stx_attributes & STATX_ATTR_APPEND) != 0) throw_errno(path, "replace", EPERM);
+#endif
   }
   // Of the 255 bytes of a name; the rest is for the numbers.
   static std::string first_part(const std::filesystem::path& target) {
