@@ -217,10 +217,12 @@ bool CheckpointFolder::is_leftover(const std::filesystem::path& path) const {
 }
 
 void CheckpointFolder::remove_leftovers() const {
-  for (const auto& entry : std::filesystem::directory_iterator(file_.parent_path())) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(file_.parent_path(), error)) {
     std::error_code ignored;
     if (is_leftover(entry.path())) std::filesystem::remove(entry.path(), ignored);
   }
+  if (error) throw_errno(file_.parent_path(), "list", error.value());
 }
 
 Checkpoints::Checkpoints(const CheckpointFolder& folder, int64_t every, bool resume, const Job& job,
