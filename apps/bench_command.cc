@@ -218,7 +218,8 @@ void bench_command(const Options& options) {
   require_distinct(
       {{"--json", options.json}, {"--markdown", options.markdown}, {"--metrics", options.metrics}});
   const Output json("--json", options.json), page_output("--markdown", options.markdown);
-  const Output metrics_output("--metrics", options.metrics);
+  std::optional<Metrics> metrics;
+  if (!options.metrics.empty()) metrics.emplace(options.metrics);
   const std::vector<Device> devices = devices_asked_for("--devices", options.devices);
   std::optional<Device> profiled;
   if (options.profile) profiled = require_profilable(devices);
@@ -237,8 +238,6 @@ void bench_command(const Options& options) {
   const std::vector<Agreement> agreements =
       require_agreement(options.job, data.train, devices, progress);
 
-  std::optional<Metrics> metrics;
-  if (!options.metrics.empty()) metrics.emplace(options.metrics);
   std::vector<DeviceResult> results;
   for (const Device device : devices) {
     DeviceResult result{device, describe(device), {}};
@@ -270,9 +269,32 @@ void bench_command(const Options& options) {
       options, data, agreements, results, profile, this_machine(), command_clock().seconds()};
   const std::string page = markdown(report);
   std::cout << page;
-  write_file(options.markdown, "# Sinter benchmark\n\n" + page);
-  write_file(options.json, to_json(report).dump(2) + "\n");
-  std::cout << "Written: " << options.markdown.string() << ", " << options.json.string() << "\n";
+  // Nor must that of one file cost the other.
+  std::string written;
+  std::exception_ptr write_error;
+  const auto write = [&](const std::filesystem::path& path, const std::string& text) {
+    try {
+      write_file(path, text);
+      written += (written.empty() ? "" : ", ") + path.string();
+    } catch (const DataError& e) {
+      if (write_error)
+        progress.warning(e.what());
+      else
+        write_error = std::current_exception();
+    }
+  };
+  write(options.markdown, "# Sinter benchmark\n\n" + page);
+  // A path, which is among them, need not be UTF-8.
+  write(options.json, to_json(report).dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  if (!written.empty()) std::cout << "Written: " << written << "\n";
+  if (profile_error && write_error) {
+    try {
+      std::rethrow_exception(profile_error);
+    } catch (const Error& e) {
+      progress.warning(e.what());
+    }
+  }
+  if (write_error) std::rethrow_exception(write_error);
   if (profile_error) std::rethrow_exception(profile_error);
 }
 

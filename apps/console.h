@@ -31,8 +31,9 @@ struct Interrupted : std::runtime_error {
 void occupy_standard_descriptors();
 
 // From now on the first Ctrl-C (SIGINT), SIGTERM or SIGHUP only sets a flag, which long work asks
-// for between its steps; a second one ends the process as usual. Writing to a pipe that nobody
-// reads any more is an error like others, not the end of a training.
+// for between its steps; a second one ends the process as usual. One that was ignored stays so.
+// Writing to a pipe that nobody reads any more, or past the limit on a file's size, is an error
+// like others, not the end of a training.
 void handle_signals();
 bool interrupted();
 int interrupt_signal();  // the one that came; 0: none

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <iostream>
 
 #include "commands.h"
@@ -12,7 +13,7 @@ void eval_command(const Options& options) {
   const Output logits_output("--logits", options.logits);
   Job job = options.job;
   job.device = choose_device(options.device);
-  job.initial = load_weights("--weights", options.weights);
+  job.initial = load_weights("--weights", options.weights, job.model);
   const std::unique_ptr<Module> model = initial_model(job);
 
   Progress progress(options.quiet);
@@ -26,10 +27,13 @@ void eval_command(const Options& options) {
   if (!options.logits.empty())
     logits = empty({data.test.size(), data.test.classes}, {kFloat32, job.device});
   const Evaluation result = evaluate(*model, data.test, logits);
-  if (!options.logits.empty())
-    save_safetensors(options.logits, {{"logits", logits.to(kCpu)}}, {{"dataset", data.name}});
+  // Finite weights can be far out too.
+  require<Error>(std::isfinite(result.loss), "--weights: ", options.weights.string(),
+                 ": the test loss is ", result.loss, ", expected a finite number");
   std::cout << "test accuracy " << fixed(result.accuracy(), 2) << " % (" << result.correct << " of "
             << result.images << "), loss " << fixed(result.loss, 4) << ", " << data.name << "\n";
+  if (!options.logits.empty())
+    save_safetensors(options.logits, {{"logits", logits.to(kCpu)}}, {{"dataset", data.name}});
 }
 
 }  // namespace sinter::app

@@ -1,8 +1,10 @@
 #include "load.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "sinter/checkpoint.h"
+#include "sinter/models.h"
 
 namespace sinter::app {
 
@@ -30,9 +32,14 @@ std::filesystem::path download(const std::filesystem::path& dir, Progress& progr
   return folder;
 }
 
-Dataset synthetic(const Options& options) {
+Dataset synthetic(const Options& options, Progress& progress) {
   const int64_t size = options.synthetic_size;
-  return synthetic_dataset(size, std::max<int64_t>(size / 5, 1));
+  return synthetic_dataset(
+      size, std::max<int64_t>(size / 5, 1), 0, [&](int64_t done, int64_t total) {
+        check_interrupt("while drawing images");
+        progress.bar("synthetic images", static_cast<double>(done) / static_cast<double>(total),
+                     str(grouped(done), " of ", grouped(total)));
+      });
 }
 
 // What is there is read, and a fault in it is an error: going on without would hide it.
@@ -65,7 +72,7 @@ Dataset load_cifar10(const Options& options, Progress& progress) {
     if (options.download) throw;
     progress.warning(str(e.what(), "\nCIFAR-10 cannot be had: going on with ", kSyntheticName,
                          ". Accuracies say nothing about CIFAR-10."));
-    return synthetic(options);
+    return synthetic(options, progress);
   }
   return read_cifar10(folder);
 }
@@ -73,15 +80,30 @@ Dataset load_cifar10(const Options& options, Progress& progress) {
 }  // namespace
 
 Dataset load_dataset(const Options& options, Progress& progress) {
-  return options.dataset == "cifar10" ? load_cifar10(options, progress) : synthetic(options);
+  return options.dataset == "cifar10" ? load_cifar10(options, progress)
+                                      : synthetic(options, progress);
 }
 
-NamedTensors load_weights(const char* option, const std::filesystem::path& path) {
+NamedTensors load_weights(const char* option, const std::filesystem::path& path,
+                          const std::string& model) {
+  NamedTensors weights;
   try {
-    return sinter::load_weights(path);
+    weights = sinter::load_weights(path);
   } catch (const DataError& e) {
     throw DataError(str(option, ": ", e.what()));
   }
+  try {
+    const std::unique_ptr<Module> holder = make_model(model);
+    holder->load_state_dict(weights);
+    for (const auto& [key, tensor] : holder->state_dict()) {  // as the model's dtype holds them
+      for (const float value : tensor.to_vector<float>())
+        require<DataError>(std::isfinite(value), "an element of ", key, " is ", value,
+                           ", expected finite numbers");
+    }
+  } catch (const Error& e) {
+    throw DataError(str(option, ": ", path.string(), ": not weights of ", model, ": ", e.what()));
+  }
+  return weights;
 }
 
 }  // namespace sinter::app

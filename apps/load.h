@@ -12,7 +12,9 @@ namespace sinter::app {
 // Ctrl-C.
 Dataset load_dataset(const Options& options, Progress& progress);
 
-// The weights in the file that `option` names, a checkpoint's too. Throws DataError.
-NamedTensors load_weights(const char* option, const std::filesystem::path& path);
+// The weights in the file that `option` names, a checkpoint's too. Throws DataError, also for those
+// that are not weights of `model`, each of them finite.
+NamedTensors load_weights(const char* option, const std::filesystem::path& path,
+                          const std::string& model);
 
 }  // namespace sinter::app

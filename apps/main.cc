@@ -21,11 +21,14 @@ bool set_if_unset(const char* name, const std::string& value) {
 
 // Settings that OpenBLAS reads while it is loaded, before main can speak to it, so that the command
 // starts itself anew with them: the kernels where it chose some that do not suit the CPU, and under
-// a limit on address space no threads, of which each takes 128 MB, or waits for them for ever. What
-// the user has set stays.
+// a limit on address space or data no threads, of which each takes 128 MB, or waits for them for
+// ever. What the user has set stays.
 void settle_environment(char** argv) {
-  rlimit space{};
-  const bool limited = getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY;
+  bool limited = false;
+  for (const auto resource : {RLIMIT_AS, RLIMIT_DATA}) {
+    rlimit space{};
+    limited |= getrlimit(resource, &space) == 0 && space.rlim_cur != RLIM_INFINITY;
+  }
   bool anew = set_if_unset("OPENBLAS_CORETYPE", better_blas_kernels());
   anew |= set_if_unset("OPENBLAS_NUM_THREADS", limited ? "1" : "");
   if (anew) execv("/proc/self/exe", argv);  // fails where there is no /proc: go on as we are

@@ -72,11 +72,28 @@ std::string check_value(const std::string& text) {
   return "";
 }
 
-void refuse_missing_values(CLI::App& app) {
+// For flags, which may be given as "--quiet=false".
+std::string check_flag(const std::string& text) {
+  try {
+    CLI::detail::to_flag_value(text);
+    return "";
+  } catch (const std::logic_error&) {  // of std::stoll
+    return str("expected no value, or true or false, got '", text, "'");
+  }
+}
+
+void check_values(CLI::App& app) {
   for (CLI::App* command : app.get_subcommands({})) {
-    for (CLI::Option* option : command->get_options()) {
-      if (option->get_items_expected_max() > 0) option->check(check_value);
-    }
+    for (CLI::Option* option : command->get_options())
+      option->check(option->get_items_expected_max() > 0 ? check_value : check_flag);
+  }
+}
+
+void refuse_repetitions(const CLI::App& command) {
+  for (const CLI::Option* option : command.get_options()) {
+    if (option->get_items_expected_max() == 1 && option->count() > 1)
+      throw UsageError(
+          str(option->get_name(), ": given ", option->count(), " times, expected once"));
   }
 }
 
@@ -286,7 +303,7 @@ Options parse_options(int argc, const char* const* argv) {
   add_devices_option(*verify, "--device", o);
   add_threads_option(*verify, o);
 
-  refuse_missing_values(app);
+  check_values(app);
   refuse_empty_assignments(argc, argv);
   try {
     app.parse(argc, argv);
@@ -307,6 +324,9 @@ Options parse_options(int argc, const char* const* argv) {
     throw UsageError(str("expected a command: train, bench, eval, doctor, gradcheck or verify",
                          rest.empty() ? "" : ", got '" + rest.front() + "'",
                          "; 'sinter --help' says more"));
+  } catch (const CLI::ArgumentMismatch& e) {
+    for (const CLI::App* command : app.get_subcommands()) refuse_repetitions(*command);
+    throw UsageError(e.what());
   } catch (const CLI::ParseError& e) {
     throw UsageError(e.what());
   }
@@ -315,6 +335,10 @@ Options parse_options(int argc, const char* const* argv) {
   o.command = command.get_name();
   const CLI::Option* data_dir = command.get_option_no_throw("--data-dir");
   o.data_dir_named = data_dir != nullptr && data_dir->count() > 0;
+  // Not -0, which would pass for another number in records.
+  o.job.lr += 0.;
+  o.job.momentum += 0.;
+  if (o.job.weight_decay) *o.job.weight_decay += 0.;
   if (o.job.optimizer != "sgd" && o.job.momentum != 0) {
     throw UsageError(str("--momentum: expected --optimizer sgd beside it, got ", o.job.optimizer));
   }

@@ -1,14 +1,15 @@
 #include "train.h"
 
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "core/file.h"
+#include "sinter/checkpoint.h"
 #include "sinter/models.h"
 #include "sinter/random.h"
 #include "train_checkpoint.h"
@@ -46,13 +47,14 @@ nlohmann::ordered_json to_json(const Job& job) {
   if (job.conv_algo != "auto") json["conv_algo"] = job.conv_algo;
   if (job.tf32) json["tf32"] = true;
   if (job.detect_anomaly) json["detect_anomaly"] = true;
+  if (job.initial) json["init"] = state_hash(*job.initial);
   return json;
 }
 
 std::unique_ptr<Module> initial_model(const Job& job, DType dtype) {
   manual_seed(job.seed);
   std::unique_ptr<Module> model = make_model(job.model);
-  if (!job.initial.empty()) model->load_state_dict(job.initial);
+  if (job.initial) model->load_state_dict(*job.initial);
   model->to(dtype);
   model->to(job.device);
   return model;
@@ -123,49 +125,116 @@ Evaluation evaluate(Module& model, const ImageSet& set, const Tensor& logits) {
 
 namespace {
 
-// The length of the file at `path` up to and including the line of `step`.
-uintmax_t length_to_step(const std::filesystem::path& path, int64_t step) {
-  std::ifstream in(path, std::ios::binary);
-  uintmax_t length = 0;
-  for (std::string line; std::getline(in, line) && !in.eof();) {  // eof: a line cut short
-    length += line.size() + 1;
-    const auto record = nlohmann::json::parse(line, nullptr, false);
-    if (record.is_object() && record.contains("step") && record["step"] == step) return length;
+using Json = nlohmann::ordered_json;
+
+// As text of a file may be shown, and with what is no UTF-8 replaced.
+std::string dump(const Json& value, bool ascii = false) {
+  return value.dump(-1, ' ', ascii, Json::error_handler_t::replace);
+}
+
+std::vector<std::string> whole_lines(const std::filesystem::path& path) {
+  File file(path, O_RDONLY);
+  std::string text(static_cast<size_t>(file.size()), '\0');
+  text.resize(file.read(text.data(), text.size()));
+  std::vector<std::string> lines;
+  for (size_t first = 0, end; (end = text.find('\n', first)) != text.npos; first = end + 1)
+    lines.push_back(text.substr(first, end - first));
+  return lines;
+}
+
+constexpr const char* kAdvice = "; name the file of the run that made the checkpoint, or a new one";
+
+// That `theirs`, the first record of a file, tells of a run whose losses are those of `ours`. How
+// far it was to go, and on what, does not matter.
+void require_same_run(const std::filesystem::path& path, Json theirs, Json ours,
+                      double weight_decay) {
+  require<DataError>(theirs.is_object() && theirs.contains("sinter"), "--metrics: ", path.string(),
+                     " does not begin with the configuration of a run", kAdvice);
+  for (Json* record : {&theirs, &ours}) {
+    for (const char* any : {"sinter", "device", "epochs", "max_steps"}) record->erase(any);
+    Json& decay = (*record)["weight_decay"];
+    if (decay.is_null()) decay = weight_decay;
+  }
+  for (const auto& [one, other] : {std::pair(&theirs, &ours), std::pair(&ours, &theirs)}) {
+    for (const auto& [key, value] : one->items()) {
+      const auto it = other->find(key);
+      if (it != other->end() && *it == value) continue;
+      const auto text = [&key = key](const Json& record) {
+        return record.contains(key) ? printable(dump(record[key], true), 80) : "not given";
+      };
+      throw DataError(str("--metrics: ", path.string(), " is of another run: its ",
+                          printable(key, 80), " is ", text(theirs), ", that of this one ",
+                          text(ours), kAdvice));
+    }
+  }
+}
+
+// The length of the file at `path` up to and including the line of `step`. The run's losses up to
+// there end with `losses`.
+int64_t length_to_step(const std::filesystem::path& path, int64_t step,
+                       const std::vector<double>& losses, const Json& configuration,
+                       double weight_decay) {
+  const int64_t known = step - static_cast<int64_t>(losses.size());
+  int64_t length = 0, differing = 0;
+  Json first;
+  for (const std::string& line : whole_lines(path)) {
+    const Json record = Json::parse(line, nullptr, false);
+    if (length == 0) first = record;
+    length += static_cast<int64_t>(line.size()) + 1;
+    if (!record.is_object() || !record.contains("step") || !record["step"].is_number_integer())
+      continue;
+    const auto at = record["step"].get<int64_t>();
+    if (differing == 0 && known < at && at <= step &&
+        record.value("loss", Json()) != Json(losses[static_cast<size_t>(at - known - 1)]))
+      differing = at;
+    if (at != step) continue;
+    require_same_run(path, first, configuration, weight_decay);
+    require<DataError>(differing == 0, "--metrics: ", path.string(), " is of another run: its ",
+                       "loss of step ", differing, " is not that in the checkpoint", kAdvice);
+    return length;
   }
   throw DataError(str("--metrics: ", path.string(), " has no line of step ", step,
-                      ", after which the checkpoint goes on; name the file of the run that made "
-                      "the checkpoint, or a new one"));
+                      ", after which the checkpoint goes on", kAdvice));
 }
 
 }  // namespace
 
-Metrics::Metrics(const std::filesystem::path& path, int64_t resume_after)
-    : file_(open_in_place(path)) {
+Metrics::Metrics(const std::filesystem::path& path) try : file_(open_in_place(path)) {
   if (file_) return;
+  keep_ = 0;
+  std::error_code error;
+  made_ = !std::filesystem::exists(path, error) && !error;
   file_ = std::make_unique<File>(path, O_WRONLY | O_CREAT | O_APPEND);
-  require<DataError>(file_->lock(), "--metrics: ", path.string(),
+  require<DataError>(file_->lock(), path.string(),
                      ": another process is writing it; name another file");
-  appending_ = resume_after > 0 && file_->size() > 0;
-  file_->truncate(appending_ ? static_cast<int64_t>(length_to_step(path, resume_after)) : 0);
+} catch (const DataError& e) {
+  throw DataError(str("--metrics: ", e.what()));
 }
 
-Metrics::~Metrics() = default;
+Metrics::~Metrics() {
+  // As it was before, which is not there.
+  if (made_ && keep_ && file_->is_at_path()) ::unlink(link_target(file_->path()).c_str());
+}
 
-void Metrics::start_run(const Job& job, const Dataset& data) {
-  if (appending_) return;
-  nlohmann::ordered_json record = {{"sinter", SINTER_VERSION},
-                                   {"dataset", data.name},
-                                   {"train_images", data.train.size()},
-                                   {"test_images", data.test.size()},
-                                   {"device", job.device.str()}};
+void Metrics::start_run(const Job& job, const Dataset& data, int64_t resume_after,
+                        const std::vector<double>& losses) {
+  Json record = {{"sinter", SINTER_VERSION},
+                 {"dataset", data.name},
+                 {"train_images", data.train.size()},
+                 {"test_images", data.test.size()},
+                 {"device", job.device.str()}};
   record.update(to_json(job));
-  write(record);
-  flush();
+  if (resume_after > 0 && keep_ && file_->size() > 0)
+    keep_ = length_to_step(file_->path(), resume_after, losses, record, weight_decay(job));
+  else
+    write(record);
 }
 
-void Metrics::write(const nlohmann::ordered_json& record) { buffer_ += record.dump() + '\n'; }
+void Metrics::write(const Json& record) { buffer_ += dump(record) + '\n'; }
 
 void Metrics::flush() {
+  if (keep_) file_->truncate(*keep_);
+  keep_.reset();
   file_->write(buffer_.data(), buffer_.size());
   buffer_.clear();
 }
@@ -233,12 +302,13 @@ void require_finite(Module& model, int64_t step, const Job& job) {
 TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* metrics,
                   Checkpoints* checkpoints) {
   require_usable(job.device);
-  if (metrics != nullptr) metrics->start_run(job, data);
   TrainResult result;
   result.model = initial_model(job);
   const std::unique_ptr<Optimizer> optimizer = make_optimizer(job, *result.model);
   Position at;
   if (checkpoints != nullptr) at = checkpoints->restore(*result.model, *optimizer);
+  if (metrics != nullptr)
+    metrics->start_run(job, data, checkpoints != nullptr ? checkpoints->step() : 0, at.losses);
   // The whole set lives on the device as bytes; nothing but losses crosses over while training.
   data.train = data.train.to(job.device);
   data.test = data.test.to(job.device);
@@ -327,6 +397,7 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
         if (!ran) {
           synchronize(job.device);
           result.first_step = command_clock().seconds();
+          if (metrics != nullptr) metrics->flush();  // it runs: what was there may go
         }
         ran = true;
       }

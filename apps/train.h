@@ -32,10 +32,10 @@ struct Job {
   bool shuffle = true;
   std::string conv_algo = "auto";  // see ConvAlgo; set for the process by main, like tf32
   bool tf32 = false;
-  bool detect_anomaly = false;  // which runs fused operators apart: other bits
-  bool graph = true;            // on a GPU, replay captured steps; the weights are the same
-  uint64_t seed = 0;            // of the initial weights and the shuffling
-  NamedTensors initial;         // weights to start from; empty: drawn from seed
+  bool detect_anomaly = false;          // which runs fused operators apart: other bits
+  bool graph = true;                    // on a GPU, replay captured steps; the weights are the same
+  uint64_t seed = 0;                    // of the initial weights and the shuffling
+  std::optional<NamedTensors> initial;  // weights to start from; unset: drawn from seed
   Device device;
 };
 std::string describe(const Job& job);  // "cifar_cnn, 10 epochs, batch 64, adam, lr 0.001, seed 0"
@@ -84,15 +84,18 @@ Evaluation evaluate(Module& model, const ImageSet& set, const Tensor& logits = {
 // through at the end of every epoch, so that it can be followed while the run goes on.
 class Metrics {
  public:
-  // Empties the file. A run that resumes after step `resume_after` instead drops what follows that
-  // step's line and appends; if there is no file, it begins one. A pipe or a device only takes what
-  // is written now. Throws DataError, also for a file without that line, or one that another
-  // process writes.
-  explicit Metrics(const std::filesystem::path& path, int64_t resume_after = 0);
+  // Opens the file; what it holds stays until the first flush, so that a run which cannot begin
+  // costs nothing. Throws DataError, also for one that another process writes.
+  explicit Metrics(const std::filesystem::path& path);
   ~Metrics();
   Metrics(const Metrics&) = delete;
   Metrics& operator=(const Metrics&) = delete;
-  void start_run(const Job& job, const Dataset& data);  // the configuration, unless appending
+  // The run's configuration, to take the place of all there is. A run that resumes after step
+  // `resume_after`, the last of whose losses are `losses`, instead drops what follows that step's
+  // line and appends; if the file is new or empty, it begins it. A pipe or a device only takes what
+  // is written now. Throws DataError for a file without that line, or one of another run.
+  void start_run(const Job& job, const Dataset& data, int64_t resume_after = 0,
+                 const std::vector<double>& losses = {});
   void write(const nlohmann::ordered_json& record);
   void flush();  // throws DataError
   void sync();   // flush, and on to the disk; throws DataError
@@ -100,7 +103,8 @@ class Metrics {
  private:
   std::unique_ptr<File> file_;
   std::string buffer_;
-  bool appending_ = false;
+  std::optional<int64_t> keep_;  // bytes that the first flush leaves; unset: it has been
+  bool made_ = false;            // the file
 };
 
 class Checkpoints;  // train_checkpoint.h

@@ -101,7 +101,7 @@ std::map<std::string, std::string> configuration(const Job& job, const Dataset& 
           {"--tf32", job.tf32 ? "on" : "off"},
           {kAnomalyKey, job.detect_anomaly ? "on" : "off"},
           {kDataKey, fingerprint(data.train)},
-          {"--init", job.initial.empty() ? "none" : "weights " + state_hash(job.initial)},
+          {"--init", job.initial ? "weights " + state_hash(*job.initial) : "none"},
           {"dtype", name(kFloat32)}};
 }
 
@@ -109,7 +109,7 @@ const std::string& lookup(const Checkpoint& checkpoint, const std::string& key,
                           const std::filesystem::path& file) {
   const auto it = checkpoint.metadata.find(key);
   require<DataError>(it != checkpoint.metadata.end(), file.string(),
-                     ": not a checkpoint of sinter train: it has no '", key, "'");
+                     ": not a checkpoint of sinter train: it has no '", printable(key, 80), "'");
   return it->second;
 }
 
@@ -120,7 +120,7 @@ T number(const Checkpoint& checkpoint, const std::string& key, const std::filesy
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, value);
   require<DataError>(error == std::errc() && stop == end && value >= 0, file.string(), ": ", key,
-                     ": expected a number >= 0, got '", text, "'");
+                     ": expected a number >= 0, got ", in_quotes(text));
   return value;
 }
 
@@ -142,22 +142,33 @@ std::string hardware(Device device) {
   return str(simd_target(), ", ", blas.name, blas.kernels.empty() ? "" : " " + blas.kernels);
 }
 
-// Locked and holding this process's number; throws DataError with that of another which has it.
+constexpr const char* kOn = " on ";  // "PROCESS on HOST"
+
+// Locked and holding this process's number; throws DataError with that of another which has it, or
+// if what is there is no such lock, which it leaves alone.
 std::unique_ptr<File> locked(const std::filesystem::path& path) {
   for (;;) {
-    auto file = std::make_unique<File>(path, O_RDWR | O_CREAT);
-    if (!file->lock()) {
-      char owner[64];
-      const std::string text(owner, file->read(owner, sizeof owner));
+    std::error_code error;
+    require<DataError>(!std::filesystem::is_symlink(path, error), path.string(),
+                       ": a symbolic link in place of a training's lock; remove it");
+    auto file = std::make_unique<File>(path, O_RDWR | O_CREAT | O_NOFOLLOW);
+    const bool empty = file->size() == 0;
+    const bool free = file->lock();
+    char buffer[64];
+    const std::string owner(buffer, file->read(buffer, sizeof buffer));
+    if (!free)
       throw DataError(str(path.parent_path().string(), " is in use by another training (process ",
-                          text.empty() ? "unknown" : printable(text, sizeof owner),
+                          owner.empty() ? "unknown" : printable(owner, sizeof buffer),
                           "); wait for its end, or name another folder"));
-    }
     if (!file->is_at_path()) continue;  // its owner removed it in the meantime
+    const size_t digits = owner.find_first_not_of("0123456789");
+    require<DataError>(empty || (digits > 0 && digits == owner.find(kOn)), path.string(),
+                       ": not a training's lock, in whose place it lies; move it elsewhere");
     char host[32] = "";
     gethostname(host, sizeof host - 1);
-    const std::string text = str(getpid(), " on ", host);
+    const std::string text = str(getpid(), kOn, host);
     file->truncate();
+    file->rewind();
     file->write(text.data(), text.size());
     return file;
   }
@@ -165,10 +176,20 @@ std::unique_ptr<File> locked(const std::filesystem::path& path) {
 
 }  // namespace
 
-CheckpointFolder::CheckpointFolder(const std::filesystem::path& dir) try {
+CheckpointFolder::NewFolders::NewFolders(const std::filesystem::path& dir) {
   std::error_code error;
+  for (std::filesystem::path at = dir; !at.empty() && !std::filesystem::exists(at, error) && !error;
+       at = at.parent_path())
+    made_.push_back(at);
   std::filesystem::create_directories(dir, error);
   require<DataError>(!error, "cannot make the folder ", dir.string(), ": ", error.message());
+}
+
+CheckpointFolder::NewFolders::~NewFolders() {
+  for (const std::filesystem::path& dir : made_) ::rmdir(dir.c_str());
+}
+
+CheckpointFolder::CheckpointFolder(const std::filesystem::path& dir) try : made_(dir) {
   file_ = link_target(dir / kFileName);
   require<DataError>(!AtomicFile(file_).in_place(), file_.string(), ": expected a regular file");
   std::filesystem::path lock = file_;
@@ -180,23 +201,32 @@ CheckpointFolder::CheckpointFolder(const std::filesystem::path& dir) try {
 
 CheckpointFolder::~CheckpointFolder() {
   // While it is still locked.
-  ::unlink(lock_->path().c_str());
+  if (lock_->is_at_path()) ::unlink(lock_->path().c_str());
 }
+
+const std::filesystem::path& CheckpointFolder::lock() const { return lock_->path(); }
 
 bool CheckpointFolder::holds_one() const { return std::filesystem::exists(file_); }
 
+bool CheckpointFolder::is_leftover(const std::filesystem::path& path) const {
+  const std::filesystem::path target = link_target(path);
+  if (!AtomicFile::is_temporary(target.filename().string(), file_)) return false;
+  std::error_code error;
+  return std::filesystem::equivalent(std::filesystem::absolute(target).parent_path(),
+                                     std::filesystem::absolute(file_).parent_path(), error);
+}
+
 void CheckpointFolder::remove_leftovers() const {
-  const std::string before = file_.filename().string() + ".";
-  for (const auto& entry : std::filesystem::directory_iterator(file_.parent_path())) {
-    const std::string name = entry.path().filename().string();
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(file_.parent_path(), error)) {
     std::error_code ignored;
-    if (name.rfind(before, 0) == 0 && entry.path().extension() == ".tmp")
-      std::filesystem::remove(entry.path(), ignored);
+    if (is_leftover(entry.path())) std::filesystem::remove(entry.path(), ignored);
   }
+  if (error) throw_errno(file_.parent_path(), "list", error.value());
 }
 
 Checkpoints::Checkpoints(const CheckpointFolder& folder, int64_t every, bool resume, const Job& job,
-                         const Dataset& data, Progress& progress)
+                         const Dataset& data, Progress& progress) try
     : file_(folder.file()),
       every_(every),
       epoch_steps_(epoch_steps(job, data)),
@@ -214,8 +244,9 @@ Checkpoints::Checkpoints(const CheckpointFolder& folder, int64_t every, bool res
     for (const auto& [key, value] : metadata_) {
       const std::string* theirs = recorded(loaded_, key, file_, progress);
       if (theirs != nullptr && *theirs != value)
-        throw UsageError(str("--resume: ", file_.string(), " was made with ", key, " ", *theirs,
-                             ", got ", value, "; give the same, or name another folder"));
+        throw UsageError(str("--resume: ", file_.string(), " was made with ", key, " ",
+                             printable(*theirs, 200), ", got ", value,
+                             "; give the same, or name another folder"));
     }
     step_ = number<int64_t>(loaded_, "step", file_);
     const int64_t total = total_steps(job, data);
@@ -234,15 +265,21 @@ Checkpoints::Checkpoints(const CheckpointFolder& folder, int64_t every, bool res
   for (const std::string key : {"device", "build", kHardwareKey}) {
     const std::string* theirs = recorded(loaded_, key, file_, progress);
     if (theirs != nullptr && *theirs != metadata_[key])
-      progress.warning(str("the checkpoint's ", key, " is ", *theirs, ", now ", metadata_[key],
-                           ": the weights may end up rounded differently"));
+      progress.warning(str("the checkpoint's ", key, " is ", printable(*theirs, 200), ", now ",
+                           metadata_[key], ": the weights may end up rounded differently"));
   }
+} catch (const DataError& e) {
+  throw DataError(str("--resume: ", e.what()));
 }
 
-Position Checkpoints::restore(Module& model, Optimizer& optimizer) {
+Position Checkpoints::restore(Module& model, Optimizer& optimizer) try {
   if (step_ == 0) return {};
-  model.load_state_dict(loaded_.model);
-  optimizer.load_state_dict(loaded_.optimizer);
+  try {
+    model.load_state_dict(loaded_.model);
+    optimizer.load_state_dict(loaded_.optimizer);
+  } catch (const Error& e) {
+    throw DataError(str(file_.string(), ": ", e.what()));
+  }
   default_generator() = Generator(number<uint64_t>(loaded_, "generator seed", file_));
   default_generator().set_position(number<uint64_t>(loaded_, "generator position", file_));
   Position position;
@@ -260,6 +297,8 @@ Position Checkpoints::restore(Module& model, Optimizer& optimizer) {
                      position.epoch, " of ", epoch_steps_, " steps");
   loaded_ = {};
   return position;
+} catch (const DataError& e) {
+  throw DataError(str("--resume: ", e.what()));
 }
 
 void Checkpoints::save(Module& model, const Optimizer& optimizer, const Position& position) {

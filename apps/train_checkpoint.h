@@ -23,19 +23,36 @@ struct Position {
 // The folder of a training's checkpoint, which no other process has while this lives.
 class CheckpointFolder {
  public:
-  // Makes it, if need be. Throws DataError if it cannot be made or written, or if another process
-  // has it.
+  // Makes it, if need be; gone again if it ends up empty. Throws DataError if it cannot be made or
+  // written, or if another process has it.
   explicit CheckpointFolder(const std::filesystem::path& dir);
   ~CheckpointFolder();
   CheckpointFolder(const CheckpointFolder&) = delete;
   CheckpointFolder& operator=(const CheckpointFolder&) = delete;
 
   const std::filesystem::path& file() const { return file_; }  // where the checkpoint lies
+  const std::filesystem::path& lock() const;
   bool holds_one() const;
-  // What a process that was killed while it wrote a checkpoint left beside it.
+  // Whether `path` is what a process that was killed while it wrote a checkpoint left beside it, or
+  // could be by its name.
+  bool is_leftover(const std::filesystem::path& path) const;
   void remove_leftovers() const;
 
  private:
+  // The folders of a path that were not there, made; on destruction those that are empty are
+  // removed.
+  class NewFolders {
+   public:
+    explicit NewFolders(const std::filesystem::path& dir);
+    ~NewFolders();
+    NewFolders(const NewFolders&) = delete;
+    NewFolders& operator=(const NewFolders&) = delete;
+
+   private:
+    std::vector<std::filesystem::path> made_;  // the innermost first
+  };
+
+  NewFolders made_;
   std::filesystem::path file_;
   std::unique_ptr<File> lock_;
 };

@@ -1,3 +1,4 @@
+#include <exception>
 #include <iostream>
 
 #include "commands.h"
@@ -13,16 +14,28 @@ void train_command(const Options& options) {
   std::optional<CheckpointFolder> folder;
   if (!options.checkpoint.empty()) folder.emplace(options.checkpoint);
   const std::filesystem::path checkpoint = folder ? folder->file() : std::filesystem::path();
+  const std::filesystem::path lock = folder ? folder->lock() : std::filesystem::path();
+  require_distinct({{"--save", options.save},
+                    {"--metrics", options.metrics},
+                    {"--checkpoint", checkpoint},
+                    {"--checkpoint", lock}});
   require_distinct(
-      {{"--save", options.save}, {"--metrics", options.metrics}, {"--checkpoint", checkpoint}});
-  require_distinct({{"--init", options.init}, {"--metrics", options.metrics}});
-  const Output save_output("--save", options.save), metrics_output("--metrics", options.metrics);
+      {{"--init", options.init}, {"--metrics", options.metrics}, {"--checkpoint", lock}});
+  for (const auto& [option, path] :
+       {std::pair("--save", options.save), std::pair("--metrics", options.metrics)}) {
+    if (folder && folder->is_leftover(path))
+      throw UsageError(str(option, ": ", path.string(),
+                           " is a name of --checkpoint's temporary files; choose another one"));
+  }
+  const Output save_output("--save", options.save);
+  std::optional<Metrics> metrics;
+  if (!options.metrics.empty()) metrics.emplace(options.metrics);
   Job job = options.job;
   const Stopwatch context_clock;
   job.device = choose_device(options.device);
   synchronize(job.device);  // makes a GPU's context, which is the driver's work
   const double context_seconds = context_clock.seconds();
-  if (!options.init.empty()) job.initial = load_weights("--init", options.init);
+  if (!options.init.empty()) job.initial = load_weights("--init", options.init, job.model);
 
   Progress progress(options.quiet);
   progress.line(str("sinter train: ", describe(job)));
@@ -39,9 +52,6 @@ void train_command(const Options& options) {
 
   std::optional<Checkpoints> checkpoints;
   if (folder) checkpoints.emplace(*folder, options.every, options.resume, job, data, progress);
-  std::optional<Metrics> metrics;
-  if (!options.metrics.empty())
-    metrics.emplace(options.metrics, checkpoints ? checkpoints->step() : 0);
   const bool resumed = checkpoints && checkpoints->step() > 0;
   const std::string name = data.name;
   std::optional<anomaly_guard> guard;
@@ -49,10 +59,15 @@ void train_command(const Options& options) {
   const TrainResult result = train(job, std::move(data), progress, metrics ? &*metrics : nullptr,
                                    checkpoints ? &*checkpoints : nullptr);
 
+  std::exception_ptr save_error;  // which must not cost the result
   if (!options.save.empty()) {
-    // Nothing that differs from run to run: equal trainings give equal files.
-    save_safetensors(options.save, result.model->state_dict(),
-                     {{"format", "pt"}, {"model", job.model}, {"dataset", name}});
+    try {
+      // Nothing that differs from run to run: equal trainings give equal files.
+      save_safetensors(options.save, result.model->state_dict(),
+                       {{"format", "pt"}, {"model", job.model}, {"dataset", name}});
+    } catch (const Error&) {
+      save_error = std::current_exception();
+    }
   }
   std::string first_step;
   if (result.first_step > 0)  // not if a resumed training had nothing left to do
@@ -70,6 +85,7 @@ void train_command(const Options& options) {
             << grouped(static_cast<int64_t>(static_cast<double>(result.images) / result.seconds))
             << " images/s; whole command " << duration(command_clock().seconds()) << "\n"
             << first_step << "weights' hash " << state_hash(result.model->state_dict()) << "\n";
+  if (save_error) std::rethrow_exception(save_error);
   if (!options.save.empty()) std::cout << "weights saved to " << options.save.string() << "\n";
 }
 

@@ -101,13 +101,18 @@ ImageSet read_cifar10_file(const fs::path& path) {
 }
 
 fs::path find_cifar10(const fs::path& dir) {
-  for (const fs::path& folder : {dir, dir / kCifar10Folder})
+  for (const fs::path& folder : {dir, dir / kCifar10Folder}) {
+    std::error_code error;
+    // Something was meant to be there.
+    if (fs::is_symlink(folder, error) && !fs::exists(folder, error) && !error)
+      throw DataError(str(folder.string(), ": a dangling link, to ",
+                          fs::read_symlink(folder, error).string(), ", which does not exist"));
     for (const char* name : kCifar10Files) {
-      std::error_code error;
       if (fs::exists(folder / name, error)) return folder;
       // A folder that cannot be searched must not pass for an empty one.
       if (error) throw_errno(folder / name, "look up", error.value());
     }
+  }
   return {};
 }
 

@@ -207,7 +207,7 @@ inline std::unique_ptr<File> open_in_place(const std::filesystem::path& path) {
 // written where it is.
 class AtomicFile {
  public:
-  // Throws DataError if it cannot be written.
+  // Throws DataError if it cannot be written, or could not be put in place.
   explicit AtomicFile(const std::filesystem::path& path) : file_(open_in_place(path)) {
     if (file_) return;
     target_ = link_target(path);
@@ -218,6 +218,7 @@ class AtomicFile {
     if (::stat(folder_of(target_).c_str(), &folder) != 0 && errno == ENOENT)
       throw DataError(str(path.string(), ": cannot create: No such file or directory; make the ",
                           "folder ", folder_of(target_).string(), " first"));
+    if (replaces) require_replaceable(path, old, folder);
     file_ = std::make_unique<File>(unused_name(target_), O_WRONLY | O_CREAT | O_EXCL,
                                    replaces ? 0600 : 0666, path);
     if (replaces) file_->make_like(old);
@@ -230,6 +231,19 @@ class AtomicFile {
 
   // Whether it is written where it is: a device or a pipe.
   bool in_place() const { return target_.empty(); }
+  // Whether a file of this name beside `target` is one that was to replace it.
+  static bool is_temporary(std::string_view name, const std::filesystem::path& target) {
+    const std::string before = first_part(target) + ".";
+    if (name.substr(0, before.size()) != before) return false;
+    name.remove_prefix(before.size());
+    for (const std::string_view after : {".", ".tmp"}) {  // each behind a number
+      const size_t digits = name.find_first_not_of("0123456789");
+      if (digits == 0 || digits == name.npos || name.substr(digits, after.size()) != after)
+        return false;
+      name.remove_prefix(digits + after.size());
+    }
+    return name.empty();
+  }
   void write(const void* from, size_t bytes) { file_->write(from, bytes); }
   void commit() {
     if (in_place()) return file_->close();
@@ -254,13 +268,30 @@ class AtomicFile {
   static std::filesystem::path folder_of(const std::filesystem::path& path) {
     return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
   }
+  // What only rename would find out, when the work is done: someone else's file in a folder like
+  // /tmp, a mount point, a file that may only be appended to.
+  void require_replaceable(const std::filesystem::path& path, const struct stat& old,
+                           const struct stat& folder) const {
+    const uid_t user = ::geteuid();
+    if ((folder.st_mode & S_ISVTX) != 0 && user != 0 && user != old.st_uid && user != folder.st_uid)
+      throw_errno(path, "replace", EPERM);
+#ifdef STATX_ATTR_MOUNT_ROOT
+    struct statx more {};
+    if (::statx(AT_FDCWD, target_.c_str(), 0, 0, &more) != 0) return;
+    if ((more.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0) throw_errno(path, "replace", EBUSY);
+    if ((more.stx_attributes & STATX_ATTR_APPEND) != 0) throw_errno(path, "replace", EPERM);
+#endif
+  }
+  // Of the 255 bytes of a name; the rest is for the numbers.
+  static std::string first_part(const std::filesystem::path& target) {
+    return target.filename().string().substr(0, 200);
+  }
   // Not mkstemp, whose files only their owner may read, whatever the umask.
   static std::filesystem::path unused_name(const std::filesystem::path& path) {
     static std::atomic<int> counter = 0;
-    constexpr size_t kLongest = 200;  // of the 255 bytes of a name, the rest being for the number
     std::filesystem::path name;
     do {
-      name = path.parent_path() / path.filename().string().substr(0, kLongest);
+      name = path.parent_path() / first_part(path);
       name += str(".", ::getpid(), ".", counter++, ".tmp");
     } while (::access(name.c_str(), F_OK) == 0);
     return name;

@@ -1,12 +1,12 @@
 #include "sinter/safetensors.h"
 
 #include <fcntl.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -215,50 +215,30 @@ Entry read_entry(const std::string& file, const std::string& name, const json& f
   return entry;
 }
 
-// A file in memory, read-only.
-class Mapping {
- public:
-  explicit Mapping(const std::filesystem::path& path) : file_(path, O_RDONLY) {
-    size_ = static_cast<size_t>(file_.size());
-    if (size_ == 0) return;  // cannot be mapped
-    void* p = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file_.descriptor(), 0);
-    if (p == MAP_FAILED) throw_errno(path, "map");
-    data_ = static_cast<const std::byte*>(p);
-  }
-  ~Mapping() {
-    if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
-  }
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  std::span<const std::byte> bytes() const { return {data_, size_}; }
+// The next bytes of a file, all of them; throws DataError if there are fewer.
+using Read = std::function<void(void* to, size_t bytes)>;
 
- private:
-  File file_;
-  size_t size_ = 0;
-  const std::byte* data_ = nullptr;
-};
-
-}  // namespace
-
-SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::string& name) {
+// Of the `bytes` bytes that `read` gives.
+SafetensorsFile read_safetensors(uint64_t bytes, const Read& read, const std::string& name) {
   uint64_t header_bytes = 0;
-  if (bytes.size() < sizeof(header_bytes))
-    fail(name, bytes.size(), " bytes, expected at least 8: the length of the header");
-  std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
+  if (bytes < sizeof(header_bytes))
+    fail(name, bytes, " bytes, expected at least 8: the length of the header");
+  read(&header_bytes, sizeof(header_bytes));
   if (header_bytes > kMaxHeader)
     fail(name, "header of ", header_bytes, " bytes, expected at most ", kMaxHeader);
-  if (header_bytes > bytes.size() - sizeof(header_bytes))
-    fail(name, "header of ", header_bytes, " bytes, but only ", bytes.size() - sizeof(header_bytes),
+  if (header_bytes > bytes - sizeof(header_bytes))
+    fail(name, "header of ", header_bytes, " bytes, but only ", bytes - sizeof(header_bytes),
          " bytes follow its length; is the file truncated?");
-  const char* text = reinterpret_cast<const char*>(bytes.data() + sizeof(header_bytes));
-  const std::span<const std::byte> buffer = bytes.subspan(sizeof(header_bytes) + header_bytes);
-  const json header = parse_header(name, text, text + header_bytes);
+  std::string text(header_bytes, '\0');
+  read(text.data(), text.size());
+  const uint64_t buffer_bytes = bytes - sizeof(header_bytes) - header_bytes;
+  const json header = parse_header(name, text.data(), text.data() + text.size());
 
   SafetensorsFile file;
   std::vector<Entry> entries;
   for (const auto& [key, value] : header.items()) {
     if (key != kMetadata) {
-      entries.push_back(read_entry(name, key, value, buffer.size()));
+      entries.push_back(read_entry(name, key, value, buffer_bytes));
       continue;
     }
     if (!value.is_object())
@@ -283,25 +263,55 @@ SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::s
            covered, entry.begin < covered ? ": tensors overlap" : ": there is a gap before it");
     covered = entry.end;
   }
-  if (covered != buffer.size())
-    fail(name, "the tensors end at offset ", covered, ", expected ", buffer.size(),
+  if (covered != buffer_bytes)
+    fail(name, "the tensors end at offset ", covered, ", expected ", buffer_bytes,
          ", the end of the file");
 
+  // In the order of the file, of which no byte is left out.
+  std::vector<std::byte> block;
   for (const Entry& entry : entries) {
     const Tensor tensor = empty(entry.shape, {entry.format->dtype, kCpu});
-    const std::byte* from = buffer.data() + entry.begin;
-    // memcpy: nothing in the format aligns a tensor.
-    if (entry.format->convert != nullptr)
-      entry.format->convert(from, tensor.numel(), tensor.raw());
-    else if (tensor.bytes() > 0)
-      std::memcpy(tensor.raw(), from, tensor.bytes());
+    if (entry.format->convert == nullptr) {
+      read(tensor.raw(), tensor.bytes());
+    } else {
+      constexpr int64_t kBlock = 1 << 16;
+      auto* to = static_cast<std::byte*>(tensor.raw());
+      for (int64_t left = tensor.numel(), n; left > 0; left -= n) {
+        n = std::min(left, kBlock);
+        block.resize(static_cast<size_t>(n * entry.format->bytes));
+        read(block.data(), block.size());
+        entry.format->convert(block.data(), n, to);
+        to += n * static_cast<int64_t>(size_of(entry.format->dtype));
+      }
+    }
     file.tensors.emplace_back(entry.name, tensor);
   }
   return file;
 }
 
+}  // namespace
+
+SafetensorsFile parse_safetensors(std::span<const std::byte> bytes, const std::string& name) {
+  const Read read = [rest = bytes](void* to, size_t n) mutable {
+    if (n > 0) std::memcpy(to, rest.data(), n);
+    rest = rest.subspan(n);
+  };
+  return read_safetensors(bytes.size(), read, name);
+}
+
+// Not mapped into memory: a file that becomes shorter meanwhile would end the process.
 SafetensorsFile load_safetensors(const std::filesystem::path& path) {
-  return parse_safetensors(Mapping(path).bytes(), path.string());
+  File file(path, O_RDONLY);
+  const auto bytes = static_cast<uint64_t>(file.size());
+  uint64_t done = 0;
+  const Read read = [&](void* to, size_t n) {
+    const size_t got = file.read(to, n);
+    done += got;
+    if (got < n)
+      fail(path.string(), "ends at byte ", done, ", expected ", bytes,
+           " bytes; it became shorter while it was read");
+  };
+  return read_safetensors(bytes, read, path.string());
 }
 
 // ---- writing ------------------------------------------------------------------------------------

@@ -201,7 +201,8 @@ void draw_image(uint64_t seed, uint64_t image, int figure, uint8_t* pixels) {
 }
 
 // `split` keeps the random numbers of train and test apart.
-ImageSet draw_set(uint64_t seed, uint64_t split, int64_t count) {
+ImageSet draw_set(uint64_t seed, uint64_t split, int64_t count,
+                  const std::function<void(int64_t)>& progress) {
   constexpr int kClasses = kClassNames.size();
   ImageSet set;
   set.classes = kClasses;
@@ -210,6 +211,7 @@ ImageSet draw_set(uint64_t seed, uint64_t split, int64_t count) {
   uint8_t* images = set.images.data<uint8_t>();
   uint8_t* labels = set.labels.data<uint8_t>();
   for (int64_t i = 0; i < count; ++i) {
+    if (i % 1000 == 0) progress(i);
     // A shuffled 0, 1, …, 9, 0, 1, …: balanced, yet in no order a batch could depend on.
     const auto n = static_cast<uint64_t>(count), k = static_cast<uint64_t>(i);
     labels[i] = static_cast<uint8_t>(permute_index(seed, split, n, k) % kClasses);
@@ -220,7 +222,8 @@ ImageSet draw_set(uint64_t seed, uint64_t split, int64_t count) {
 
 }  // namespace
 
-Dataset synthetic_dataset(int64_t train_size, int64_t test_size, uint64_t seed) {
+Dataset synthetic_dataset(int64_t train_size, int64_t test_size, uint64_t seed,
+                          const std::function<void(int64_t, int64_t)>& progress) {
   require<ValueError>(train_size >= 0 && test_size >= 0, "synthetic_dataset: sizes ", train_size,
                       " and ", test_size, ", expected none below 0");
   Dataset data;
@@ -228,8 +231,13 @@ Dataset synthetic_dataset(int64_t train_size, int64_t test_size, uint64_t seed) 
   data.synthetic = true;
   data.source = str("drawn from seed ", seed);
   data.class_names.assign(kClassNames.begin(), kClassNames.end());
-  data.train = draw_set(seed, 1, train_size);
-  data.test = draw_set(seed, 2, test_size);
+  const auto draw = [&](uint64_t split, int64_t count, int64_t before) {
+    return draw_set(seed, split, count, [&](int64_t done) {
+      if (progress) progress(before + done, train_size + test_size);
+    });
+  };
+  data.train = draw(1, train_size, 0);
+  data.test = draw(2, test_size, train_size);
   return data;
 }
 

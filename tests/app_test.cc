@@ -2,6 +2,7 @@
 #ifdef SINTER_APP_PATH
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -127,6 +128,9 @@ TEST_CASE("app: a command line that makes no sense is refused with exit code 2",
       {{"train", "--dataset", "synthetic", "--download"}, {"--download", "cifar10"}},
       {{"train", "--save", "w", "--metrics", "./w"}, {"--metrics", "--save", "./w"}},
       {{"bench", "--json", "b", "--markdown", "b"}, {"--markdown", "--json"}},
+      {{"train", "--no-shuffle=abc"}, {"--no-shuffle", "'abc'"}},
+      {{"bench", "--profile=99999999999999999999"}, {"--profile", "'99999999999999999999'"}},
+      {{"train", "--lr", "1", "--lr=2"}, {"--lr: given 2 times, expected once"}},
       {{"eval"}, {"--weights"}},
       {{"eval", "--weights", "w", "--logits", "w"}, {"--logits", "--weights"}}};
   const Folder folder;
@@ -181,6 +185,9 @@ TEST_CASE("app: flags and numbers mean what they say", "[app]") {
   CHECK(parse({"train"}).job.shuffle);
   CHECK(!parse({"train", "--no-graph"}).job.graph);
   CHECK(!parse({"bench", "--no-shuffle"}).job.shuffle);
+  CHECK(parse({"bench", "--no-shuffle=false", "--quiet=true", "--quiet"}).job.shuffle);
+  CHECK(!std::signbit(*parse({"train", "--weight-decay", "-0"}).job.weight_decay));
+  CHECK(!std::signbit(parse({"train", "--lr", "-0"}).job.lr));
   CHECK(parse({"train", "--seed", "010"}).job.seed == 10);  // not octal
   CHECK(parse({"train", "--epochs", "08"}).job.epochs == 8);
   CHECK(parse({"bench", "--devices", "cpu,cuda"}).devices ==
@@ -328,6 +335,141 @@ TEST_CASE("app: what is replaced keeps its place and its permissions", "[app]") 
   }
 }
 
+TEST_CASE("app: a file that cannot be written does not cost the results", "[app]") {
+  const Folder folder;
+  const Result bench =
+      run(folder, job("bench", {"--devices", "cpu", "--max-steps", "1", "--markdown", "/dev/full",
+                                "--json", folder / "b.json"}));
+  INFO(bench.err);
+  CHECK(bench.code == 1);
+  CHECK(contains(bench.err, "/dev/full: cannot write"));
+  CHECK(json::parse(test::read_file(folder / "b.json")).contains("results"));
+  CHECK(contains(bench.out, "Written: " + (folder / "b.json").string()));
+  CHECK(!contains(bench.out, "/dev/full"));
+
+  const Result train =
+      run(folder, job("train", {"--device", "cpu", "--max-steps", "1", "--save", "/dev/full"}));
+  INFO(train.err);
+  CHECK(train.code == 1);
+  CHECK(contains(train.err, "/dev/full: cannot write"));
+  CHECK(contains(train.out, "test accuracy "));
+  CHECK(contains(train.out, "weights' hash "));
+  CHECK(!contains(train.out, "weights saved"));
+
+  save_safetensors(folder / "w", app::initial_model({})->state_dict());
+  const Result eval = run(
+      folder, job("eval", {"--device", "cpu", "--weights", folder / "w", "--logits", "/dev/full"}));
+  CHECK(eval.code == 1);
+  CHECK(contains(eval.out, "test accuracy "));
+}
+
+namespace {
+// Who may not do anything, as root may. Nothing for others.
+class AsNobody {
+ public:
+  AsNobody() {
+    if (root_) REQUIRE(seteuid(kNobody) == 0);
+  }
+  ~AsNobody() {
+    if (root_ && seteuid(0) != 0) std::abort();
+  }
+  AsNobody(const AsNobody&) = delete;
+  AsNobody& operator=(const AsNobody&) = delete;
+  static constexpr uid_t kNobody = 65534;
+
+ private:
+  bool root_ = geteuid() == 0;
+};
+}  // namespace
+
+TEST_CASE("app: what permissions allow and forbid is known at the start", "[app]") {
+  const Folder folder;
+  fs::permissions(folder.path(), fs::perms(0755));
+  // Metrics are written where they are: their folder need not be writable.
+  fs::create_directory(folder / "closed");
+  write(folder / "closed/m", "old\n");
+  fs::permissions(folder / "closed/m", fs::perms(0666));
+  fs::permissions(folder / "closed", fs::perms(0555));
+  {
+    const AsNobody nobody;
+    app::Metrics metrics(folder / "closed/m");
+    metrics.write({{"step", 1}});
+    metrics.flush();
+    CHECK_THROWS_AS(app::Metrics(folder / "closed/new"), DataError);
+  }
+  CHECK(test::read_file(folder / "closed/m") == "{\"step\":1}\n");
+  fs::permissions(folder / "closed", fs::perms(0755));
+  // Someone else's file in a folder like /tmp: writable, not replaceable.
+  if (geteuid() != 0) return;
+  fs::create_directory(folder / "sticky");
+  write(folder / "sticky/theirs", "old");
+  write(folder / "sticky/own", "old");
+  REQUIRE(chown((folder / "sticky/own").c_str(), AsNobody::kNobody, 0) == 0);
+  fs::permissions(folder / "sticky/theirs", fs::perms(0666));
+  fs::permissions(folder / "sticky", fs::perms(01777));
+  {
+    const AsNobody nobody;
+    CHECK_THROWS_AS(app::Output("--save", folder / "sticky/theirs"), DataError);
+    app::write_file(folder / "sticky/own", "new");
+  }
+  CHECK(test::read_file(folder / "sticky/own") == "new");
+}
+
+TEST_CASE("app: metrics that cannot be read tell the reason", "[app]") {
+  const Folder folder;
+  write(folder / "m", "{}\n");
+  app::Metrics metrics(folder / "m");
+  rlimit before{};
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &before) == 0);
+  rlimit none = before;
+  none.rlim_cur = 0;
+  const Dataset data = synthetic_dataset(1, 1);
+  std::string message;
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &none) == 0);
+  try {
+    metrics.start_run({}, data, 3);
+  } catch (const DataError& e) {
+    message = e.what();
+  }
+  REQUIRE(setrlimit(RLIMIT_NOFILE, &before) == 0);
+  CHECK(contains(message, "Too many open files"));
+}
+
+TEST_CASE("app: bench's JSON holds a path that is no UTF-8", "[app]") {
+  const Folder folder;
+  const fs::path data = folder / "d\xff";
+  fs::create_directory(data);
+  for (const char* name : kCifar10Files) {
+    write(data / name, "");
+    fs::resize_file(data / name, kCifar10FileBytes);
+  }
+  const Result result =
+      run(folder, {"bench", "--devices", "cpu", "--threads", "1", "--max-steps", "1", "--data-dir",
+                   data, "--json", folder / "b.json", "--markdown", folder / "b.md"});
+  INFO(result.err);
+  CHECK(result.code == 0);
+  CHECK(contains(json::parse(test::read_file(folder / "b.json")).at("source"), "d\uFFFD"));
+}
+
+TEST_CASE("app: a dangling link is not a reason for synthetic data", "[app]") {
+  const Folder folder;
+  fs::create_symlink("gone", folder / "data");
+  fs::create_directory(folder / "d");
+  fs::create_symlink("gone", folder / "d/cifar-10-batches-bin");
+  for (const char* args :
+       {"train --device cpu", "doctor", "train --device cpu --download",
+        "train --device cpu --data-dir d", "train --device cpu --data-dir data"}) {
+    const int status = std::system(str("cd '", folder.path().string(), "' && timeout 60 ",
+                                       SINTER_APP_PATH, " ", args, " >out 2>&1")
+                                       .c_str());
+    const std::string out = test::read_file(folder / "out");
+    INFO(args << ": " << out);
+    CHECK(WEXITSTATUS(status) == 1);
+    CHECK(contains(out, "a dangling link, to gone, which does not exist"));
+    CHECK(!contains(out, kSyntheticName));
+  }
+}
+
 TEST_CASE("app: descriptors that are closed are not taken by files", "[app]") {
   const Folder folder;
   const auto args = job("train", {"--device", "cpu", "--max-steps", "2", "--metrics", folder / "m",
@@ -450,7 +592,52 @@ TEST_CASE("app: a test loss that is not finite is a failure", "[app]") {
   CHECK(contains(result.err, "--lr"));
   CHECK(result.out.empty());
   CHECK(!fs::exists(folder / "w"));
-  CHECK(fs::is_empty(folder / "c"));
+  CHECK(!fs::exists(folder / "c"));
+}
+
+TEST_CASE("app: a file without the model's weights is refused, by option and name", "[app]") {
+  const Folder folder;
+  NamedTensors weights = app::initial_model({})->state_dict();
+  save_safetensors(folder / "empty", {});
+  save_checkpoint(folder / "stateless", {{}, {}, {{"losses", zeros({1})}}, {}});
+  save_safetensors(folder / "other", {{"fc.weight", zeros({2, 2})}});
+  NamedTensors changed = weights;
+  changed[0].second = zeros({2, 2});
+  save_safetensors(folder / "shape", changed);
+  for (const double value : {std::nan(""), -HUGE_VAL, 1e300}) {  // the last one's float is infinite
+    changed[0].second = full(weights[0].second.shape(), value, {.dtype = kFloat64});
+    save_safetensors(folder / str("value", value), changed);
+  }
+  for (const auto& [name, part] :
+       {std::pair("empty", "missing keys"), std::pair("stateless", "missing keys"),
+        std::pair("other", "missing keys"), std::pair("shape", "of shape"),
+        std::pair("valuenan", "conv1.weight is nan"), std::pair("value-inf", "is -inf"),
+        std::pair("value1e+300", "is inf")}) {
+    const std::string file = folder / name;
+    for (const auto& args : {job("eval", {"--device", "cpu", "--weights", file}),
+                             job("train", {"--device", "cpu", "--max-steps", "1", "--init", file,
+                                           "--save", folder / "w", "--quiet"})}) {
+      const Result result = run(folder, args);
+      INFO(result.err);
+      CHECK(result.code == 1);
+      CHECK(result.out.empty());
+      CHECK(contains(result.err, (args[0] == "eval" ? "--weights: " : "--init: ") + file + ": "));
+      CHECK(contains(result.err, part));
+    }
+  }
+  CHECK(!fs::exists(folder / "w"));
+  app::Job empty;
+  empty.initial.emplace();
+  CHECK_THROWS_AS(app::initial_model(empty), ValueError);
+
+  // Finite weights whose outputs are not.
+  for (auto& [key, tensor] : weights) tensor = full(tensor.shape(), 1e30);
+  save_safetensors(folder / "far", weights);
+  const Result far = run(folder, job("eval", {"--device", "cpu", "--weights", folder / "far"}));
+  INFO(far.err);
+  CHECK(far.code == 1);
+  CHECK(far.out.empty());
+  CHECK(contains(far.err, "far: the test loss is "));
 }
 
 TEST_CASE("app: weights are taken out of a checkpoint", "[app]") {
@@ -642,6 +829,61 @@ TEST_CASE("app: being told to end is like Ctrl-C", "[app]") {
     CHECK(contains(process.err(), "sinter: interrupted: "));
     CHECK(contains(process.err(), "--resume goes on from there"));
     CHECK(std::distance(fs::directory_iterator(folder / "c"), {}) == 1);
+  }
+}
+
+TEST_CASE("app: drawing images can be stopped", "[app]") {
+  const Folder folder;
+  Process process(folder, {"train", "--device", "cpu", "--dataset", "synthetic", "--threads", "1",
+                           "--synthetic-size", "1000000"});
+  while (process.running() && !contains(process.err(), "device: "))
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  const auto start = std::chrono::steady_clock::now();
+  process.send(SIGINT);
+  CHECK(process.wait() == 130);
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(5));
+  CHECK(contains(process.err(), "interrupted: while drawing images"));
+}
+
+TEST_CASE("app: a signal that was ignored stays so", "[app]") {
+  const Folder folder;
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    const auto before = signal(number, SIG_IGN);
+    Process process(folder, job("train", {"--device", "cpu", "--epochs", "2", "--metrics",
+                                          folder / str("m", number)}));
+    signal(number, before);
+    while (process.running() && !fs::exists(folder / str("m", number)))
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    process.send(number);
+    CHECK(process.wait() == 0);
+    INFO(process.err());
+  }
+}
+
+TEST_CASE("app: limits of the shell are errors and not the end", "[app]") {
+  const Folder folder;
+  const std::string save = folder / "w";
+  const auto limited = [&](const std::string& limit, std::vector<std::string> args) {
+    std::string command = "ulimit " + limit + "; exec timeout -s KILL 60 " SINTER_APP_PATH;
+    for (const std::string& arg : args) command += " '" + arg + "'";
+    const int status = std::system(
+        (command + " >'" + (folder / "out").string() + "' 2>'" + (folder / "err").string() + "'")
+            .c_str());
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 1000;
+  };
+  // More than fits: the file that was there stays, and nothing half-written.
+  write(save, "old");
+  CHECK(limited("-f 100", job("train", {"--device", "cpu", "--max-steps", "1", "--save", save,
+                                        "--checkpoint", folder / "c"})) == 1);
+  INFO(test::read_file(folder / "err"));
+  CHECK(contains(test::read_file(folder / "err"), "File too large"));
+  CHECK(test::read_file(save) == "old");
+  CHECK(folder.entries() == 3);         // w, out, err
+  if (test::under_sanitizer()) return;  // whose memory is beyond any limit
+  for (const char* limit : {"-d 50000", "-v 800000"}) {
+    CHECK(limited(limit, {"--version"}) == 0);
+    CHECK(contains(test::read_file(folder / "out"), "sinter "));
   }
 }
 

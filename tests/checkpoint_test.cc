@@ -536,6 +536,143 @@ TEST_CASE("checkpoint: one training at a time has its folder", "[checkpoint][app
   CHECK(std::distance(std::filesystem::directory_iterator(dir / "c"), {}) == 1);
 }
 
+TEST_CASE("checkpoint: what is not its own is not touched", "[checkpoint][app]") {
+  namespace fs = std::filesystem;
+  const TempDir dir;
+  const auto keep = [&](const std::string& name) {
+    return job({"--device", "cpu", "--max-steps", "2", "--checkpoint", (dir / name).string()});
+  };
+  // Other options that name one of its files, there or not yet.
+  for (const char* name : {"checkpoint.safetensors", "checkpoint.safetensors.lock",
+                           "checkpoint.safetensors.12.0.tmp"}) {
+    for (const char* option : {"--save", "--metrics"}) {
+      const Result result = run(dir, keep("new") + Args{option, (dir / "new" / name).string()});
+      INFO(result.err);
+      CHECK(result.code == 2);
+      CHECK(contains(result.err, option));
+      CHECK(contains(result.err, "--checkpoint"));
+      CHECK(!fs::exists(dir / "new"));  // the folder was its own, and is empty
+    }
+  }
+  // A user's files in the folder.
+  fs::create_directory(dir / "c");
+  const std::string before = "checkpoint.safetensors.";
+  for (const char* name : {"best.tmp", "1.tmp", "1.2.3.tmp", "x1.2.tmp", "1.2.tmp2", ".2.tmp"})
+    write_file(dir / "c" / (before + name), "kept");
+  write_file(dir / "c" / (before + "17.3.tmp"), "left by one that was killed");
+  finish(dir, keep("c"));
+  CHECK(!fs::exists(dir / "c" / (before + "17.3.tmp")));
+  CHECK(std::distance(fs::directory_iterator(dir / "c"), {}) == 7);
+  // What lies in the place of its lock.
+  write_file(dir / "mine", "mine");
+  fs::create_directories(dir / "file");
+  fs::create_directories(dir / "link");
+  fs::create_directories(dir / "pipe");
+  write_file(dir / "file" / (before + "lock"), "mine");
+  fs::create_symlink(dir / "mine", dir / "link" / (before + "lock"));
+  REQUIRE(mkfifo((dir / "pipe" / (before + "lock")).c_str(), 0600) == 0);
+  for (const char* name : {"file", "link", "pipe"}) {
+    const Result result = run(dir, keep(name));
+    INFO(result.err);
+    CHECK(result.code == 1);
+    CHECK(contains(result.err, (dir / name / (before + "lock")).string()));
+    CHECK(fs::symlink_status(dir / name / (before + "lock")).type() != fs::file_type::not_found);
+  }
+  CHECK(read_file(dir / "file" / (before + "lock")) == "mine");
+  CHECK(read_file(dir / "mine") == "mine");
+  // A start that fails takes back the folders it made, and only those.
+  const Result failed = run(dir, {"train", "--device", "cpu", "--data-dir", (dir / "no").string(),
+                                  "--checkpoint", (dir / "a" / "b").string()});
+  CHECK(failed.code == 1);
+  CHECK(!fs::exists(dir / "a"));
+  fs::create_directory(dir / "a");
+  CHECK(run(dir, {"train", "--device", "cpu", "--data-dir", (dir / "no").string(), "--checkpoint",
+                  (dir / "a" / "b").string()})
+            .code == 1);
+  CHECK(fs::is_empty(dir / "a"));
+}
+
+TEST_CASE("checkpoint: metrics of another run are not cut and mixed", "[checkpoint][app]") {
+  const TempDir dir;
+  const Args train = job({"--device", "cpu", "--max-steps", "80"});
+  const auto metrics = [&](const char* name) { return Args{"--metrics", (dir / name).string()}; };
+  const Args resume = train + Args{"--checkpoint", (dir / "c").string(), "--resume"};
+  finish(dir, resume + metrics("own") + Args{"--save", (dir / "w").string()});
+  finish(dir, train + metrics("seed") + Args{"--seed", "1"});
+  finish(dir, train + metrics("init") + Args{"--init", (dir / "w").string()});
+  std::string lines = read_file(dir / "own");
+  const size_t at = lines.find(R"("step":78,"loss":)");
+  REQUIRE(at != std::string::npos);
+  write_file(dir / "loss", std::string(lines).replace(at + 17, 1, "7"));
+  write_file(dir / "headless", lines.substr(lines.find('\n') + 1));
+  std::string escape = lines;
+  escape.replace(escape.find("adam"), 4, "\\u001b[2J");
+  write_file(dir / "escape", escape);
+  for (const auto& [name, part] :
+       {std::pair("seed", "its seed is 1, that of this one 0"), std::pair("init", "its init is \""),
+        std::pair("loss", "loss of step 78"), std::pair("headless", "does not begin with"),
+        std::pair("escape", R"(its optimizer is "\u001b[2J")")}) {
+    const std::string before = read_file(dir / name);
+    const Result result = run(dir, resume + metrics(name));
+    INFO(result.err);
+    CHECK(result.code == 1);
+    CHECK(contains(result.err, "--metrics: " + (dir / name).string()));
+    CHECK(contains(result.err, part));
+    CHECK((read_file(dir / name) == before));
+  }
+  // The same job in other words.
+  finish(dir, resume + metrics("own") + Args{"--weight-decay", "-0", "--momentum", "-0"});
+}
+
+TEST_CASE("checkpoint: a start that fails leaves metrics as they were", "[checkpoint][app]") {
+  const TempDir dir;
+  const Args train = job({"--device", "cpu", "--max-steps", "3"});
+  finish(dir, train + Args{"--checkpoint", (dir / "c").string()});
+  Checkpoint other = load_checkpoint(dir / "c" / kFile);
+  other.model[0].second = zeros({1});
+  save_checkpoint(dir / "c" / kFile, other);
+  save_safetensors(dir / "empty", {});
+  write_file(dir / "old", "of an earlier run\n");
+  const Args bad_resume = {"--checkpoint", (dir / "c").string(), "--resume"};
+  for (const Args& bad :
+       {Args{"--init", (dir / "empty").string()}, Args{"--conv-algo", "tensor-core"}, bad_resume,
+        Args{"--checkpoint", (dir / "c").string()}, Args{"--device", "cuda:99"}}) {
+    for (const char* name : {"old", "new"}) {
+      if (bad == bad_resume && name == std::string("old")) continue;  // it has to go on from there
+      const Result result = run(dir, job(Args{"--device", "cpu", "--max-steps", "3"} + bad) +
+                                         Args{"--metrics", (dir / name).string()});
+      INFO(result.err);
+      CHECK(result.code != 0);
+      CHECK(read_file(dir / "old") == "of an earlier run\n");
+      CHECK(!std::filesystem::exists(dir / "new"));
+    }
+  }
+  const Result resumed = run(dir, train + bad_resume);
+  INFO(resumed.err);
+  CHECK(resumed.code == 1);
+  CHECK(contains(resumed.err, "--resume: " + (dir / "c" / kFile).string() + ": load_state_dict"));
+  finish(dir, train + Args{"--metrics", (dir / "old").string()});
+  CHECK(metrics_of(dir / "old").size() == 5);
+}
+
+TEST_CASE("checkpoint: its text is shown without what a terminal obeys", "[checkpoint][app]") {
+  const TempDir dir;
+  const Args resume =
+      job({"--device", "cpu", "--max-steps", "3", "--checkpoint", (dir / "c").string()}) +
+      Args{"--resume"};
+  finish(dir, resume);
+  const Checkpoint whole = load_checkpoint(dir / "c" / kFile);
+  for (const auto& [key, value] : whole.metadata) {
+    Checkpoint forged = whole;
+    forged.metadata[key] = "\x1b[2J";
+    save_checkpoint(dir / "c" / kFile, forged);
+    const Result result = run(dir, resume);
+    INFO(key << ": " << result.err);
+    CHECK(contains(result.err, R"(\x1b[2J)"));
+    CHECK(!contains(result.err, "\x1b"));
+  }
+}
+
 TEST_CASE("checkpoint: weights that diverged do not take its place", "[checkpoint][app]") {
   const TempDir dir;
   const Args train = job({"--device", "cpu", "--optimizer", "sgd", "--lr", "1e6", "--checkpoint",

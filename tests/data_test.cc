@@ -205,6 +205,13 @@ TEST_CASE("synthetic: balanced, reproducible and told apart from CIFAR-10", "[da
   CHECK_FALSE(same_bits(synthetic_dataset(1003, 0, 6).train.images, data.train.images));
   CHECK(synthetic_dataset(0, 0).train.size() == 0);
   check_throws<ValueError>([] { synthetic_dataset(-1, 5); }, {"-1 and 5"});
+  std::vector<std::pair<int64_t, int64_t>> calls;
+  const auto stop = [&](int64_t done, int64_t total) {
+    calls.emplace_back(done, total);
+    if (done >= 1003) throw Error("enough");
+  };
+  CHECK_THROWS_AS(synthetic_dataset(1003, 200, 5, stop), Error);
+  CHECK(calls == decltype(calls){{0, 1203}, {1000, 1203}, {1003, 1203}});
 }
 
 TEST_CASE("synthetic: the same bytes on every machine", "[data]") {

@@ -2,12 +2,15 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <atomic>
 #include <bit>
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <ctime>
 #include <limits>
 #include <numeric>
+#include <thread>
 
 #include "catch.h"
 #include "temp_dir.h"
@@ -53,6 +56,57 @@ NamedTensors samples() {
 }
 
 }  // namespace
+
+TEST_CASE("safetensors: a file that becomes shorter while it is read is an error",
+          "[safetensors]") {
+  const TempDir dir;
+  const std::string header =
+      R"({"a":{"dtype":"U8","shape":[33554432],"data_offsets":[0,33554432]}})";
+  const std::string begin = file_of(header);
+  bool noticed = false;
+  for (int attempt = 0; attempt < 100 && !noticed; ++attempt) {
+    write_file(dir / "w", begin);
+    std::filesystem::resize_file(dir / "w", begin.size() + 33554432);  // a hole, quick to make
+    std::atomic<bool> started = false;
+    std::thread shorten([&] {
+      while (!started) std::this_thread::yield();
+      std::this_thread::sleep_for(std::chrono::microseconds(100 * attempt));
+      std::filesystem::resize_file(dir / "w", begin.size() + 5);
+    });
+    started = true;
+    try {
+      load_safetensors(dir / "w");
+    } catch (const DataError& e) {
+      noticed = std::string(e.what()).find("became shorter while it was read") != std::string::npos;
+    }
+    shorten.join();
+  }
+  CHECK(noticed);
+}
+
+TEST_CASE("safetensors: half precision is converted in blocks", "[safetensors]") {
+  constexpr int64_t kCount = 3 * 65536 + 7;
+  std::string bytes =
+      file_of(R"({"h":{"dtype":"F16","shape":[196615],"data_offsets":[0,393230]}})");
+  for (int64_t i = 0; i < kCount; ++i) {
+    const auto half = static_cast<uint16_t>(i % 2048 + 1024);  // that many times 2^-24
+    bytes += {static_cast<char>(half & 255), static_cast<char>(half >> 8)};
+  }
+  const TempDir dir;
+  write_file(dir / "h", bytes);
+  for (const SafetensorsFile& file : {parse(bytes), load_safetensors(dir / "h")}) {
+    const std::vector<double> values = file.tensors.at(0).second.to_vector<double>();
+    REQUIRE(values.size() == kCount);
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < kCount; ++i) {
+      const int64_t half = i % 2048 + 1024;  // exponents 1 and 2
+      const double expected =
+          half < 2048 ? half * 0x1p-24 : (1024 + half % 1024) * (half < 3072 ? 0x1p-23 : 0x1p-22);
+      wrong += values[static_cast<size_t>(i)] != expected;
+    }
+    CHECK(wrong == 0);
+  }
+}
 
 TEST_CASE("safetensors: what is saved is what is loaded", "[safetensors]") {
   const TempDir dir;

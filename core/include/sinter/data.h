@@ -75,8 +75,11 @@ std::filesystem::path download_cifar10(const std::filesystem::path& dir,
 
 // Ten classes of drawn 32 x 32 RGB images (shapes and textures with random colour, place, size,
 // occlusion and noise), as many as asked for, classes balanced. Deterministic in the seed.
-// Learnable, not trivial: for trying things out where CIFAR-10 cannot be had.
-Dataset synthetic_dataset(int64_t train_size = 50000, int64_t test_size = 10000, uint64_t seed = 0);
+// Learnable, not trivial: for trying things out where CIFAR-10 cannot be had. `progress`, if given,
+// is called every 1000 images with those drawn and those there will be; what it throws ends the
+// drawing.
+Dataset synthetic_dataset(int64_t train_size = 50000, int64_t test_size = 10000, uint64_t seed = 0,
+                          const std::function<void(int64_t, int64_t)>& progress = {});
 
 // ---- batches ------------------------------------------------------------------------------------
 
