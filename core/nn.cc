@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstdlib>
 #include <ostream>
+#include <unordered_map>
+#include <unordered_set>
 
 #include "leaf_use.h"
 #include "sinter/fused.h"
@@ -19,8 +21,10 @@ namespace {
 class Visit {
  public:
   explicit Visit(const Module& module) {
-    require<ValueError>(depth < 1000, module.type_name(),
-                        ": modules within modules, a thousand deep: does one list itself?");
+    if (depth >= 1000) {
+      throw ValueError(str(module.type_name(),
+                           ": modules within modules, a thousand deep: does one list itself?"));
+    }
     ++depth;
   }
   ~Visit() { --depth; }
@@ -217,17 +221,18 @@ namespace {
 // The tensors for which keep(is parameter) holds, each under its first name.
 template <class Keep> NamedTensors once_each(Module& module, const Keep& keep) {
   NamedTensors result;
+  std::unordered_set<const void*> seen;
   walk(module, [&](const std::string& name, Tensor& tensor, bool trained) {
     if (trained) {
-      require<GradError>(tensor.is_leaf(), module.type_name(), ": parameter ", name,
-                         " is the result of a recorded operator; assign its detach(), or set its "
-                         "values under no_grad");
+      if (!tensor.is_leaf()) {
+        throw GradError(str(module.type_name(), ": parameter ", name,
+                            " is the result of a recorded operator; assign its detach(), or set "
+                            "its values under no_grad"));
+      }
       if (!tensor.requires_grad_is_set() && is_floating(tensor.dtype())) tensor.set_requires_grad();
       tensor.set_listed();
     }
-    const auto same = [&](const auto& entry) { return entry.second.is(tensor); };
-    if (keep(trained) && std::none_of(result.begin(), result.end(), same))
-      result.emplace_back(name, tensor);
+    if (keep(trained) && seen.insert(tensor.identity()).second) result.emplace_back(name, tensor);
   });
   return result;
 }
@@ -320,17 +325,14 @@ void own_tensors(Module& copy, const Module& original) {
     });
   };
   require_own(require_own, copy);
-  std::vector<std::pair<Tensor, Tensor>> owned;  // the original's and the copy's
+  std::unordered_map<const void*, Tensor> owned;  // by the original's, which outlives this
   walk(copy, [&](const std::string&, Tensor& tensor, bool) {
-    const auto known = std::find_if(owned.begin(), owned.end(),
-                                    [&](const auto& pair) { return pair.first.is(tensor); });
-    if (known != owned.end()) {
-      tensor = known->second;
-      return;
+    Tensor& own = owned[tensor.identity()];
+    if (!own.defined()) {
+      own = tensor.detach().clone();
+      if (tensor.requires_grad_is_set()) own.set_requires_grad(tensor.requires_grad());
+      owned[own.identity()] = own;  // where the same place is listed twice
     }
-    const Tensor own = tensor.detach().clone();
-    if (tensor.requires_grad_is_set()) own.set_requires_grad(tensor.requires_grad());
-    owned.emplace_back(tensor, own);
     tensor = own;
   });
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <unordered_set>
 
 #include "sinter/dispatch.h"
 #include "slice_sum.h"
@@ -11,14 +12,14 @@ namespace sinter {
 Optimizer::Optimizer(const char* name, std::vector<Tensor> params, double lr)
     : name_(name), lr_(lr) {
   require<ValueError>(!params.empty(), name, ": expected at least one parameter");
+  std::unordered_set<const void*> seen;
   for (const Tensor& p : params) {
     require<GradError>(p.defined() && p.is_leaf() && is_floating(p.dtype()), name,
                        ": expected leaves of a floating dtype, got ",
                        !p.defined()  ? "an undefined tensor"
                        : p.is_leaf() ? sinter::name(p.dtype())
                                      : "the result of a recorded operator");
-    const auto same = [&](const Tensor& other) { return other.is(p); };
-    if (std::none_of(params_.begin(), params_.end(), same)) params_.push_back(p);
+    if (seen.insert(p.identity()).second) params_.push_back(p);
   }
   // One that never asked for a gradient is more likely a mistake than frozen.
   require<GradError>(std::any_of(params_.begin(), params_.end(),

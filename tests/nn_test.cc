@@ -745,6 +745,18 @@ DEVICE_TEST("nn: a clone has tensors of its own", "[nn]") {
   CHECK(values(copy.state_dict()) != before);
 
   Tied tied;
+  struct Twice : Module {
+    Linear fc{2, 2};
+    Tensor forward(const Tensor& x) override { return fc(fc(x)); }
+    void visit(Visitor& v) override {
+      v.module("a", fc);
+      v.module("b", fc);
+    }
+  } twice;
+  Twice again = clone(twice);
+  CHECK(again.parameters().size() == 2);
+  CHECK(again.state_dict()[0].second.raw() == again.state_dict()[2].second.raw());
+  CHECK(again.state_dict()[0].second.raw() != twice.fc.weight.raw());
   const Tied other = clone(tied);
   CHECK(other.encode.weight.is(other.decode.weight));
   CHECK(!other.encode.weight.is(tied.encode.weight));

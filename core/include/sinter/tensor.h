@@ -126,6 +126,7 @@ class Tensor {
   bool defined() const { return impl_ != nullptr; }
   // Whether both are the same tensor, not only equal ones.
   bool is(const Tensor& other) const { return impl_ == other.impl_; }
+  const void* identity() const { return impl_.get(); }  // equal where is() holds
 
   const Shape& shape() const;
   int rank() const { return shape().rank(); }
