@@ -37,7 +37,7 @@ class Node {
   bool freed = false;
   // Leaves only:
   Tensor grad;
-  bool frozen = false;  // collects none
+  bool frozen = false;  // collects none: its tensor does not require grad for now
 
   static std::atomic<int64_t> count;
 };
@@ -181,7 +181,7 @@ Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs
   return y.with_node(std::move(node));
 }
 
-bool Tensor::requires_grad_is_set() const { return impl_->node || impl_->frozen; }
+bool Tensor::requires_grad_is_set() const { return impl_->node != nullptr; }
 bool Tensor::listed() const { return impl_ && impl_->listed.load(std::memory_order_relaxed); }
 void Tensor::set_listed() const { impl_->listed.store(true, std::memory_order_relaxed); }
 
@@ -219,7 +219,7 @@ Tensor Tensor::view(const char* op, const Shape& shape, int64_t offset) const {
 
 const std::shared_ptr<Node>& Tensor::node() const {
   static const std::shared_ptr<Node> none;
-  if (!impl_ || impl_->frozen) return none;
+  if (!impl_ || (impl_->node && impl_->node->frozen)) return none;
   Impl& t = *impl_;
   if (t.base && t.base->storage == t.storage && t.made_in_grad_mode &&
       t.seen.load(std::memory_order_acquire) != t.base->changes.load(std::memory_order_acquire)) {
@@ -275,7 +275,6 @@ void Tensor::record_in_place(const char* op, const Tensor& source) const {
         if (need_source) grads[1] = changed(dy).reshape(part).to(from.dtype).to(from.device);
         return grads;
       });
-  base.impl_->frozen = false;
   base.impl_->changes.fetch_add(1, std::memory_order_acq_rel);
 }
 
@@ -305,17 +304,14 @@ const Tensor& Tensor::set_requires_grad(bool value) const {
   require<GradError>(is_leaf(),
                      "set_requires_grad: expected a leaf, got the result of a recorded operator; "
                      "use detach()");
-  if (!value) {
-    if (impl_) impl_->frozen = true;
-    if (impl_ && impl_->node) impl_->node->frozen = true;
-    return *this;
-  }
-  require<DtypeError>(defined() && is_floating(dtype()),
-                      "set_requires_grad: expected float32 or float64, got ",
+  const bool can = defined() && is_floating(dtype());
+  if (!value && !can) return *this;
+  require<DtypeError>(can, "set_requires_grad: expected float32 or float64, got ",
                       defined() ? name(dtype()) : "an undefined tensor");
   if (!impl_->node) impl_->node = std::make_shared<Node>(nullptr, detach());
-  impl_->frozen = impl_->node->frozen = false;
-  impl_->base = nullptr;  // a leaf of its own now, no longer part of another tensor's graph
+  impl_->node->frozen = !value;
+  if (value)
+    impl_->base = nullptr;  // a leaf of its own now, no longer part of another tensor's graph
   return *this;
 }
 

@@ -81,6 +81,20 @@ Axis axis_of(const char* op, int64_t size, int64_t kernel, int stride, int pad, 
           std::min(dilation, most), static_cast<int>((padded - span) / stride + 1)};
 }
 
+// The two axes as kernels take them.
+template <class G> void set_axes(G& g, const Axis& v, const Axis& h) {
+  g.h = v.size;
+  g.w = h.size;
+  g.kh = v.kernel;
+  g.kw = h.kernel;
+  g.stride_h = v.stride;
+  g.stride_w = h.stride;
+  g.pad_h = v.pad;
+  g.pad_w = h.pad;
+  g.oh = v.out;
+  g.ow = h.out;
+}
+
 Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
                          const Conv2dOptions& options) {
   const char* op = "conv2d";
@@ -123,20 +137,11 @@ Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
   Conv2dShape g;
   g.n = to_int(op, x.size(0));
   g.c = to_int(op, x.size(1));
-  g.h = v.size;
-  g.w = h.size;
   g.o = to_int(op, w.size(0));
-  g.kh = v.kernel;
-  g.kw = h.kernel;
-  g.stride_h = v.stride;
-  g.stride_w = h.stride;
-  g.pad_h = v.pad;
-  g.pad_w = h.pad;
+  set_axes(g, v, h);
   g.dil_h = v.dilation;
   g.dil_w = h.dilation;
   g.groups = options.groups;
-  g.oh = v.out;
-  g.ow = h.out;
   return g;
 }
 
@@ -162,16 +167,7 @@ Pool2dShape pool2d_shape(const char* op, const Tensor& x, Pair kernel,
   Pool2dShape g;
   g.n = to_int(op, x.size(0));
   g.c = to_int(op, x.size(1));
-  g.h = v.size;
-  g.w = h.size;
-  g.kh = v.kernel;
-  g.kw = h.kernel;
-  g.stride_h = v.stride;
-  g.stride_w = h.stride;
-  g.pad_h = v.pad;
-  g.pad_w = h.pad;
-  g.oh = v.out;
-  g.ow = h.out;
+  set_axes(g, v, h);
   return g;
 }
 

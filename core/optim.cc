@@ -95,7 +95,7 @@ void check_rate(const char* name, const char* what, double value) {
 
 std::vector<Tensor> zeros_like(const std::vector<Tensor>& tensors) {
   std::vector<Tensor> result;
-  for (const Tensor& t : tensors) result.push_back(zeros(t.shape(), t.options()));
+  for (const Tensor& t : tensors) result.push_back(sinter::zeros_like(t));
   return result;
 }
 

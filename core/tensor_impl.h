@@ -18,9 +18,8 @@ struct Tensor::Impl {
   std::byte* data;
   Shape shape;
   DType dtype;
-  // The leaf, or the operator that made the values; null if neither is known.
+  // The leaf, which may be frozen, or the operator that made the values; null if neither is known.
   std::shared_ptr<Node> node;
-  bool frozen = false;              // a leaf that does not require grad for now
   std::atomic<bool> listed{false};  // as the parameter of some module
 
   // A view is a range of another tensor, never of a view. Changing either in place changes both, so
