@@ -19,7 +19,7 @@
 #include "gemm.h"
 #include "parallel.h"
 #include "sinter/check.h"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 namespace {

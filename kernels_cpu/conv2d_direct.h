@@ -1,7 +1,7 @@
 // Convolution with images in the lanes of a vector; see conv2d_direct.cc.
 #pragma once
 
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 

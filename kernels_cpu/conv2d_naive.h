@@ -1,7 +1,7 @@
 // Convolution as it is defined; see conv2d_naive.cc.
 #pragma once
 
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 

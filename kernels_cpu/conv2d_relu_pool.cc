@@ -28,7 +28,7 @@
 #include <type_traits>
 
 #include "parallel.h"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "tiles-inl.h"
 #include "transpose-inl.h"
 

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 

@@ -10,7 +10,7 @@
 #include <algorithm>
 
 #include "parallel.h"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "sinter/philox.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "parallel.h"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "strided.h"
 
 namespace sinter {

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 

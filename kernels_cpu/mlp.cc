@@ -23,7 +23,7 @@
 #include <utility>
 
 #include "parallel.h"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "tiles-inl.h"
 
 #ifndef SINTER_KERNELS_CPU_MLP_GEOMETRY

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "parallel.h"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 #ifndef SINTER_KERNELS_CPU_OPTIM_ONCE
 #define SINTER_KERNELS_CPU_OPTIM_ONCE

@@ -11,7 +11,7 @@
 #include <type_traits>
 
 #include "parallel.h"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sinter {

@@ -7,7 +7,7 @@
 
 #include "parallel.h"
 #include "sinter/check.h"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 namespace {

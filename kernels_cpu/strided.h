@@ -5,7 +5,7 @@
 #include <array>
 #include <cstdint>
 
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 

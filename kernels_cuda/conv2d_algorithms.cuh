@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter::cuda {
 

@@ -22,7 +22,7 @@
 #include "conv2d_tile.cuh"
 #include "launch.cuh"
 #include "scratch.cuh"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
 #include "sinter/runtime.h"
 

@@ -4,7 +4,7 @@
 
 #include "launch.cuh"
 #include "reduce.cuh"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "sinter/philox.h"
 #include "stream.cuh"
 

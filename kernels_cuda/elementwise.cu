@@ -4,7 +4,7 @@
 
 #include "launch.cuh"
 #include "loop.cuh"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 namespace cuda {

@@ -11,7 +11,7 @@
 
 #include "check.cuh"
 #include "shared_library.h"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "sinter/runtime.h"
 #include "stream.cuh"
 

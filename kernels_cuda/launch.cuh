@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "check.cuh"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "sinter/runtime.h"
 
 namespace sinter::cuda {

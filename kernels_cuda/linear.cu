@@ -2,7 +2,7 @@
 #include <cstdint>
 
 #include "launch.cuh"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 namespace cuda {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
 
 namespace sinter::cuda {

@@ -21,7 +21,7 @@
 #include "launch.cuh"
 #include "reduce.cuh"
 #include "scratch.cuh"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
 #include "sinter/runtime.h"
 

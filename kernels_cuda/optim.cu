@@ -6,7 +6,7 @@
 #include <span>
 
 #include "launch.cuh"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
 #include "stream.cuh"
 

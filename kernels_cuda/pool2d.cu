@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "launch.cuh"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
 
 namespace sinter {

@@ -5,7 +5,7 @@
 #include "launch.cuh"
 #include "loop.cuh"
 #include "scratch.cuh"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 namespace cuda {

@@ -8,7 +8,7 @@
 #include "launch.cuh"
 #include "reduce.cuh"
 #include "scratch.cuh"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "stream.cuh"
 
 namespace sinter {

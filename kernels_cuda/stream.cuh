@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter::cuda {
 

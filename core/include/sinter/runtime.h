@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 
@@ -47,21 +47,9 @@ std::string simd_target();
 
 // ---- both ---------------------------------------------------------------------------------------
 
-// How conv2d is computed, forward and backward, in the whole process. kAuto chooses by geometry,
-// dtype and device; any other algorithm is used for every convolution, and one that it cannot
-// compute throws ValueError saying why and which can.
-//   naive          the definition, one output after another: to read, and to check the others by
-//   direct         CPU: images in the lanes of a vector; CUDA: small windows, few input channels
-//   im2col         patches written out as a matrix, and a matrix product
-//   implicit-gemm  the same with the patches gathered while they are multiplied
-//   tensor-core    CUDA, float32: the same on tensor cores
-//   winograd       windows of 3 x 3 and stride 1: a quarter of the multiplications, and some more
-//                  rounding; a NaN spreads to results some pixels away
-// They differ in the order of additions; each gives the same bits from run to run.
-enum class ConvAlgo { kAuto, kNaive, kDirect, kIm2col, kImplicitGemm, kTensorCore, kWinograd };
+// How conv2d is computed from now on, in the whole process (ConvAlgo, operators.h).
 void set_conv_algo(ConvAlgo algo);
 ConvAlgo conv_algo();
-const char* name(ConvAlgo algo);  // "auto", "naive", …, as above
 // Throws ValueError listing the names.
 ConvAlgo conv_algo_named(const std::string& name);
 

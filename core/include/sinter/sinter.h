@@ -9,7 +9,7 @@
 #include "sinter/fused.h"
 #include "sinter/gradcheck.h"
 #include "sinter/graph.h"
-#include "sinter/kernels.h"
+#include "sinter/operators.h"
 #include "sinter/models.h"
 #include "sinter/nn.h"
 #include "sinter/ops.h"
