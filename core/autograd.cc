@@ -8,7 +8,9 @@
 
 #include "arguments.h"
 #include "leaf_use.h"
-#include "sinter/dispatch.h"
+#include "program/recorder.h"
+#include "sinter/emit.h"
+#include "sinter/ops.h"
 #include "tensor_impl.h"
 
 namespace sinter {
@@ -16,7 +18,7 @@ namespace sinter {
 // A step of the graph: an operator with the nodes of its inputs, or a leaf that collects a
 // gradient. Edges point from results to inputs only, and closures hold no nodes (Saved), so there
 // are no cycles.
-class Node {
+class Node : public std::enable_shared_from_this<Node> {
  public:
   Node(const char* op, const Tensor& result)
       : op(op), shape(result.shape()), options(result.options()) {
@@ -33,9 +35,11 @@ class Node {
   TensorOptions options;
   std::vector<std::shared_ptr<Node>> inputs;  // null for inputs that need no gradient
   BackwardFn backward;                        // empty once freed by a backward pass
-  std::function<Grads()> backward_one;        // may be empty
+  std::shared_ptr<const std::string> module;  // its path, of one made in a recording
   bool freed = false;
   // Leaves only:
+  Tensor get_grad();
+  void set_grad(const Tensor& gradient);
   Tensor grad;
   bool frozen = false;  // collects none: its tensor does not require grad for now
 
@@ -65,6 +69,26 @@ Node::~Node() {
   }
   pending = nullptr;
 }
+
+// A recording hears of both.
+Tensor Node::get_grad() {
+  if (Recorder* const recorder = Recorder::of_this_thread())
+    recorder->asked_gradient(shared_from_this(), grad);
+  return grad;
+}
+void Node::set_grad(const Tensor& gradient) {
+  if (Recorder* const recorder = Recorder::of_this_thread())
+    recorder->sets_gradient(shared_from_this(), grad);
+  grad = gradient;
+}
+
+void release_node(Node& node) {
+  node.freed = true;
+  node.backward = nullptr;
+  node.inputs.clear();
+}
+Tensor gradient_of(const Node& leaf) { return leaf.grad; }
+void set_gradient_of(Node& leaf, const Tensor& gradient) { leaf.grad = gradient; }
 
 namespace {
 
@@ -105,18 +129,23 @@ std::vector<Node*> topological_order(Node* root) {
   return order;
 }
 
-// sum += term. Writes into sum's storage only if nobody else holds it: a backward function may have
-// handed the same tensor to several inputs.
-void add_into(Tensor& sum, const Tensor& term) {
-  if (!sum.defined()) {
-    sum = term;
-    return;
+// The sum of the gradients that reach a node. The first may be somebody else's too: a backward
+// function may have handed the same tensor to several inputs.
+struct GradientSum {
+  Tensor value;
+  bool is_own = false;
+
+  void add(const Tensor& term) {
+    if (!value.defined()) {
+      value = term;
+    } else if (is_own) {
+      emit(op::Accumulate{in(term), inout(value)});
+    } else {
+      value = sinter::add(value, term);
+      is_own = true;
+    }
   }
-  if (sum.shares_storage()) sum = sum.clone();
-  dispatch("backward", sum, [&]<class T>(const auto& ctx) {
-    accumulate(ctx, sum.numel(), term.data<const T>(), sum.data<T>());
-  });
-}
+};
 
 void check_grad(const Tensor& grad, const Node& node, const char* op) {
   if (grad.shape() == node.shape && grad.dtype() == node.options.dtype &&
@@ -158,6 +187,10 @@ std::shared_ptr<Node> make_node(const char* op, const Tensor& result,
   node->inputs.reserve(inputs.size());
   for (const Tensor& input : inputs) node->inputs.push_back(input.node());
   node->backward = std::move(backward);
+  if (Recorder* const recorder = Recorder::of_this_thread()) {
+    node->module = recorder->origin.module;
+    recorder->made_node(node);
+  }
   return node;
 }
 
@@ -169,17 +202,20 @@ void watch(const char* op, const Tensor& input) {
 }  // namespace
 
 Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs,
-              BackwardFn backward, std::function<Grads()> backward_one) {
+              BackwardFn backward) {
   if (anomaly_mode) check_finite(y, "the result of ", op);
   bool needed = false;
   for (const Tensor& input : inputs) needed = needed || input.requires_grad();
   // A result is no view, even if it was made by looking at a temporary in another shape.
   if (!grad_mode || !needed) return y.requires_grad() || y.is_view() ? y.detach() : y;
   for (const Tensor& input : inputs) watch(op, input);
-  std::shared_ptr<Node> node = make_node(op, y, inputs, std::move(backward));
-  node->backward_one = std::move(backward_one);
-  return y.with_node(std::move(node));
+  return y.with_node(make_node(op, y, inputs, std::move(backward)));
 }
+
+bool collects_gradient(const Tensor& tensor) { return tensor.collects_gradient(); }
+
+// requires_grad, of which no recording hears.
+bool Tensor::collects_gradient() const { return impl_->node != nullptr && !impl_->node->frozen; }
 
 bool Tensor::requires_grad_is_set() const { return impl_->node != nullptr; }
 bool Tensor::listed() const { return impl_ && impl_->listed.load(std::memory_order_relaxed); }
@@ -204,7 +240,7 @@ std::shared_ptr<Node> view_node(const char* op, const Tensor& result, const Tens
 
 Tensor Tensor::view(const char* op, const Shape& shape, int64_t offset) const {
   Tensor t(std::make_shared<Impl>(
-      impl_->storage, impl_->data + offset * static_cast<int64_t>(size_of(impl_->dtype)), shape,
+      impl_->storage, impl_->start + offset * static_cast<int64_t>(size_of(impl_->dtype)), shape,
       impl_->dtype));
   t.impl_->base = impl_->base ? impl_->base : impl_;
   t.impl_->offset = impl_->offset + offset;
@@ -219,6 +255,8 @@ Tensor Tensor::view(const char* op, const Shape& shape, int64_t offset) const {
 
 const std::shared_ptr<Node>& Tensor::node() const {
   static const std::shared_ptr<Node> none;
+  if (Recorder* const recorder = Recorder::of_this_thread(); recorder != nullptr && impl_)
+    recorder->asked(*this);
   if (!impl_ || (impl_->node && impl_->node->frozen)) return none;
   Impl& t = *impl_;
   if (t.base && t.base->storage == t.storage && t.made_in_grad_mode &&
@@ -324,27 +362,27 @@ void Tensor::set_data(const Tensor& data) const {
   require<ShapeError>(data.shape() == shape(), "set_data: expected a tensor of shape ", shape(),
                       ", got ", data.shape());
   impl_->storage = data.impl_->storage;
-  impl_->data = data.impl_->data;
+  impl_->start = data.impl_->start;
   impl_->dtype = data.impl_->dtype;
   impl_->base = nullptr;
   if (!impl_->node) return;
   // The same leaf: a graph recorded before, whose gradient is of the old kind, throws.
   impl_->node->options = data.options();
-  impl_->node->grad = Tensor();
+  impl_->node->set_grad({});
 }
 
 Tensor Tensor::grad() const {
-  return impl_ && impl_->node && is_leaf() ? impl_->node->grad : Tensor();
+  return impl_ && impl_->node && is_leaf() ? impl_->node->get_grad() : Tensor();
 }
 
 void Tensor::set_grad(const Tensor& grad) const {
   if (!grad.defined() && is_leaf()) {  // also of a leaf that is frozen, or never had one
-    if (impl_ && impl_->node) impl_->node->grad = Tensor();
+    if (impl_ && impl_->node) impl_->node->set_grad({});
     return;
   }
   require<GradError>(node() && node()->is_leaf(), "set_grad: expected a leaf that requires grad");
   check_grad(grad, *node(), "set_grad");
-  node()->grad = grad.detach();
+  node()->set_grad(grad.detach());
 }
 
 void Tensor::backward(bool retain_graph) const {
@@ -352,7 +390,7 @@ void Tensor::backward(bool retain_graph) const {
   require<GradError>(numel() == 1, "backward: expected a tensor of one element, got shape ",
                      shape(), "; pass the gradient with respect to it, or reduce it first");
   check_differentiable();
-  run_backward(node()->backward_one ? Tensor() : ones(shape(), options()), retain_graph);
+  run_backward(ones(shape(), options()), retain_graph);
 }
 
 void Tensor::backward(const Tensor& gradient, bool retain_graph) const {
@@ -371,12 +409,10 @@ void Tensor::check_differentiable() const {
 void Tensor::run_backward(const Tensor& gradient, bool retain_graph) const {
   const no_grad guard;  // derivatives are not themselves recorded
   const std::vector<Node*> order = topological_order(node().get());
-  std::unordered_map<Node*, Tensor> grads;  // of results, until their node is reached
+  std::unordered_map<Node*, GradientSum> grads;  // of results, until their node is reached
   grads.reserve(order.size());
-  grads[node().get()] = gradient;
-  const auto join = [this] {
-    dispatch_device(device(), [](const auto& ctx) { join_branches(ctx); });
-  };
+  grads[node().get()].add(gradient);
+  Recorder* const recorder = Recorder::of_this_thread();
 
   // Freeing a node's edges may drop the last owner of nodes still to come: they are kept until the
   // end.
@@ -385,22 +421,27 @@ void Tensor::run_backward(const Tensor& gradient, bool retain_graph) const {
     Node& node = **it;
     const auto found = grads.find(&node);
     if (found == grads.end()) continue;  // no gradient flows here
-    Tensor dy = std::move(found->second);
+    Tensor dy = std::move(found->second.value);
     grads.erase(found);
 
     if (node.is_leaf()) {
       if (node.frozen) continue;
       // The gradient becomes the leaf's own. One that others can see (a view, the caller's) is
       // copied, since the leaf adds into it later.
-      if (node.grad.defined() || dy.shares_storage()) join();
-      if (!node.grad.defined() && dy.shares_storage()) dy = dy.clone();
-      add_into(node.grad, dy);
+      if (const Tensor grad = node.get_grad(); grad.defined())
+        emit(op::Accumulate{in(dy), inout(grad)});
+      else
+        node.set_grad(dy.shares_storage() ? dy.clone() : dy);
       continue;
     }
     require<GradError>(!node.freed, "backward: the graph of ", node.op,
                        " was freed by an earlier backward pass; pass retain_graph = true to the "
                        "first to run a second");
-    Grads dx = dy.defined() ? node.backward(dy) : node.backward_one();
+    require<GraphError>(recorder == nullptr || recorder->made(&node), "backward of ", node.op,
+                        ": it was recorded outside of the compiled function, which cannot go "
+                        "through it again at every call; move its forward pass inside, or detach()");
+    const OriginScope origin({node.module, node.op});
+    Grads dx = node.backward(dy);
     dy = Tensor();
     require<GradError>(dx.size() == node.inputs.size(), "backward of ", node.op, ": expected ",
                        node.inputs.size(), " gradients, one for each input, got ", dx.size());
@@ -409,22 +450,17 @@ void Tensor::run_backward(const Tensor& gradient, bool retain_graph) const {
       if (input == nullptr || !dx[i].defined()) continue;
       check_grad(dx[i], *input, node.op);
       if (anomaly_mode) check_finite(dx[i], "the gradient of ", node.op, " for its input ", i);
-      Tensor moved = std::move(dx[i]);
-      Tensor& sum = grads[input];
-      if (i > 0 && (sum.defined() || !input->is_leaf())) join();
-      add_into(sum, moved);
+      grads[input].add(std::exchange(dx[i], {}));
     }
     if (!retain_graph) {
       node.freed = true;
       node.backward = nullptr;
-      node.backward_one = nullptr;
       for (auto& input : node.inputs) {
         if (input) kept.push_back(std::move(input));
       }
       node.inputs.clear();
     }
   }
-  join();
 }
 
 }  // namespace sinter

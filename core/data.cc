@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "file.h"
-#include "sinter/dispatch.h"
+#include "sinter/emit.h"
 
 namespace sinter {
 
@@ -187,37 +187,43 @@ void Batches::start_epoch(uint64_t epoch) {
     if (!index_.defined()) index_ = arange(n, {kInt64, device});
     return;
   }
-  // In place, since a captured graph reads it; unless a copy of this Batches does, which is to stay
-  // independent.
-  if (!index_.defined() || index_.shares_storage()) index_ = empty({n}, {kInt64, device});
-  dispatch_device(device, [&](const auto& ctx) {
-    shuffled_indices(ctx, options_.seed, epoch, n, 0, n, index_.data<int64_t>());
-  });
+  // In place, since a compiled function may read it.
+  if (!index_.defined()) index_ = empty({n}, {kInt64, device});
+  emit(op::ShuffledIndices{options_.seed, epoch, n, 0, out(index_)});
 }
+
+Batches::Batches(const Batches& other)
+    : set_(other.set_),
+      options_(other.options_),
+      index_(other.index_.clone()),
+      position_(other.position_.clone()),
+      epoch_(other.epoch_),
+      begun_(other.begun_) {}
 
 Batch Batches::get(int64_t i) const {
   require<ValueError>(0 <= i && i < size(), "Batches::get: batch ", i, ", expected 0 <= i < ",
                       size());
   const int64_t first = i * options_.batch_size;
-  return gather(first, std::min(options_.batch_size, set_.size() - first), nullptr);
+  return gather(first, std::min(options_.batch_size, set_.size() - first), {});
 }
 
 void Batches::seek(int64_t i) {
   require<ValueError>(0 <= i && i < size(), "Batches::seek: batch ", i, ", expected 0 <= i < ",
                       size());
-  const Tensor first = from_vector(std::vector<int64_t>{i * options_.batch_size}, {1});
-  if (position_.shares_storage()) position_ = empty({1}, {kInt64, set_.labels.device()});
-  position_.copy_(first);
+  position_.copy_(
+      from_vector(std::vector<int64_t>{i * options_.batch_size}, {1}, position_.device()));
 }
 
-Batch Batches::next() {
+Batch Batches::next(std::optional<int64_t> count) {
   require<ValueError>(set_.size() > 0, "Batches::next: the set has no images");
-  return gather(0, options_.batch_size, position_.data<int64_t>());
+  const int64_t n = count.value_or(options_.batch_size);
+  require<ValueError>(n >= 1, "Batches::next: expected at least one image, got ", n);
+  return gather(0, n, position_);
 }
 
-Batch Batches::gather(int64_t first, int64_t count, int64_t* position) const {
+Batch Batches::gather(int64_t first, int64_t count, const Tensor& position) const {
   const Shape& images = set_.images.shape();
-  GatherShape g;
+  op::GatherShape g;
   g.n = count;
   g.size = set_.size();
   g.first = first;
@@ -230,10 +236,8 @@ Batch Batches::gather(int64_t first, int64_t count, int64_t* position) const {
   Batch batch;
   batch.x = empty({g.n, g.c, g.h, g.w}, {options_.dtype, set_.images.device()});
   batch.y = empty({g.n}, {kInt64, set_.images.device()});
-  dispatch("Batches::get", batch.x, [&]<class T>(const auto& ctx) {
-    gather_batch(ctx, g, set_.images.data<uint8_t>(), set_.labels.data<uint8_t>(),
-                 index_.data<int64_t>(), position, batch.x.data<T>(), batch.y.data<int64_t>());
-  });
+  emit(op::GatherBatch{g, in(set_.images), in(set_.labels), in(index_), inout(position),
+                       out(batch.x), out(batch.y)});
   return batch;
 }
 

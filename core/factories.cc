@@ -2,7 +2,7 @@
 #include <cmath>
 #include <limits>
 
-#include "sinter/dispatch.h"
+#include "sinter/emit.h"
 #include "sinter/tensor.h"
 
 namespace sinter {
@@ -10,18 +10,16 @@ namespace {
 
 // value(i) for i in [0, n), in x's dtype.
 template <class F> Tensor made_of(int64_t n, DType dtype, Device device, F value) {
-  require_usable(device);
-  const Tensor host = empty({n}, {dtype, kCpu});
-  dispatch_any(dtype, kCpu, [&]<class T>(const auto&) {
-    T* const first = host.data<T>();
-    for (int64_t i = 0; i < n; ++i) first[i] = static_cast<T>(value(i));
+  return with_any(dtype, [&]<class T>() {
+    std::vector<T> values(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = static_cast<T>(value(i));
+    return from_vector(values, {n}, device);
   });
-  return host.to(device);
 }
 
 // Whether x lies between the least and the largest number of dtype.
 bool holds(DType dtype, double x) {
-  return dispatch_any(dtype, kCpu, [&]<class T>(const auto&) {
+  return with_any(dtype, [&]<class T>() {
     using Limits = std::numeric_limits<T>;
     return static_cast<double>(Limits::lowest()) <= x && x <= static_cast<double>(Limits::max());
   });
@@ -78,12 +76,12 @@ Tensor linspace(double start, double end, int64_t steps, TensorOptions options) 
 }
 
 Tensor eye(int64_t n, TensorOptions options) {
-  const Tensor x = zeros({n, n}, {options.dtype, kCpu});
-  dispatch_any(options.dtype, kCpu, [&]<class T>(const auto&) {
-    T* const first = x.data<T>();
-    for (int64_t i = 0; i < n; ++i) first[i * (n + 1)] = 1;
+  const int64_t elements = Shape{n, n}.numel("eye");
+  return with_any(options.dtype, [&]<class T>() {
+    std::vector<T> values(static_cast<size_t>(elements));
+    for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i * (n + 1))] = 1;
+    return from_vector(values, {n, n}, options.device);
   });
-  return x.to(options.device);
 }
 
 }  // namespace sinter

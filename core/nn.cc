@@ -243,7 +243,7 @@ template <class Convert> void replace_tensors(Module& module, const Convert& con
   std::vector<Tensor> converted;
   for (const auto& [name, tensor] : tensors) converted.push_back(convert(tensor.detach()));
   for (size_t i = 0; i < tensors.size(); ++i) {
-    if (converted[i].raw() != tensors[i].second.raw()) tensors[i].second.set_data(converted[i]);
+    if (converted[i].place() != tensors[i].second.place()) tensors[i].second.set_data(converted[i]);
   }
 }
 

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "arguments.h"
-#include "sinter/dispatch.h"
+#include "sinter/emit.h"
 #include "sinter/ops.h"
 
 namespace sinter {
@@ -13,6 +13,7 @@ namespace {
 void check_same(const char* op, const Tensor& a, const Tensor& b) {
   require_defined(op, "a", a);
   require_defined(op, "b", b);
+  require_floating(op, a);
   require<DtypeError>(a.dtype() == b.dtype(), op, ": expected one dtype, got ", a.dtype(), " and ",
                       b.dtype(), "; convert with to()");
   require<DeviceError>(a.device() == b.device(), op, ": expected one device, got ", a.device(),
@@ -76,12 +77,18 @@ int merge_dimensions(int rank, int64_t* shape, int64_t* const (&strides)[kOperan
   return last + 1;
 }
 
-Strided strided(const Shape& shape, const int64_t* stride) {
-  Strided g;
+op::Strided strided(const Shape& shape, const int64_t* stride) {
+  op::Strided g;
   std::copy(shape.begin(), shape.end(), g.shape);
   std::copy(stride, stride + shape.rank(), g.stride);
   g.rank = merge_dimensions<1>(shape.rank(), g.shape, {g.stride});
   return g;
+}
+
+Tensor times(const Tensor& x, double factor) {
+  const Tensor y = empty(x.shape(), x.options());
+  emit(op::Scale{factor, in(x), out(y)});
+  return y;
 }
 
 // x repeated to `shape`, times factor.
@@ -89,17 +96,14 @@ Tensor expand(const Tensor& x, const Shape& shape, double factor = 1) {
   if (x.shape() == shape && factor == 1) return x;
   int64_t stride[kMaxRank];
   broadcast_strides(x.shape(), shape, stride);
-  Tensor y = empty(shape, x.options());
-  dispatch("expand", x, [&]<class T>(const auto& ctx) {
-    strided_copy(ctx, strided(shape, stride), static_cast<const T*>(x.data<T>()), y.data<T>());
-    if (factor != 1) scale(ctx, y.numel(), static_cast<T>(factor), y.data<T>(), y.data<T>());
-  });
-  return y;
+  const Tensor y = empty(shape, x.options());
+  emit(op::StridedCopy{strided(shape, stride), in(x), out(y)});
+  return factor == 1 ? y : times(y, factor);
 }
 
 // Sums x over the dimensions marked in `reduced`; the result has shape `result` (with or without
 // them).
-Tensor reduce(const char* op, const Tensor& x, const bool* reduced, const Shape& result,
+Tensor reduce(const Tensor& x, const bool* reduced, const Shape& result,
               double factor) {
   int64_t stride[kMaxRank];
   contiguous_strides(x.shape(), stride);
@@ -110,11 +114,8 @@ Tensor reduce(const char* op, const Tensor& x, const bool* reduced, const Shape&
     strides[reduced[d]][part.rank()] = stride[d];
     part.append(x.size(d));
   }
-  const Reduce g{strided(sizes[0], strides[0]), strided(sizes[1], strides[1]), factor};
-  Tensor y = empty(result, x.options());
-  dispatch(op, x, [&]<class T>(const auto& ctx) {
-    sum(ctx, g, static_cast<const T*>(x.data<T>()), y.data<T>());
-  });
+  const Tensor y = empty(result, x.options());
+  emit(op::Sum{strided(sizes[0], strides[0]), strided(sizes[1], strides[1]), factor, in(x), out(y)});
   return y;
 }
 
@@ -127,30 +128,19 @@ Tensor unbroadcast(const Tensor& dy, const Shape& shape) {
   for (int d = 0; d < dy.rank(); ++d) {
     reduced[d] = d < missing || (shape[d - missing] == 1 && dy.size(d) != 1);
   }
-  return reduce("broadcast backward", dy, reduced, shape, 1);
+  return reduce(dy, reduced, shape, 1);
 }
 
-Tensor apply(const char* op, BinaryOp kind, const Tensor& a, const Tensor& b) {
+Tensor apply(const char* op, op::BinaryOp kind, const Tensor& a, const Tensor& b) {
   check_same(op, a, b);
   const Shape shape = broadcast_shape(op, a.shape(), b.shape());
-  Broadcast g;
+  op::Broadcast g;
   std::copy(shape.begin(), shape.end(), g.shape);
   broadcast_strides(a.shape(), shape, g.stride_a);
   broadcast_strides(b.shape(), shape, g.stride_b);
   g.rank = merge_dimensions<2>(shape.rank(), g.shape, {g.stride_a, g.stride_b});
-  Tensor y = empty(shape, a.options());
-  dispatch(op, a, [&]<class T>(const auto& ctx) {
-    binary(ctx, kind, g, static_cast<const T*>(a.data<T>()), static_cast<const T*>(b.data<T>()),
-           y.data<T>());
-  });
-  return y;
-}
-
-Tensor times(const Tensor& x, double factor) {
-  Tensor y = empty(x.shape(), x.options());
-  dispatch("mul", x, [&]<class T>(const auto& ctx) {
-    scale(ctx, x.numel(), static_cast<T>(factor), static_cast<const T*>(x.data<T>()), y.data<T>());
-  });
+  const Tensor y = empty(shape, a.options());
+  emit(op::Binary{kind, g, in(a), in(b), out(y)});
   return y;
 }
 
@@ -160,7 +150,7 @@ Tensor times(const Tensor& x, double factor) {
 
 Tensor add(const Tensor& a, const Tensor& b) {
   return record(
-      "add", apply("add", BinaryOp::kAdd, a, b), {a, b},
+      "add", apply("add", op::BinaryOp::kAdd, a, b), {a, b},
       [sa = a.shape(), sb = b.shape(), ga = a.requires_grad(),
        gb = b.requires_grad()](const Tensor& dy) {
         return Grads{ga ? unbroadcast(dy, sa) : Tensor(), gb ? unbroadcast(dy, sb) : Tensor()};
@@ -168,7 +158,7 @@ Tensor add(const Tensor& a, const Tensor& b) {
 }
 
 Tensor sub(const Tensor& a, const Tensor& b) {
-  return record("sub", apply("sub", BinaryOp::kSub, a, b), {a, b},
+  return record("sub", apply("sub", op::BinaryOp::kSub, a, b), {a, b},
                 [sa = a.shape(), sb = b.shape(), ga = a.requires_grad(),
                  gb = b.requires_grad()](const Tensor& dy) {
                   return Grads{ga ? unbroadcast(dy, sa) : Tensor(),
@@ -177,7 +167,7 @@ Tensor sub(const Tensor& a, const Tensor& b) {
 }
 
 Tensor mul(const Tensor& a, const Tensor& b) {
-  const Tensor y = apply("mul", BinaryOp::kMul, a, b);
+  const Tensor y = apply("mul", op::BinaryOp::kMul, a, b);
   return record("mul", y, {a, b},
                 [sa = Saved(a), sb = Saved(b), ga = a.requires_grad(),
                  gb = b.requires_grad()](const Tensor& dy) {
@@ -188,7 +178,7 @@ Tensor mul(const Tensor& a, const Tensor& b) {
 }
 
 Tensor div(const Tensor& a, const Tensor& b) {
-  const Tensor y = apply("div", BinaryOp::kDiv, a, b);
+  const Tensor y = apply("div", op::BinaryOp::kDiv, a, b);
   // d(a / b) = da / b - (a / b) db / b, a / b made anew: the result may change in place.
   return record("div", y, {a, b},
                 [sa = Saved(b.requires_grad() ? a : Tensor()), sb = Saved(b), shape_a = a.shape(),
@@ -213,6 +203,7 @@ Tensor scalar_like(const char* op, const char* argument, const Tensor& x, double
 
 Tensor operator*(const Tensor& a, double b) {
   require_defined("mul", "a", a);
+  require_floating("mul", a);
   return record("mul", times(a, b), {a}, [b](const Tensor& dy) { return Grads{times(dy, b)}; });
 }
 Tensor operator/(const Tensor& a, double b) { return div(a, scalar_like("div", "a", a, b)); }
@@ -251,18 +242,14 @@ Tensor operator/=(const Tensor& x, double y) { return assign("/=", x, x / y); }
 
 Tensor relu(const Tensor& x) {
   require_defined("relu", "x", x);
-  Tensor y = empty(x.shape(), x.options());
-  dispatch("relu", x, [&]<class T>(const auto& ctx) {
-    relu_forward(ctx, x.numel(), static_cast<const T*>(x.data<T>()), y.data<T>());
-  });
+  require_floating("relu", x);
+  const Tensor y = empty(x.shape(), x.options());
+  emit(op::ReluForward{in(x), out(y)});
   // y <= 0 exactly where x <= 0, and y is kept alive by the next operator anyway.
   return record("relu", y, {x}, [sy = Saved(y)](const Tensor& dy) {
     const Tensor& y = sy.get();
-    Tensor dx = empty(y.shape(), y.options());
-    dispatch("relu", y, [&]<class T>(const auto& ctx) {
-      relu_backward(ctx, y.numel(), static_cast<const T*>(y.data<T>()),
-                    static_cast<const T*>(dy.data<T>()), dx.data<T>());
-    });
+    const Tensor dx = empty(y.shape(), y.options());
+    emit(op::ReluBackward{in(y), in(dy), out(dx)});
     return Grads{dx};
   });
 }
@@ -274,6 +261,7 @@ namespace {
 Tensor reduce_op(const char* op, bool mean, const Tensor& x, const std::vector<int>& dims,
                  bool keepdim) {
   require_defined(op, "x", x);
+  require_floating(op, x);
   bool reduced[kMaxRank] = {};
   if (dims.empty()) std::fill(reduced, reduced + x.rank(), true);
   for (int dim : dims) {
@@ -291,7 +279,7 @@ Tensor reduce_op(const char* op, bool mean, const Tensor& x, const std::vector<i
   }
   // The mean of nothing is 0 / 0: NaN, as in PyTorch.
   const double factor = mean ? 1.0 / static_cast<double>(count) : 1.0;
-  Tensor y = reduce(op, x, reduced, keepdim ? with_ones : kept, count ? factor : 1.0);
+  Tensor y = reduce(x, reduced, keepdim ? with_ones : kept, count ? factor : 1.0);
   if (mean && count == 0) y.fill_(std::numeric_limits<double>::quiet_NaN());
   return record(op, y, {x}, [shape = x.shape(), with_ones, factor](const Tensor& dy) {
     return Grads{expand(dy.reshape(with_ones), shape, factor)};
@@ -329,10 +317,8 @@ Tensor permute(const Tensor& x, const std::vector<int>& dims) {
     throw ShapeError(str("permute: expected each of the ", x.rank(), " dimensions of x ", x.shape(),
                          " once, got (", got, ")"));
   }
-  Tensor y = empty(shape, x.options());
-  dispatch_any(x.dtype(), x.device(), [&]<class T>(const auto& ctx) {
-    strided_copy(ctx, strided(shape, stride), static_cast<const T*>(x.data<T>()), y.data<T>());
-  });
+  const Tensor y = empty(shape, x.options());
+  emit(op::StridedCopy{strided(shape, stride), in(x), out(y)});
   return record("permute", y, {x},
                 [inverse](const Tensor& dy) { return Grads{permute(dy, inverse)}; });
 }
@@ -344,7 +330,7 @@ namespace {
 // op(a) op(b) for (batch, rows, columns) operands, the transposes being of the matrices. A batch of
 // 1 is shared by all of the other's.
 Tensor batched_product(const Tensor& a, bool ta, const Tensor& b, bool tb) {
-  Gemm g;
+  op::GemmShape g;
   g.ta = ta;
   g.tb = tb;
   g.m = a.size(ta ? 2 : 1);
@@ -354,11 +340,9 @@ Tensor batched_product(const Tensor& a, bool ta, const Tensor& b, bool tb) {
   if (a.size(0) == 0 || b.size(0) == 0) g.batch = 0;
   g.stride_a = a.size(0) == 1 ? 0 : a.size(1) * a.size(2);
   g.stride_b = b.size(0) == 1 ? 0 : b.size(1) * b.size(2);
-  Tensor c = empty({g.batch, g.m, g.n}, a.options());
-  dispatch("matmul", a, [&]<class T>(const auto& ctx) {
-    gemm(ctx, g, static_cast<const T*>(a.data<T>()), static_cast<const T*>(b.data<T>()),
-         c.data<T>());
-  });
+  g.tf32 = allow_tf32();
+  const Tensor c = empty({g.batch, g.m, g.n}, a.options());
+  emit(op::Gemm{g, in(a), in(b), out(c)});
   return c;
 }
 

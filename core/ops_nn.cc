@@ -1,14 +1,12 @@
 // The operators of neural networks: convolution, pooling, linear layers, softmax and loss.
 #include <algorithm>
-#include <array>
 #include <climits>
 #include <tuple>
 #include <utility>
 
-#include "sinter/dispatch.h"
+#include "arguments.h"
+#include "sinter/emit.h"
 #include "sinter/fused.h"
-#include "sinter/graph.h"
-#include "slice_sum.h"
 
 namespace sinter {
 namespace {
@@ -95,7 +93,7 @@ template <class G> void set_axes(G& g, const Axis& v, const Axis& h) {
   g.ow = h.out;
 }
 
-Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
+op::Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
                          const Conv2dOptions& options) {
   const char* op = "conv2d";
   require<ShapeError>(x.defined() && x.rank() == 4 && x.size(2) > 0 && x.size(3) > 0, op,
@@ -122,6 +120,7 @@ Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
   }
   require<ShapeError>(w.size(1) * w.size(2) * w.size(3) <= INT_MAX, op,
                       ": expected windows of fewer than 2^31 elements, got weight ", w.shape());
+  require_floating(op, x);
   check_like(op, "weight", w, x);
   if (b.defined()) {
     require<ShapeError>(b.shape() == Shape{w.size(0)}, op, ": expected bias of shape (", w.size(0),
@@ -134,7 +133,7 @@ Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
                          options.dilation.w, x.shape(), w.shape());
   check_area(op, "images", v.size, h.size);
   check_area(op, "results", v.out, h.out);
-  Conv2dShape g;
+  op::Conv2dShape g;
   g.n = to_int(op, x.size(0));
   g.c = to_int(op, x.size(1));
   g.o = to_int(op, w.size(0));
@@ -142,14 +141,17 @@ Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
   g.dil_h = v.dilation;
   g.dil_w = h.dilation;
   g.groups = options.groups;
+  g.algo = conv_algo();
+  g.tf32 = allow_tf32();
   return g;
 }
 
-Pool2dShape pool2d_shape(const char* op, const Tensor& x, Pair kernel,
+op::Pool2dShape pool2d_shape(const char* op, const Tensor& x, Pair kernel,
                          const Pool2dOptions& options) {
   require<ShapeError>(
       x.defined() && x.rank() == 4 && x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, op,
       ": expected x of shape (N, C, H, W) with C, H and W of at least 1, got ", ShapeOf{x});
+  require_floating(op, x);
   const Pair stride{options.stride.h ? options.stride.h : kernel.h,
                     options.stride.w ? options.stride.w : kernel.w};
   check_pairs(op, {{"kernel", kernel, 1}, {"stride", stride, 1}, {"padding", options.padding, 0}});
@@ -164,7 +166,7 @@ Pool2dShape pool2d_shape(const char* op, const Tensor& x, Pair kernel,
   check_area(op, "images", v.size, h.size);
   check_area(op, "results", v.out, h.out);
   check_area(op, "windows", v.kernel, h.kernel);
-  Pool2dShape g;
+  op::Pool2dShape g;
   g.n = to_int(op, x.size(0));
   g.c = to_int(op, x.size(1));
   set_axes(g, v, h);
@@ -172,7 +174,7 @@ Pool2dShape pool2d_shape(const char* op, const Tensor& x, Pair kernel,
 }
 
 // Checks the arguments of linear; `shape`, x's, becomes the result's.
-LinearShape linear_shape(const Tensor& x, Shape& shape, const Tensor& weight, const Tensor& bias) {
+op::LinearShape linear_shape(const Tensor& x, Shape& shape, const Tensor& weight, const Tensor& bias) {
   const char* op = "linear";
   require<ShapeError>(weight.defined() && weight.rank() == 2, op,
                       ": expected weight of shape (out, in), got ", ShapeOf{weight});
@@ -180,13 +182,15 @@ LinearShape linear_shape(const Tensor& x, Shape& shape, const Tensor& weight, co
     throw ShapeError(str(op, ": expected x of shape (…, ", weight.size(1), ") for weight ",
                          weight.shape(), ", got ", shape));
   }
+  require_floating(op, x);
   check_like(op, "weight", weight, x);
   if (bias.defined()) {
     require<ShapeError>(bias.shape() == Shape{weight.size(0)}, op, ": expected bias of shape (",
                         weight.size(0), ",), got ", bias.shape());
     check_like(op, "bias", bias, x);
   }
-  LinearShape g;
+  op::LinearShape g;
+  g.tf32 = allow_tf32();
   g.in = weight.size(1);
   g.out = weight.size(0);
   g.n = 1;
@@ -196,15 +200,10 @@ LinearShape linear_shape(const Tensor& x, Shape& shape, const Tensor& weight, co
   return g;
 }
 
-// nullptr for an undefined tensor.
-template <class T> T* data_or_null(const Tensor& t) { return t.defined() ? t.data<T>() : nullptr; }
-
 // Of no images or no channels: sums without terms, and the bias. Kernels are spared both.
-Tensor conv2d_of_nothing(const Conv2dShape& g, const Tensor& x, const Tensor& weight,
+Tensor conv2d_of_nothing(const op::Conv2dShape& g, const Tensor& x, const Tensor& weight,
                          const Tensor& bias) {
-  const Tensor y = dispatch("conv2d", x, [&]<class T>(const auto&) {
-    return zeros({g.n, g.o, g.oh, g.ow}, x.options());
-  });
+  const Tensor y = zeros({g.n, g.o, g.oh, g.ow}, x.options());
   const Tensor sums = record(
       "conv2d", y, {x, weight}, [x_shape = x.shape(), w_shape = weight.shape()](const Tensor& dy) {
         return Grads{zeros(x_shape, dy.options()), zeros(w_shape, dy.options())};
@@ -216,13 +215,10 @@ Tensor conv2d_of_nothing(const Conv2dShape& g, const Tensor& x, const Tensor& we
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
               const Conv2dOptions& options) {
-  const Conv2dShape g = conv2d_shape(x, weight, bias, options);
+  const op::Conv2dShape g = conv2d_shape(x, weight, bias, options);
   if (g.n == 0 || g.c == 0) return conv2d_of_nothing(g, x, weight, bias);
-  Tensor y = empty({g.n, g.o, g.oh, g.ow}, x.options());
-  dispatch("conv2d", x, [&]<class T>(const auto& ctx) {
-    conv2d_forward(ctx, g, x.data<const T>(), weight.data<const T>(), data_or_null<const T>(bias),
-                   y.data<T>());
-  });
+  const Tensor y = empty({g.n, g.o, g.oh, g.ow}, x.options());
+  emit(op::Conv2dForward{g, in(x), in(weight), in(bias), out(y)});
   return record("conv2d", y, {x, weight, bias},
                 [g, sx = Saved(x), sw = Saved(weight), need_x = x.requires_grad(),
                  need_w = weight.requires_grad(), need_b = bias.requires_grad()](const Tensor& dy) {
@@ -230,47 +226,36 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
                   if (need_x) grads[0] = empty(sx.shape(), dy.options());
                   if (need_w) grads[1] = empty(sw.shape(), dy.options());
                   if (need_b) grads[2] = empty({g.o}, dy.options());
-                  dispatch("conv2d", dy, [&]<class T>(const auto& ctx) {
-                    const T* d = dy.data<const T>();
-                    if (need_x) {
-                      conv2d_backward_data(ctx, g, d, sw.get().data<const T>(), grads[0].data<T>());
-                    }
-                    if (need_w || need_b) {
-                      conv2d_backward_weights(ctx, g, sx.get().data<const T>(), d,
-                                              data_or_null<T>(grads[1]), data_or_null<T>(grads[2]));
-                    }
-                  });
+                  if (need_x) {
+                    emit(op::Conv2dBackwardData{g, in(dy), in(sw.get()), out(grads[0])});
+                  }
+                  if (need_w || need_b) {
+                    emit(op::Conv2dBackwardWeights{g, in(sx.get()), in(dy),
+                                                   optional_out(grads[1]), optional_out(grads[2])});
+                  }
                   return grads;
                 });
 }
 
 Tensor max_pool2d(const Tensor& x, Pair kernel, const Pool2dOptions& options) {
-  const Pool2dShape g = pool2d_shape("max_pool2d", x, kernel, options);
-  Tensor y = empty({g.n, g.c, g.oh, g.ow}, x.options());
-  Tensor argmax = empty(y.shape(), {kInt32, x.device()});
-  dispatch("max_pool2d", x, [&]<class T>(const auto& ctx) {
-    max_pool2d_forward(ctx, g, x.data<const T>(), y.data<T>(), argmax.data<int32_t>());
-  });
+  const op::Pool2dShape g = pool2d_shape("max_pool2d", x, kernel, options);
+  const Tensor y = empty({g.n, g.c, g.oh, g.ow}, x.options());
+  const Tensor argmax = empty(y.shape(), {kInt32, x.device()});
+  emit(op::MaxPool2dForward{g, in(x), out(y), out(argmax)});
   return record("max_pool2d", y, {x}, [g, shape = x.shape(), argmax](const Tensor& dy) {
-    Tensor dx = empty(shape, dy.options());
-    dispatch("max_pool2d", dy, [&]<class T>(const auto& ctx) {
-      max_pool2d_backward(ctx, g, dy.data<const T>(), argmax.data<const int32_t>(), dx.data<T>());
-    });
+    const Tensor dx = empty(shape, dy.options());
+    emit(op::MaxPool2dBackward{g, in(dy), in(argmax), out(dx)});
     return Grads{dx};
   });
 }
 
 Tensor avg_pool2d(const Tensor& x, Pair kernel, const Pool2dOptions& options) {
-  const Pool2dShape g = pool2d_shape("avg_pool2d", x, kernel, options);
-  Tensor y = empty({g.n, g.c, g.oh, g.ow}, x.options());
-  dispatch("avg_pool2d", x, [&]<class T>(const auto& ctx) {
-    avg_pool2d_forward(ctx, g, x.data<const T>(), y.data<T>());
-  });
+  const op::Pool2dShape g = pool2d_shape("avg_pool2d", x, kernel, options);
+  const Tensor y = empty({g.n, g.c, g.oh, g.ow}, x.options());
+  emit(op::AvgPool2dForward{g, in(x), out(y)});
   return record("avg_pool2d", y, {x}, [g, shape = x.shape()](const Tensor& dy) {
-    Tensor dx = empty(shape, dy.options());
-    dispatch("avg_pool2d", dy, [&]<class T>(const auto& ctx) {
-      avg_pool2d_backward(ctx, g, dy.data<const T>(), dx.data<T>());
-    });
+    const Tensor dx = empty(shape, dy.options());
+    emit(op::AvgPool2dBackward{g, in(dy), out(dx)});
     return Grads{dx};
   });
 }
@@ -279,12 +264,9 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   const char* op = "linear";
   require<ShapeError>(x.defined(), op, ": expected x of shape (…, in), got an undefined tensor");
   Shape shape = x.shape();
-  const LinearShape g = linear_shape(x, shape, weight, bias);
-  Tensor y = empty(shape, x.options());
-  dispatch(op, x, [&]<class T>(const auto& ctx) {
-    linear_forward(ctx, g, x.data<const T>(), weight.data<const T>(), data_or_null<const T>(bias),
-                   y.data<T>());
-  });
+  const op::LinearShape g = linear_shape(x, shape, weight, bias);
+  const Tensor y = empty(shape, x.options());
+  emit(op::LinearForward{g, in(x), in(weight), in(bias), out(y)});
   return record(op, y, {x, weight, bias},
                 [g, sx = Saved(x), sw = Saved(weight), need_x = x.requires_grad(),
                  need_w = weight.requires_grad(), need_b = bias.requires_grad()](const Tensor& dy) {
@@ -292,16 +274,13 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
                   if (need_x) grads[0] = empty(sx.shape(), dy.options());
                   if (need_w) grads[1] = empty(sw.shape(), dy.options());
                   if (need_b) grads[2] = empty({g.out}, dy.options());
-                  dispatch("linear", dy, [&]<class T>(const auto& ctx) {
-                    const T* d = dy.data<const T>();
-                    if (need_x) {
-                      linear_backward_data(ctx, g, d, sw.get().data<const T>(), grads[0].data<T>());
-                    }
-                    if (need_w || need_b) {
-                      linear_backward_weights(ctx, g, sx.get().data<const T>(), d,
-                                              data_or_null<T>(grads[1]), data_or_null<T>(grads[2]));
-                    }
-                  });
+                  if (need_x) {
+                    emit(op::LinearBackwardData{g, in(dy), in(sw.get()), out(grads[0])});
+                  }
+                  if (need_w || need_b) {
+                    emit(op::LinearBackwardWeights{g, in(sx.get()), in(dy),
+                                                   optional_out(grads[1]), optional_out(grads[2])});
+                  }
                   return grads;
                 });
 }
@@ -309,36 +288,27 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
 Tensor log_softmax(const Tensor& x, int dim) {
   require<ShapeError>(x.defined() && x.rank() >= 1,
                       "log_softmax: expected x of at least one dimension, got ", ShapeOf{x});
+  require_floating("log_softmax", x);
   const int d = x.shape().index(dim, "log_softmax");
-  SoftmaxShape g{1, x.size(d), 1};
+  op::SoftmaxShape g{1, x.size(d), 1};
   for (int i = 0; i < d; ++i) g.outer *= x.size(i);
   for (int i = d + 1; i < x.rank(); ++i) g.inner *= x.size(i);
-  Tensor y = empty(x.shape(), x.options());
-  dispatch("log_softmax", x, [&]<class T>(const auto& ctx) {
-    log_softmax_forward(ctx, g, x.data<const T>(), y.data<T>());
-  });
+  const Tensor y = empty(x.shape(), x.options());
+  emit(op::LogSoftmaxForward{g, in(x), out(y)});
   return record("log_softmax", y, {x}, [g, sy = Saved(y)](const Tensor& dy) {
     const Tensor& y = sy.get();
-    Tensor dx = empty(y.shape(), y.options());
-    dispatch("log_softmax", y, [&]<class T>(const auto& ctx) {
-      log_softmax_backward(ctx, g, y.data<const T>(), dy.data<const T>(), dx.data<T>());
-    });
+    const Tensor dx = empty(y.shape(), y.options());
+    emit(op::LogSoftmaxBackward{g, in(y), in(dy), out(dx)});
     return Grads{dx};
   });
 }
 
 namespace {
 
-// Where the gradient of a loss comes from.
-struct OfCrossEntropy {
-  CrossEntropyShape shape;
-  Saved logits, labels;
-  bool intact() const { return logits.intact() && labels.intact(); }
-};
-
 void check_labels(const char* op, const Tensor& logits, const Tensor& labels) {
   require<ShapeError>(logits.defined() && logits.rank() == 2 && logits.size(1) > 0, op,
                       ": expected logits of shape (N, C), got ", ShapeOf{logits});
+  require_floating(op, logits);
   require<ShapeError>(labels.defined() && labels.shape() == Shape{logits.size(0)}, op,
                       ": expected labels of shape (", logits.size(0), ",) for logits ",
                       logits.shape(), ", got ", ShapeOf{labels});
@@ -356,24 +326,15 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& labels,
   require<ValueError>(options.label_smoothing >= 0 && options.label_smoothing <= 1,
                       "cross_entropy: expected label_smoothing in [0, 1], got ",
                       options.label_smoothing);
-  const CrossEntropyShape g{logits.size(0), logits.size(1), options.label_smoothing,
+  const op::CrossEntropyShape g{logits.size(0), logits.size(1), options.label_smoothing,
                             options.reduction == Reduction::kMean};
   // The gradient comes almost free with the loss; it is kept in place of the probabilities.
-  // A backward pass that makes the gradient from the logits does not wait for either.
-  Tensor loss, unit;
-  {
-    const branch_guard beside(logits.device());
-    loss = empty({}, logits.options());
-    if (recording({&logits})) unit = empty(logits.shape(), logits.options());
-    dispatch("cross_entropy", logits, [&]<class T>(const auto& ctx) {
-      cross_entropy(ctx, g, logits.data<const T>(), labels.data<const int64_t>(), loss.data<T>(),
-                    data_or_null<T>(unit));
-    });
-  }
-  if (unit.defined()) unit.set_origin(OfCrossEntropy{g, Saved(logits), Saved(labels)});
-  return record(
-      "cross_entropy", loss, {logits}, [unit](const Tensor& dy) { return Grads{unit * dy}; },
-      [unit] { return Grads{unit}; });
+  const Tensor loss = empty({}, logits.options());
+  const Tensor unit =
+      recording({&logits}) ? empty(logits.shape(), logits.options()) : Tensor();
+  emit(op::CrossEntropy{g, in(logits), in(labels), out(loss), optional_out(unit)});
+  return record("cross_entropy", loss, {logits},
+                [unit](const Tensor& dy) { return Grads{unit * dy}; });
 }
 
 void add_correct(const Tensor& count, const Tensor& logits, const Tensor& labels) {
@@ -384,11 +345,7 @@ void add_correct(const Tensor& count, const Tensor& logits, const Tensor& labels
                       count.dtype());
   require<DeviceError>(count.device() == logits.device(), "add_correct: expected count on ",
                        logits.device(), ", the device of logits, got ", count.device());
-  dispatch("add_correct", logits, [&]<class T>(const auto& ctx) {
-    count_correct(ctx, logits.size(0), logits.size(1), logits.data<const T>(),
-                  labels.data<const int64_t>(), count.data<int64_t>());
-  });
-  count.bump_version();
+  emit(op::CountCorrect{in(logits), in(labels), inout(count)});
 }
 
 // ---- fused layers -------------------------------------------------------------------------------
@@ -402,32 +359,18 @@ no_fusion::~no_fusion() { fusion_mode = before_; }
 // Not while anomalies are looked for: the operator that made one is to be named.
 bool fusion_enabled() { return fusion_mode && !anomaly_enabled(); }
 
-#ifdef SINTER_WITH_CUDA
-template <class T> void SliceSum::stand_for(const Tensor& sum) const {
-  sum.defer([sums = *this, n = sum.numel()](void* to) {
-    sum_slices(cuda_context(sums.slices.device().index), sums.slices.size(0), sums.slices.size(1),
-               n, sums.slices.data<const T>() + sums.first, static_cast<T*>(to));
-  });
-  sum.set_origin(*this);
-}
-#endif
-
 Tensor conv2d_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& bias,
                         const Conv2dOptions& options) {
   const char* op = "conv2d_relu_pool";
-  const Conv2dShape g = conv2d_shape(x, weight, bias, options);
-  const bool fits =
-      fusion_enabled() && conv_algo() == ConvAlgo::kAuto && g.n > 0 && g.c > 0 && g.oh >= 2 &&
-      g.ow >= 2 &&
-      dispatch(op, x, [&]<class T>(const auto& ctx) { return conv2d_relu_pool_fits<T>(ctx, g); });
+  const op::Conv2dShape g = conv2d_shape(x, weight, bias, options);
+  const bool fits = fusion_enabled() && with_context(x.device(), [&](const auto& ctx) {
+                      return conv2d_relu_pool_fits(ctx, g, x.dtype());
+                    });
   if (!fits) return max_pool2d(relu(conv2d(x, weight, bias, options)), 2);
 
-  Tensor y = empty({g.n, g.o, g.oh / 2, g.ow / 2}, x.options());
-  Tensor choice = empty(y.shape(), {kUInt8, x.device()});
-  dispatch(op, x, [&]<class T>(const auto& ctx) {
-    conv2d_relu_pool_forward(ctx, g, x.data<const T>(), weight.data<const T>(),
-                             data_or_null<const T>(bias), y.data<T>(), choice.data<uint8_t>());
-  });
+  const Tensor y = empty({g.n, g.o, g.oh / 2, g.ow / 2}, x.options());
+  const Tensor choice = empty(y.shape(), {kUInt8, x.device()});
+  emit(op::Conv2dReluPoolForward{g, in(x), in(weight), in(bias), out(y), out(choice)});
   return record(
       op, y, {x, weight, bias},
       [g, choice, sx = Saved(x), sw = Saved(weight), sy = Saved(y), need_x = x.requires_grad(),
@@ -436,50 +379,27 @@ Tensor conv2d_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& bia
         if (need_x) grads[0] = empty(sx.shape(), dy.options());
         if (need_w) grads[1] = empty(sw.shape(), dy.options());
         if (need_b) grads[2] = empty({g.o}, dy.options());
-        dispatch("conv2d_relu_pool", dy, [&]<class T>(const auto& ctx) {
-          const T *x = sx.get().data<const T>(), *w = sw.get().data<const T>(),
-                  *y = sy.get().data<const T>(), *d = dy.data<const T>();
-          const auto* chosen = choice.data<const uint8_t>();
-          T* dx = data_or_null<T>(grads[0]);
-          if constexpr (std::is_same_v<std::decay_t<decltype(ctx)>, Cpu>) {
-            conv2d_relu_pool_backward(ctx, g, x, w, y, chosen, d, dx, data_or_null<T>(grads[1]),
-                                      data_or_null<T>(grads[2]));
+        with_context(dy.device(), [&](const auto& ctx) {
+          const In x = in(sx.get()), w = in(sw.get()), y = in(sy.get());
+          if constexpr (std::is_same_v<decltype(ctx), const Cpu&>) {
+            emit(op::Conv2dReluPoolBackward{g, x, w, y, in(choice), in(dy), optional_out(grads[0]),
+                                            optional_out(grads[1]), optional_out(grads[2])});
           } else {
-            const int64_t weights = sw.shape().numel();
-            SliceSum sums;
-            if (need_w || need_b)
-              sums.slices =
-                  empty({conv2d_relu_pool_slices<T>(ctx, g), weights + g.o}, dy.options());
-            conv2d_relu_pool_backward(ctx, g, x, w, y, chosen, d, dx, data_or_null<T>(sums.slices));
-            if (need_w) sums.stand_for<T>(grads[1]);
-            sums.first = weights;
-            if (need_b) sums.stand_for<T>(grads[2]);
+            if (need_w || need_b) {
+              const int64_t weights = sw.shape().numel();
+              const Tensor sums = empty(
+                  {conv2d_relu_pool_slices(ctx, g, dy.dtype()), weights + g.o}, dy.options());
+              emit(op::Conv2dReluPoolBackwardWeights{g, x, y, in(choice), in(dy), out(sums)});
+              if (need_w) emit(op::SumSlices{0, in(sums), out(grads[1])});
+              if (need_b) emit(op::SumSlices{weights, in(sums), out(grads[2])});
+            }
+            if (need_x)
+              emit(op::Conv2dReluPoolBackwardData{g, w, y, in(choice), in(dy), out(grads[0])});
           }
         });
         return grads;
       });
 }
-
-namespace {
-
-// The arrays of a stack of layers, as kernels take them.
-template <class T>
-std::array<MlpLayer<T>, kMaxMlpLayers> mlp_layers(const std::vector<Tensor>& weights,
-                                                  const std::vector<Tensor>& biases,
-                                                  const std::vector<Tensor>& ys) {
-  std::array<MlpLayer<T>, kMaxMlpLayers> layers{};
-  for (size_t l = 0; l < weights.size(); ++l)
-    layers[l] = {weights[l].data<const T>(), data_or_null<const T>(biases[l]), ys[l].data<T>()};
-  return layers;
-}
-
-std::vector<Tensor> get_all(const std::vector<Saved>& saved) {
-  std::vector<Tensor> tensors;
-  for (const Saved& s : saved) tensors.push_back(s.get());
-  return tensors;
-}
-
-}  // namespace
 
 Tensor mlp(const Tensor& x, std::span<const Tensor> weights, std::span<const Tensor> biases,
            bool relu_last) {
@@ -491,21 +411,23 @@ Tensor mlp(const Tensor& x, std::span<const Tensor> weights, std::span<const Ten
   const size_t layers = weights.size();
   Shape shape = x.shape();
   std::vector<Shape> shapes;
-  MlpShape g;
+  op::MlpShape g;
   g.relu_last = relu_last;
   for (size_t l = 0; l < layers; ++l) {
     require<ShapeError>(weights[l].defined(), op, ": expected weights[", l,
                         "] of shape (out, in), got an undefined tensor");
-    const LinearShape layer = linear_shape(x, shape, weights[l], biases[l]);
+    const op::LinearShape layer = linear_shape(x, shape, weights[l], biases[l]);
     shapes.push_back(shape);
-    if (l >= kMaxMlpLayers) continue;
+    if (l >= op::kMaxMlpLayers) continue;
     g.layers = static_cast<int>(l) + 1;
     g.n = layer.n;
     g.width[l] = layer.in;
     g.width[l + 1] = layer.out;
   }
-  const bool fits = fusion_enabled() && layers <= kMaxMlpLayers &&
-                    dispatch(op, x, [&]<class T>(const auto& ctx) { return mlp_fits<T>(ctx, g); });
+  const bool fits =
+      fusion_enabled() && layers <= op::kMaxMlpLayers &&
+      with_context(x.device(), [&](const auto& ctx) { return mlp_fits(ctx, g, x.dtype()); });
+  std::vector<Tensor> ys;
   if (!fits) {
     Tensor y = x;
     for (size_t l = 0; l < layers; ++l) {
@@ -515,57 +437,63 @@ Tensor mlp(const Tensor& x, std::span<const Tensor> weights, std::span<const Ten
     return y;
   }
 
-  std::vector<Tensor> ys, inputs{x}, plain_weights, plain_biases;
+  std::vector<Tensor> inputs{x};
   std::vector<Saved> saved_weights, saved_ys;
+  op::MlpForward forward{g, in(x), {}, {}, {}};
   for (size_t l = 0; l < layers; ++l) {
-    ys.push_back(empty(shapes[l], x.options()));
     inputs.push_back(weights[l]);
     inputs.push_back(biases[l]);
-    plain_weights.push_back(weights[l].detach());
-    plain_biases.push_back(biases[l].defined() ? biases[l].detach() : Tensor());
-    saved_weights.emplace_back(weights[l]);
+    forward.w.push_back(in(weights[l]));
+    forward.b.push_back(in(biases[l]));
+    ys.push_back(empty(shapes[l], x.options()));
+    forward.y.push_back(out(ys[l]));
   }
-  dispatch(op, x, [&]<class T>(const auto& ctx) {
-    const auto arrays = mlp_layers<T>(plain_weights, plain_biases, ys);
-    mlp_forward(ctx, g, x.data<const T>(), std::span<const MlpLayer<T>>(arrays.data(), layers));
-  });
+  emit(std::move(forward));
   std::vector<bool> needed;
   for (const Tensor& input : inputs) needed.push_back(input.requires_grad());
-  // The last result is needed for its ReLU alone: without one it may change.
-  for (size_t l = 0; l + (relu_last ? 0 : 1) < layers; ++l) saved_ys.emplace_back(ys[l]);
+  for (size_t l = 0; l < layers; ++l) {
+    saved_weights.emplace_back(weights[l]);
+    // The last result is needed for its ReLU alone: without one it may change.
+    if (l + 1 < layers || relu_last) saved_ys.emplace_back(ys[l]);
+  }
   return record(
       op, ys.back(), inputs,
-      [g, needed, plain_biases, sx = Saved(x), saved_weights, saved_ys,
-       last = ys.back().detach()](const Tensor& dy) {
+      [g, needed, sx = Saved(x), saved_weights, saved_ys](const Tensor& dy) {
         const auto layers = static_cast<size_t>(g.layers);
-        const std::vector<Tensor> weights = get_all(saved_weights);
-        std::vector<Tensor> ys = get_all(saved_ys);
-        if (!g.relu_last) ys.push_back(last);
         Grads grads(needed.size());
         if (needed[0]) grads[0] = empty(sx.shape(), dy.options());
         for (size_t l = 0; l < layers; ++l) {
-          if (needed[1 + 2 * l]) grads[1 + 2 * l] = empty(weights[l].shape(), dy.options());
+          if (needed[1 + 2 * l])
+            grads[1 + 2 * l] = empty(saved_weights[l].shape(), dy.options());
           if (needed[2 + 2 * l]) grads[2 + 2 * l] = empty({g.width[l + 1]}, dy.options());
         }
-        const auto* loss = dy.origin<OfCrossEntropy>();
-        if (loss && !loss->intact()) loss = nullptr;
-        const bool below = std::count(needed.begin(), needed.end() - 2, true) > 0;
-        dispatch("mlp", dy, [&]<class T>(const auto& ctx) {
-          const auto arrays = mlp_layers<T>(weights, plain_biases, ys);
-          MlpGradient<T> from;
-          if (loss && mlp_starts_from_loss(ctx, g, below))
-            from = {.logits = loss->logits.get().template data<const T>(),
-                    .labels = loss->labels.get().template data<const int64_t>(),
-                    .loss = loss->shape};
-          else
-            from.dy = dy.data<const T>();
-          std::array<MlpGrads<T>, kMaxMlpLayers> out{};
-          for (size_t l = 0; l < layers; ++l)
-            out[l] = {data_or_null<T>(grads[1 + 2 * l]), data_or_null<T>(grads[2 + 2 * l])};
-          mlp_backward(ctx, g, sx.get().data<const T>(),
-                       std::span<const MlpLayer<T>>(arrays.data(), layers), from,
-                       data_or_null<T>(grads[0]), std::span<const MlpGrads<T>>(out.data(), layers));
-        });
+        // dz[l]: the gradient of layer l's result before its ReLU, down to the lowest that leads to
+        // what is asked for.
+        size_t lowest = 0;
+        while (!needed[0] && lowest < layers && !needed[1 + 2 * lowest] && !needed[2 + 2 * lowest])
+          ++lowest;
+        std::vector<Tensor> dz(layers);
+        dz.back() = dy;
+        if (g.relu_last) {
+          dz.back() = empty(dy.shape(), dy.options());
+          emit(op::ReluBackward{in(saved_ys.back().get()), in(dy), out(dz.back())});
+        }
+        op::MlpBackwardChain chain{.g = g, .dy = in(dz.back()), .dx = optional_out(grads[0])};
+        op::MlpBackwardWeights sums{.g = g, .x = in(sx.get())};
+        for (size_t l = 0; l < layers; ++l) {
+          const bool is_last = l + 1 == layers;
+          const Tensor y = is_last && !g.relu_last ? Tensor() : saved_ys[l].get();
+          if (!is_last && l >= lowest) dz[l] = empty(y.shape(), dy.options());
+          chain.w.push_back(in(saved_weights[l].get()));
+          chain.y.push_back(in(y));
+          chain.dz.push_back(is_last ? Out() : out(dz[l]));
+          sums.y.push_back(in(y));
+          sums.dz.push_back(in(dz[l]));
+          sums.dw.push_back(optional_out(grads[1 + 2 * l]));
+          sums.db.push_back(optional_out(grads[2 + 2 * l]));
+        }
+        if (needed[0] || lowest + 1 < layers) emit(std::move(chain));
+        if (std::count(needed.begin() + 1, needed.end(), true) > 0) emit(std::move(sums));
         return grads;
       });
 }

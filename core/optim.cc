@@ -1,11 +1,9 @@
 #include "sinter/optim.h"
 
 #include <algorithm>
-#include <functional>
 #include <unordered_set>
 
-#include "sinter/dispatch.h"
-#include "slice_sum.h"
+#include "sinter/emit.h"
 
 namespace sinter {
 
@@ -30,11 +28,12 @@ Optimizer::Optimizer(const char* name, std::vector<Tensor> params, double lr)
   std::vector<const Tensor*> sorted;
   for (const Tensor& p : params_)
     if (p.bytes() > 0) sorted.push_back(&p);
-  const auto place = [](const Tensor* p) { return static_cast<const std::byte*>(p->read()); };
   std::sort(sorted.begin(), sorted.end(),
-            [&](const Tensor* a, const Tensor* b) { return std::less<>()(place(a), place(b)); });
+            [&](const Tensor* a, const Tensor* b) { return a->place() < b->place(); });
   for (size_t i = 1; i < sorted.size(); ++i) {
-    require<ValueError>(place(sorted[i - 1]) + sorted[i - 1]->bytes() <= place(sorted[i]), name,
+    const auto [storage, start] = sorted[i - 1]->place();
+    const auto end = start + static_cast<int64_t>(sorted[i - 1]->bytes());
+    require<ValueError>(std::pair(storage, end) <= sorted[i]->place(), name,
                         ": two parameters, of shapes ", sorted[i - 1]->shape(), " and ",
                         sorted[i]->shape(), ", share memory; give one of them");
   }
@@ -122,25 +121,19 @@ Adam::Adam(const char* name, std::vector<Tensor> params, const AdamOptions& opti
 
 void Adam::step() {
   follow_parameters({&m_, &v_});
-  const AdamConfig config{options_.beta1, options_.beta2, options_.eps,
-                          options_.weight_decay.value_or(0), options_.decoupled};
-  dispatch("Adam", params_[0], [&]<class T>(const auto& ctx) {
-    std::vector<AdamSlot<T>> slots;
-    each_gradient([&](size_t i, const Tensor& grad) {
-      AdamSlot<T> slot{grad.numel(),    params_[i].data<T>(), nullptr,
-                       m_[i].data<T>(), v_[i].data<T>(),      steps_.data<int64_t>() + i};
-      if (const SliceSum* sum = grad.origin<SliceSum>()) {
-        slot.g = sum->slices.data<const T>() + sum->first;
-        slot.slices = sum->slices.size(0);
-        slot.g_stride = sum->slices.size(1);
-      } else {
-        slot.g = grad.data<const T>();
-      }
-      slots.push_back(slot);
-      params_[i].bump_version();
-    });
-    adam_step(ctx, config, std::span<const AdamSlot<T>>(slots), lr_device_.data<const double>());
+  op::AdamStep step{.c = {options_.beta1, options_.beta2, options_.eps,
+                          options_.weight_decay.value_or(0), options_.decoupled}};
+  each_gradient([&](size_t i, const Tensor& grad) {
+    step.place.push_back(static_cast<int64_t>(i));
+    step.g.push_back(in(grad));
+    step.p.push_back(inout(params_[i]));
+    step.m.push_back(inout(m_[i]));
+    step.v.push_back(inout(v_[i]));
   });
+  if (step.p.empty()) return;
+  step.lr = in(lr_device_);
+  step.steps = inout(steps_);
+  emit(std::move(step));
 }
 
 NamedTensors Adam::state_dict() const {
@@ -177,17 +170,18 @@ SGD::SGD(std::vector<Tensor> params, const SGDOptions& options)
 
 void SGD::step() {
   follow_parameters({&m_});
-  const SgdConfig config{options_.momentum, options_.dampening, options_.weight_decay,
-                         options_.nesterov};
-  dispatch("SGD", params_[0], [&]<class T>(const auto& ctx) {
-    std::vector<SgdSlot<T>> slots;
-    each_gradient([&](size_t i, const Tensor& grad) {
-      slots.push_back({grad.numel(), params_[i].data<T>(), grad.data<const T>(),
-                       m_.empty() ? nullptr : m_[i].data<T>(), steps_.data<int64_t>() + i});
-      params_[i].bump_version();
-    });
-    sgd_step(ctx, config, std::span<const SgdSlot<T>>(slots), lr_device_.data<const double>());
+  op::SgdStep step{.c = {options_.momentum, options_.dampening, options_.weight_decay,
+                         options_.nesterov}};
+  each_gradient([&](size_t i, const Tensor& grad) {
+    step.place.push_back(static_cast<int64_t>(i));
+    step.g.push_back(in(grad));
+    step.p.push_back(inout(params_[i]));
+    if (!m_.empty()) step.m.push_back(inout(m_[i]));
   });
+  if (step.p.empty()) return;
+  step.lr = in(lr_device_);
+  step.steps = inout(steps_);
+  emit(std::move(step));
 }
 
 NamedTensors SGD::state_dict() const {

@@ -7,7 +7,7 @@
 #include <ostream>
 
 #include "sinter/autograd.h"
-#include "sinter/dispatch.h"
+#include "sinter/emit.h"
 
 namespace sinter {
 namespace {
@@ -135,7 +135,7 @@ std::ostream& operator<<(std::ostream& out, const Tensor& tensor) {
       host = empty(tensor.shape(), {tensor.dtype(), kCpu});
       host.copy_(tensor.detach());
     }
-    dispatch_any(host.dtype(), kCpu, [&]<class T>(const auto&) {
+    with_any(host.dtype(), [&]<class T>() {
       text += Printer<T>(host.data<const T>(), host.shape()).text(indent);
     });
   }

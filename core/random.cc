@@ -4,7 +4,7 @@
 #include <numbers>
 
 #include "arguments.h"
-#include "sinter/dispatch.h"
+#include "sinter/emit.h"
 #include "sinter/philox.h"
 
 namespace sinter {
@@ -35,14 +35,14 @@ namespace {
 // draw(T()): the next element, T being x's.
 template <class Draw> void fill_with(const char* op, const Tensor& x, Draw draw) {
   require_defined(op, "x", x);
-  require<DtypeError>(is_floating(x.dtype()), op, ": expected float32 or float64, got ", x.dtype());
-  const Tensor host = empty(x.shape(), {x.dtype(), kCpu});
-  dispatch(op, host, [&]<class T>(const auto&) {
-    T* const first = host.data<T>();
-    for (int64_t i = 0, n = host.numel(); i < n; ++i) first[i] = draw(T());
+  require_floating(op, x);
+  const Tensor drawn = with_any(x.dtype(), [&]<class T>() {
+    std::vector<T> values(static_cast<size_t>(x.numel()));
+    for (T& value : values) value = draw(T());
+    return from_vector(values, x.shape(), x.device());
   });
   // A leaf may be a parameter that gets its first values, which nothing was computed from.
-  (x.is_leaf() ? x.detach() : x).overwrite(op, host);
+  (x.is_leaf() ? x.detach() : x).overwrite(op, drawn);
 }
 
 }  // namespace

@@ -7,15 +7,16 @@
 #include <memory>
 
 #include "sinter/tensor.h"
+#include "storage.h"
 
 namespace sinter {
 
 struct Tensor::Impl {
-  Impl(std::shared_ptr<Storage> storage, std::byte* data, const Shape& shape, DType dtype)
-      : storage(std::move(storage)), data(data), shape(shape), dtype(dtype) {}
+  Impl(std::shared_ptr<Storage> storage, int64_t start, const Shape& shape, DType dtype)
+      : storage(std::move(storage)), start(start), shape(shape), dtype(dtype) {}
 
   std::shared_ptr<Storage> storage;
-  std::byte* data;
+  int64_t start;  // of the first element in the storage, in bytes
   Shape shape;
   DType dtype;
   // The leaf, which may be frozen, or the operator that made the values; null if neither is known.

@@ -19,11 +19,7 @@ using BackwardFn = std::function<Grads(const Tensor& dy)>;
 // copy of y that requires grad if an input does and grad_enabled(), else y itself. A user's own
 // operator is made the same way as the built-in ones.
 //   The closure must hold what it needs as Saved, never as a Tensor that requires grad: the graph
-//   would
-// keep itself alive. `op` must outlive the graph (a string literal).
-//   While a graph is captured, the gradients of inputs after the first may be computed on a Branch
-// (runtime.h): the engine joins it before they are used.
-//   backward_one: the gradients for dy = 1, where a loss has them at less cost; else empty.
+// would keep itself alive. `op` must outlive the graph (a string literal).
 Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs,
               BackwardFn backward, std::function<Grads()> backward_one = {});
 // Whether record would enter an operator on `inputs`: the forward pass asks before it computes what

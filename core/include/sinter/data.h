@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <iterator>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -103,6 +104,11 @@ class Batches {
   // waits for the device; ShapeError, DtypeError or DeviceError for tensors that are not an
   // ImageSet's.
   Batches(const ImageSet& set, const Options& options);
+  // A copy is at the same place, and goes on by itself.
+  Batches(const Batches& other);
+  Batches(Batches&&) noexcept = default;
+  Batches& operator=(const Batches& other) { return *this = Batches(other); }
+  Batches& operator=(Batches&&) noexcept = default;
   int64_t size() const;  // batches an epoch
   // Draws the order of `epoch` (0, 1, …). Without shuffle the order of the set.
   void start_epoch(uint64_t epoch);
@@ -136,14 +142,14 @@ class Batches {
   Iterator begin() const { return {*this, 0}; }
   Iterator end() const { return {*this, size()}; }
 
-  // The batch_size images from a position that is kept on the device, at first 0: a captured graph
-  // takes the next batch at every replay. seek moves it to the beginning of batch i; behind the end
-  // of the order it goes on at the beginning. Copies share the position until one of them seeks.
+  // The next `count` images (none: batch_size) from a position that is kept on the device, at first
+  // 0: a compiled function takes other images at every call. seek moves the position to the
+  // beginning of batch i; behind the end of the order it goes on at the beginning.
   void seek(int64_t i);
-  Batch next();
+  Batch next(std::optional<int64_t> count = {});
 
  private:
-  Batch gather(int64_t first, int64_t count, int64_t* position) const;
+  Batch gather(int64_t first, int64_t count, const Tensor& position) const;
   ImageSet set_;
   Options options_;
   Tensor index_;     // (N) int64: the order of this epoch

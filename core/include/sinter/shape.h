@@ -32,6 +32,8 @@ class Shape {
   // the product of those other than 0 is beyond 2^63 - 1: so the strides of any shape that passed,
   // and the elements of any part of it, can be counted.
   int64_t numel(const char* op = "shape") const;
+  // numel() times `size`, likewise.
+  int64_t bytes(const char* op, int64_t size) const;
   void append(int64_t size);
   const int64_t* begin() const { return sizes_; }
   const int64_t* end() const { return sizes_ + rank_; }

@@ -1,7 +1,6 @@
 // Tensor: a cheap value that shares its storage.
 #pragma once
 
-#include <any>
 #include <concepts>
 #include <cstdint>
 #include <functional>
@@ -15,7 +14,7 @@
 #include <vector>
 
 #include "sinter/check.h"
-#include "sinter/shape.h"
+#include "sinter/operand.h"
 
 namespace sinter {
 
@@ -38,8 +37,7 @@ struct Dims {
   std::vector<int> list;
 };
 
-struct Storage;  // a block of device memory, freed with its last owner
-class Node;      // a step of the autograd graph (autograd.h)
+class Node;  // a step of the autograd graph (autograd.h)
 
 // A contiguous, row-major array on one device. Copies are the same tensor: what one is told
 // (set_requires_grad, fill_, backward) holds for all; views (reshape, narrow) and detach() are
@@ -69,7 +67,8 @@ class Tensor {
   Device device() const;
   TensorOptions options() const { return {dtype(), device()}; }
 
-  // The first element, in the device's memory. Throws DtypeError unless T is the element type.
+  // The first element, in the device's memory. Throws DtypeError unless T is the element type,
+  // GraphError while a program is recorded, which has no values yet (program.h).
   template <class T> T* data() const {
     if (!defined() || DTypeOf<std::remove_const_t<T>>::value != dtype())
       wrong_dtype(DTypeOf<std::remove_const_t<T>>::value);
@@ -139,8 +138,8 @@ class Tensor {
   // follows, stays a leaf, and loses its gradient; views stay what they were, on their own. Throws
   // GradError unless it is a leaf, ShapeError unless `data` has its shape.
   void set_data(const Tensor& data) const;
-  uint64_t version() const;  // counts in-place changes of the storage
-  void bump_version() const;
+  uint64_t version() const;   // counts changes of the storage's values
+  void bump_version() const;  // after a change through data()
   // copy_, for an operator in place of that name.
   void overwrite(const char* op, const Tensor& source) const;
   // Whether it was ever set whether this leaf requires grad.
@@ -149,23 +148,17 @@ class Tensor {
   bool listed() const;
   void set_listed() const;
   bool shares_storage() const;  // with another tensor or a copy of this one
-  // How else the values can be had, kept with the storage until somebody may write to it: for an
-  // operator that can make them from that on its way, instead of reading them. Null if there is
-  // none of this kind or this is another view of the storage.
-  void set_origin(std::any origin) const;
-  // Puts off computing the values until somebody asks for data(): `compute` gets the address of the
-  // first. What it reads must be its own, as nobody tells it of changes. For results that a
-  // consumer may make from their origin instead.
-  void defer(std::function<void(void* to)> compute) const;
-  template <class Origin> const Origin* origin() const {
-    return std::any_cast<Origin>(current_origin());
-  }
-
+  // Where the first element lies: the number of its storage, never used again, and bytes from the
+  // storage's beginning.
+  std::pair<uint64_t, int64_t> place() const;
  private:
   struct Impl;
   explicit Tensor(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
   friend Tensor empty(const Shape&, TensorOptions);
-  const std::any* current_origin() const;
+  friend class Recorder;
+  friend bool collects_gradient(const Tensor&);
+  bool collects_gradient() const;
+  friend Operand operand_of(const Tensor& t);
   [[noreturn]] void wrong_dtype(DType wanted) const;
   Tensor view(const char* op, const Shape& shape, int64_t offset) const;
   // An in-place change by `op` from `source` (undefined: from nothing that has a gradient): whether
@@ -174,7 +167,6 @@ class Tensor {
   bool records_in_place(const char* op, const Tensor& source) const;
   void record_in_place(const char* op, const Tensor& source) const;
   void check_differentiable() const;
-  // gradient undefined: 1, through the node's backward_one.
   void run_backward(const Tensor& gradient, bool retain_graph) const;
 
   std::shared_ptr<Impl> impl_;

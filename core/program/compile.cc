@@ -1,0 +1,182 @@
+#include <ostream>
+
+#include "../tensor_impl.h"
+#include "program.h"
+
+namespace sinter {
+
+namespace {
+
+constexpr size_t kMostPrograms = 8;
+constexpr int kMostRecordings = 4;
+
+// What rules how operators compute, beside what guards know.
+struct Setting {
+  bool grad = grad_enabled();
+  ConvAlgo algo = conv_algo();
+  bool tf32 = allow_tf32();
+  bool operator==(const Setting&) const = default;
+};
+
+struct Signature {
+  Shape shape;
+  DType dtype;
+  Device device;
+  bool operator==(const Signature&) const = default;
+};
+
+}  // namespace
+
+struct CompiledFunction::Impl {
+  struct Slot {
+    Key key;
+    std::vector<Signature> arguments;
+    Setting setting;
+    std::vector<std::shared_ptr<Storage>> inputs;  // what the function gets in the arguments' place
+    std::shared_ptr<Program> program;
+    int recordings = 0;  // in a row that differed
+    bool is_stable = false;
+  };
+  std::vector<Slot> slots;  // the one that ran last at the end
+  int64_t recordings = 0;
+
+  // The slot for a call, moved to the end; a new one if there is none.
+  Slot& find(const Key& key, const std::vector<Signature>& arguments);
+};
+
+CompiledFunction::CompiledFunction() : impl_(std::make_unique<Impl>()) {}
+CompiledFunction::~CompiledFunction() = default;
+CompiledFunction::CompiledFunction(CompiledFunction&&) noexcept = default;
+CompiledFunction& CompiledFunction::operator=(CompiledFunction&&) noexcept = default;
+
+CompiledFunction::Impl::Slot& CompiledFunction::Impl::find(
+    const Key& key, const std::vector<Signature>& arguments) {
+  const Setting setting;
+  for (size_t i = slots.size(); i-- > 0;) {
+    const Slot& slot = slots[i];
+    if (!(slot.setting == setting) || slot.arguments != arguments ||
+        !slot.program->is_of_this_thread() || !key.equal(slot.key.value, key.value) ||
+        !slot.program->guards().hold())
+      continue;
+    Slot found = std::move(slots[i]);
+    slots.erase(slots.begin() + static_cast<ptrdiff_t>(i));
+    slots.push_back(std::move(found));
+    if (slots.back().program->lost_an_array()) slots.back().is_stable = false;
+    return slots.back();
+  }
+  if (slots.size() == kMostPrograms) slots.erase(slots.begin());
+  slots.push_back({key, arguments, setting, {}, nullptr});
+  return slots.back();
+}
+
+std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Tensor>& arguments,
+                                           const Body& body) {
+  if (anomaly_enabled() || recording_program()) return body(arguments);
+  std::vector<Signature> signature;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const Tensor& x = arguments[i];
+    require<ValueError>(x.defined(), "compile: argument ", i, " is an undefined tensor");
+    require<GraphError>(!x.requires_grad(), "compile: argument ", i, ", of shape ", x.shape(),
+                        ", requires grad, which a copy would not; hold it by reference in the "
+                        "compiled function, or detach() it");
+    signature.push_back({x.shape(), x.dtype(), x.device()});
+  }
+  Impl::Slot& slot = impl_->find(key, signature);
+  if (slot.is_stable) {
+    slot.program->replay(arguments);
+    return slot.program->results();
+  }
+
+  const auto forget = [&] {
+    if (slot.program == nullptr) impl_->slots.pop_back();
+  };
+  ++impl_->recordings;
+  try {
+    std::vector<Tensor> stand_ins;
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      const Tensor& x = arguments[i];
+      const Tensor::Impl& impl = Recorder::impl_of(x);
+      if (slot.inputs.size() == i) {
+        slot.inputs.push_back(
+            x.device().is_cuda()
+                ? std::make_shared<Storage>(x.device(), x.bytes())
+                : std::make_shared<Storage>(x.device(), x.bytes(), Storage::Virtual()));
+      }
+      const std::shared_ptr<Storage>& input = slot.inputs[i];
+      std::byte* const address = impl.storage->use() + impl.start;
+      if (x.device().is_cuda()) {
+        with_context(x.device(), [&](const auto& ctx) {
+          copy_on_device(ctx, input->use(), address, x.bytes());
+        });
+      } else {
+        input->point_to(address, impl.storage);
+      }
+      stand_ins.push_back(Recorder::tensor_of(
+          std::make_shared<Tensor::Impl>(input, 0, x.shape(), x.dtype())));
+    }
+    std::vector<Tensor> returned;
+    std::shared_ptr<Program> program;
+    {
+      Recorder recorder;
+      for (const std::shared_ptr<Storage>& input : slot.inputs) recorder.add_input(input);
+      returned = body(stand_ins);
+      for (Tensor& y : returned) y = y.detach();
+      Recorder::Result result = recorder.finish();
+      recorder.stop();
+      for (const Entry& entry : result.list.entries) {
+        for (const OperandRef& ref : entry.operands) {
+          require<GraphError>(
+              !ref.writes() || result.list.buffer(*ref.operand).kind != Buffer::Kind::kInput,
+              entry.op->name(), ": a compiled function cannot change its argument, of shape ",
+              ref.operand->shape, ", which may be a copy; hold it by reference");
+        }
+      }
+      if (slot.program != nullptr) {
+        const std::string changed = difference(slot.program->recorded(), result.list);
+        slot.is_stable = changed.empty();
+        if (slot.is_stable) {
+          slot.recordings = 1;
+        } else if (++slot.recordings >= kMostRecordings) {
+          throw GraphError(str("compile: the function is another one at every call, ", changed,
+                               "; what changes from call to call must be an argument, or values of "
+                               "a tensor"));
+        }
+      } else {
+        slot.recordings = 1;
+      }
+      program = std::make_shared<Program>(std::move(result), returned, slot.inputs);
+      recorder.commit();
+    }
+    slot.program = program;
+  } catch (...) {
+    slot.is_stable = false;
+    forget();
+    throw;
+  }
+  if (slot.is_stable)
+    slot.program->replay(arguments);
+  else
+    slot.program->run();
+  return slot.program->results();
+}
+
+ProgramStats CompiledFunction::stats() const {
+  ProgramStats stats;
+  stats.recordings = impl_->recordings;
+  stats.programs = static_cast<int64_t>(impl_->slots.size());
+  if (impl_->slots.empty()) return stats;
+  const Program& last = *impl_->slots.back().program;
+  stats.operators = last.operators();
+  stats.memory_bytes = last.memory_bytes();
+  stats.lanes = last.lanes();
+  return stats;
+}
+
+void CompiledFunction::print(std::ostream& out) const {
+  if (impl_->slots.empty())
+    out << "no program yet\n";
+  else
+    impl_->slots.back().program->print(out);
+}
+
+}  // namespace sinter

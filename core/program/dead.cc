@@ -1,0 +1,45 @@
+#include <algorithm>
+
+#include "passes.h"
+
+namespace sinter {
+
+void dead(List& list) {
+  // From the end: the parts of virtual buffers whose values somebody later reads.
+  std::unordered_map<uint64_t, std::vector<Range>> needed;
+  const auto is_needed = [&](const Operand& x) {
+    if (!list.buffer(x).is_virtual()) return true;
+    const Range range = range_of(x);
+    const std::vector<Range>& parts = needed[x.buffer];
+    return std::any_of(parts.begin(), parts.end(),
+                       [&](const Range& part) { return part.overlaps(range); });
+  };
+  std::vector<Entry> kept;
+  for (size_t i = list.entries.size(); i-- > 0;) {
+    Entry& entry = list.entries[i];
+    bool is_live = false;
+    for (const OperandRef& ref : entry.operands)
+      is_live = is_live || (ref.writes() && is_needed(*ref.operand));
+    if (!is_live) continue;
+    bool left_out = false;
+    for (const OperandRef& ref : entry.operands) {
+      if (ref.access != Access::kOptionalOut || is_needed(*ref.operand)) continue;
+      *ref.operand = Operand();
+      left_out = true;
+    }
+    if (left_out) entry.operands = entry.op->operands();
+    for (const OperandRef& ref : entry.operands) {
+      if (ref.reads() || !ref.writes()) continue;
+      // Overwritten: what was there before is needed no more.
+      const Range range = range_of(*ref.operand);
+      std::erase_if(needed[range.buffer], [&](const Range& part) { return range.covers(part); });
+    }
+    for (const OperandRef& ref : entry.operands)
+      if (ref.reads()) needed[ref.operand->buffer].push_back(range_of(*ref.operand));
+    kept.push_back(std::move(entry));
+  }
+  std::reverse(kept.begin(), kept.end());
+  list.entries = std::move(kept);
+}
+
+}  // namespace sinter

@@ -1,0 +1,84 @@
+#include "list.h"
+
+#include <map>
+#include <typeinfo>
+
+namespace sinter {
+
+Entry Entry::copy() const {
+  Entry entry(op->clone());
+  entry.module = module;
+  entry.forward = forward;
+  entry.values = values;
+  return entry;
+}
+
+List List::copy() const {
+  List list;
+  list.device = device;
+  list.entries.reserve(entries.size());
+  for (const Entry& entry : entries) list.entries.push_back(entry.copy());
+  list.buffers = buffers;
+  return list;
+}
+
+namespace {
+
+std::string operand_name(const OperandRef& ref) {
+  return ref.index < 0 ? std::string(ref.name) : str(ref.name, "[", ref.index, "]");
+}
+
+// Tells buffers of two lists apart: those that were made while each was recorded are the same if
+// they come up at the same time, others if they are.
+class Matching {
+ public:
+  Matching(const List& a, const List& b) : a_(a), b_(b) {}
+  bool same(const Operand& x, const Operand& y) {
+    const Buffer &bx = a_.buffer(x), &by = b_.buffer(y);
+    if (bx.kind != by.kind || bx.bytes != by.bytes) return false;
+    if (bx.kind == Buffer::Kind::kOutside || bx.kind == Buffer::Kind::kInput)
+      return x.buffer == y.buffer;
+    return pairs_.emplace(x.buffer, y.buffer).first->second == y.buffer;
+  }
+
+ private:
+  const List &a_, &b_;
+  std::unordered_map<uint64_t, uint64_t> pairs_;
+};
+
+}  // namespace
+
+std::string difference(const List& a, const List& b) {
+  Matching matching(a, b);
+  for (size_t i = 0; i < a.entries.size() || i < b.entries.size(); ++i) {
+    const auto at = [&](const std::string& what) { return str("operator ", i, ", ", what); };
+    if (i >= a.entries.size()) return at(str(b.entries[i].op->name(), ", is new"));
+    if (i >= b.entries.size()) return at(str(a.entries[i].op->name(), ", is gone"));
+    const Entry &x = a.entries[i], &y = b.entries[i];
+    const Operator &one = *x.op, &other = *y.op;
+    if (typeid(one) != typeid(other)) return at(str(one.name(), ": now ", other.name()));
+    const std::string where =
+        x.module != nullptr && !x.module->empty() ? str(one.name(), " of ", *x.module) : one.name();
+    if (const std::string attribute = one.difference(other); !attribute.empty())
+      return at(str(where, ": ", attribute));
+    if (x.values != y.values) return at(str(where, ": other values come from the host"));
+    if (x.operands.size() != y.operands.size()) return at(str(where, ": other operands"));
+    for (size_t k = 0; k < x.operands.size(); ++k) {
+      const OperandRef &r = x.operands[k], &s = y.operands[k];
+      const Operand &p = *r.operand, &q = *s.operand;
+      const std::string name = operand_name(r);
+      if (name != operand_name(s)) return at(str(where, ": other operands"));
+      if (!(p.shape == q.shape))
+        return at(str(where, ": ", name, " of shape ", p.shape, ", then ", q.shape));
+      if (p.dtype != q.dtype) return at(str(where, ": ", name, " of another dtype"));
+      if (p.offset != q.offset)
+        return at(str(where, ": ", name, " at byte ", p.offset, ", then ", q.offset));
+      if (!matching.same(p, q))
+        return at(str(where, ": ", name, " is another array than before; change values in place "
+                                         "(copy_, fill_) instead of making a new tensor"));
+    }
+  }
+  return "";
+}
+
+}  // namespace sinter

@@ -1,0 +1,87 @@
+#include <algorithm>
+
+#include "order.h"
+#include "passes.h"
+
+namespace sinter {
+
+namespace {
+
+struct Block {
+  Buffer* buffer;
+  std::vector<int> uses;  // ascending; every other follows the first, which makes its values
+  int64_t end() const { return buffer->offset + static_cast<int64_t>(buffer->bytes); }
+};
+
+// Any access is aligned there; on a CPU no two blocks share a line of the cache.
+int64_t aligned(const List& list, int64_t offset) {
+  const int64_t unit = list.device.is_cuda() ? 512 : 64;
+  return (offset + unit - 1) / unit * unit;
+}
+
+}  // namespace
+
+int64_t memory_without_sharing(List& list) {
+  int64_t size = 0;
+  for (auto& [number, buffer] : list.buffers) {
+    if (!buffer.is_virtual()) continue;
+    buffer.offset = size;
+    size = aligned(list, size + static_cast<int64_t>(buffer.bytes));
+  }
+  return size;
+}
+
+int64_t memory(List& list, const Schedule& schedule) {
+  Order order(list.entries.size());
+  const bool in_order = schedule.lanes == 1;
+  std::vector<int> last(static_cast<size_t>(schedule.lanes), -1);
+  std::vector<Block> blocks;
+  std::unordered_map<uint64_t, size_t> block_of;
+  for (size_t i = 0; i < list.entries.size(); ++i) {
+    const auto entry = static_cast<int>(i);
+    if (!in_order) {
+      const Schedule::Place& place = schedule.places[i];
+      int& lane_last = last[static_cast<size_t>(place.lane)];
+      if (lane_last >= 0) order.add(lane_last, entry);
+      for (const int p : place.after) order.add(p, entry);
+      lane_last = entry;
+    }
+    for (const OperandRef& ref : list.entries[i].operands) {
+      Buffer& buffer = list.buffers.at(ref.operand->buffer);
+      if (!buffer.is_virtual()) continue;
+      const auto [found, is_new] = block_of.emplace(ref.operand->buffer, blocks.size());
+      if (is_new) blocks.push_back({&buffer, {}});
+      std::vector<int>& uses = blocks[found->second].uses;
+      if (uses.empty() || uses.back() != entry) uses.push_back(entry);
+    }
+  }
+  // Whether a is over before b begins.
+  const auto is_over = [&](const Block& a, const Block& b) {
+    if (in_order) return a.uses.back() < b.uses.front();
+    return std::all_of(a.uses.begin(), a.uses.end(), [&](int use) {
+      return use < b.uses.front() && order.precedes(use, b.uses.front());
+    });
+  };
+  int64_t size = 0;
+  std::vector<const Block*> placed, beside;
+  for (Block& block : blocks) {
+    beside.clear();
+    for (const Block* other : placed)
+      if (!is_over(*other, block) && !is_over(block, *other)) beside.push_back(other);
+    std::sort(beside.begin(), beside.end(), [](const Block* a, const Block* b) {
+      return a->buffer->offset < b->buffer->offset;
+    });
+    int64_t offset = 0;
+    const auto bytes = static_cast<int64_t>(block.buffer->bytes);
+    for (const Block* other : beside) {
+      if (offset + bytes <= other->buffer->offset) break;
+      offset = std::max(offset, aligned(list, other->end()));
+    }
+    block.buffer->offset = offset;
+    placed.push_back(&block);
+    size = std::max(size, block.end());
+  }
+  return size;
+}
+
+}  // namespace sinter

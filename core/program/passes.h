@@ -1,0 +1,54 @@
+// What is done to a recorded list before it runs. Each pass is a function of a list, in a file of
+// its own; which run is chosen by name (SINTER_PASSES). Private to core.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "list.h"
+
+namespace sinter {
+
+// ---- fuse ---------------------------------------------------------------------------------------
+
+// Rewrites operators that one kernel can do, or that another makes unnecessary: fuse.cc lists them.
+// Each looks at one operator and, through what it reads, at their producers, and lets an operator
+// write what others wrote before. What is then written in vain dead removes. None asks who
+// else reads: so what is computed, to the bit, does not depend on it.
+void fuse(List& list);
+
+// ---- dead ---------------------------------------------------------------------------------------
+
+// Removes operators whose results nobody reads or holds, and leaves out optional ones.
+void dead(List& list);
+
+// ---- schedule -----------------------------------------------------------------------------------
+
+// When operators run: an order in lanes. Those of one lane run one after another, those of different
+// lanes side by side, unless one waits for the other.
+struct Schedule {
+  struct Place {
+    int lane = 0;
+    std::vector<int> after;  // what it waits for directly: indices into the list
+  };
+  std::vector<Place> places;  // one an operator of the list
+  int lanes = 1;
+};
+// With one lane: as they stand in the list.
+Schedule schedule(const List& list, int most_lanes);
+
+// ---- memory -------------------------------------------------------------------------------------
+
+// Gives virtual buffers offsets in one block, whose size in bytes it returns. Two share bytes only
+// if the schedule has one's last use over before the other's first begins.
+int64_t memory(List& list, const Schedule& schedule);
+int64_t memory_without_sharing(List& list);
+
+// ---- for passes ---------------------------------------------------------------------------------
+
+// For each operator, those that must be over before it begins, without those that these imply in
+// turn where that is easy to see: writers of what it reads, and readers and writers of what it
+// overwrites.
+std::vector<std::vector<int>> dependencies(const List& list);
+
+}  // namespace sinter

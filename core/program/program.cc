@@ -1,0 +1,296 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <ostream>
+#include <set>
+
+#include "../tensor_impl.h"
+
+namespace sinter {
+
+namespace {
+
+constexpr int kMostLanes = 5;  // on a GPU: the main one, and as many as a small step fills
+
+// Programs of a thread run one after another, so that they may share the memory of what they compute
+// in between. One that needs more begins a new one.
+std::shared_ptr<Storage> shared_memory(Device device, int64_t bytes) {
+  thread_local std::vector<std::weak_ptr<Storage>> blocks;
+  for (const std::weak_ptr<Storage>& weak : blocks) {
+    const std::shared_ptr<Storage> block = weak.lock();
+    if (block != nullptr && block->device == device &&
+        static_cast<int64_t>(block->bytes) >= bytes)
+      return block;
+  }
+  auto block = std::make_shared<Storage>(device, static_cast<size_t>(bytes));
+  std::erase_if(blocks, [](const auto& weak) { return weak.expired(); });
+  blocks.push_back(block);
+  return block;
+}
+
+}  // namespace
+
+Passes Passes::from_environment() {
+  Passes passes;
+  const char* text = std::getenv("SINTER_PASSES");
+  std::string rest = text == nullptr ? "" : text;
+  while (!rest.empty()) {
+    const size_t comma = std::min(rest.find(','), rest.size());
+    const std::string name = rest.substr(0, comma);
+    rest.erase(0, comma + 1);
+    bool* const pass = name == "-fuse"       ? &passes.fuse
+                       : name == "-dead"     ? &passes.dead
+                       : name == "-schedule" ? &passes.schedule
+                       : name == "-memory"   ? &passes.memory
+                                             : nullptr;
+    require<ValueError>(pass != nullptr, "SINTER_PASSES: expected some of -fuse, -dead, -schedule "
+                                         "and -memory, separated by commas, got '", name, "'");
+    *pass = false;
+  }
+  return passes;
+}
+
+Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
+                 const std::vector<std::shared_ptr<Storage>>& inputs)
+    : recorded_(std::move(recorded.list)),
+      guards_(std::move(recorded.guards)),
+      gradients_(std::move(recorded.gradients)),
+      inputs_(inputs) {
+  for (const Tensor& tensor : returned) {
+    Returned kept{tensor, nullptr, nullptr, 0, {}, kFloat32};
+    const auto [number, start] = tensor.place();
+    const auto found = recorded_.buffers.find(number);
+    // Several may be views of one.
+    const auto same = std::find_if(returned_.begin(), returned_.end(), [&](const Returned& r) {
+      return r.storage != nullptr && r.storage->number == number;
+    });
+    const bool is_first =
+        found != recorded_.buffers.end() && found->second.kind == Buffer::Kind::kResult;
+    if (is_first || same != returned_.end()) {
+      if (is_first) {
+        // From now on the program writes to memory behind what is returned.
+        std::shared_ptr<Storage>& storage = found->second.storage;
+        kept.storage = storage;
+        kept.memory = std::make_shared<Storage>(storage->device, storage->bytes);
+        storage->adopt(kept.memory);
+        storage = kept.memory;
+        found->second.kind = Buffer::Kind::kReturned;
+      } else {
+        kept.storage = same->storage;
+        kept.memory = same->memory;
+      }
+      kept.start = start;
+      kept.shape = tensor.shape();
+      kept.dtype = tensor.dtype();
+      kept.tensor = Tensor();
+    }
+    returned_.push_back(std::move(kept));
+  }
+  for (auto& [number, buffer] : recorded_.buffers) {
+    if (buffer.kind == Buffer::Kind::kOutside) ++buffer.storage->programs;
+  }
+  const Passes passes = Passes::from_environment();
+  list_ = recorded_.copy();
+  if (passes.fuse) fuse(list_);
+  if (passes.dead) dead(list_);
+  schedule_ = schedule(list_, list_.device.is_cuda() && passes.schedule ? kMostLanes : 1);
+  memory_bytes_ = passes.memory ? memory(list_, schedule_) : memory_without_sharing(list_);
+  memory_ = shared_memory(list_.device, memory_bytes_);
+  bind();
+}
+
+Program::~Program() {
+  for (auto& [number, buffer] : recorded_.buffers) {
+    if (buffer.kind == Buffer::Kind::kOutside) --buffer.storage->programs;
+  }
+}
+
+bool Program::lost_an_array() const {
+  return std::any_of(recorded_.buffers.begin(), recorded_.buffers.end(), [](const auto& entry) {
+    const Buffer& buffer = entry.second;
+    // A program holds it twice, in the list as recorded and in the other.
+    return buffer.kind == Buffer::Kind::kOutside &&
+           buffer.storage.use_count() <= 2 * buffer.storage->programs.load();
+  });
+}
+
+void Program::bind() {
+  std::unordered_map<const Storage*, size_t> argument;
+  for (size_t i = 0; i < inputs_.size(); ++i) argument.emplace(inputs_[i].get(), i);
+  reads_input_.resize(inputs_.size());
+  std::set<Storage*> written;
+  for (Entry& entry : list_.entries) {
+    for (const OperandRef& ref : entry.operands) {
+      Operand& x = *ref.operand;
+      const Buffer& buffer = list_.buffer(x);
+      const auto input = argument.find(buffer.storage.get());
+      if (buffer.is_virtual()) {
+        x.address = static_cast<std::byte*>(memory_->data) + buffer.offset + x.offset;
+      } else {
+        x.address = static_cast<std::byte*>(buffer.storage->data) + x.offset;
+        if (input != argument.end()) reads_input_[input->second].push_back(&x);
+        if (ref.writes()) written.insert(buffer.storage.get());
+      }
+    }
+  }
+  written_.assign(written.begin(), written.end());
+}
+
+void Program::run() {
+  if constexpr (cuda_built()) {
+    if (list_.device.is_cuda()) {
+      const Cuda ctx = cuda_context(list_.device.index);
+      for (const Entry& entry : list_.entries) entry.op->run(ctx);
+      return;
+    }
+  }
+  for (const Entry& entry : list_.entries) entry.op->run(Cpu());
+}
+
+// Values that the last call returned, and that somebody still holds, move out of the way.
+void Program::keep_returned() {
+  for (size_t i = 0; i < returned_.size(); ++i) {
+    Returned& r = returned_[i];
+    if (r.memory == nullptr) continue;
+    const auto mine =
+        std::count_if(returned_.begin(), returned_.end(),
+                      [&](const Returned& other) { return other.storage == r.storage; });
+    if (r.storage.use_count() <= mine) continue;
+    const std::shared_ptr<Storage> theirs = r.storage;
+    theirs->allocate_own();
+    with_context(theirs->device, [&](const auto& ctx) {
+      copy_on_device(ctx, theirs->data, r.memory->data, theirs->bytes);
+    });
+    auto fresh = std::make_shared<Storage>(theirs->device, theirs->bytes, Storage::Virtual());
+    fresh->adopt(r.memory);
+    for (Returned& other : returned_)
+      if (other.storage == theirs) other.storage = fresh;
+  }
+}
+
+void Program::replay(const std::vector<Tensor>& arguments) {
+  keep_returned();
+  const bool on_gpu = list_.device.is_cuda();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto& impl = Recorder::impl_of(arguments[i]);
+    std::byte* const address = impl.storage->use() + impl.start;
+    if (on_gpu) {
+      with_context(list_.device, [&](const auto& ctx) {
+        copy_on_device(ctx, inputs_[i]->data, address, inputs_[i]->bytes);
+      });
+    } else {
+      const auto* before = static_cast<std::byte*>(inputs_[i]->data);
+      for (Operand* x : reads_input_[i])
+        x->address = address + (static_cast<std::byte*>(x->address) - before);
+      inputs_[i]->point_to(address, impl.storage);
+    }
+  }
+  for (auto& [number, buffer] : recorded_.buffers)
+    if (buffer.kind == Buffer::Kind::kOutside && on_gpu) buffer.storage->use();
+  if (on_gpu) {
+    if constexpr (cuda_built()) {
+      if (!is_captured_) capture();
+      graph_.replay();
+    }
+  } else {
+    run();
+  }
+  after_call();
+}
+
+void Program::capture() {
+  if constexpr (cuda_built()) {
+    std::vector<GraphTask> tasks(list_.entries.size());
+    std::vector<int> last(static_cast<size_t>(schedule_.lanes), -1);
+    for (size_t i = 0; i < tasks.size(); ++i) {
+      const Schedule::Place& place = schedule_.places[i];
+      const Entry& entry = list_.entries[i];
+      GraphTask& task = tasks[i];
+      task.lane = place.lane;
+      task.after = place.after;
+      task.work = [op = entry.op.get()](const Cuda& ctx) { op->run(ctx); };
+      for (const OperandRef& ref : entry.operands) {
+        if (!ref.writes()) continue;
+        const auto* address = static_cast<const std::byte*>(ref.operand->address);
+        task.writes.emplace_back(address, static_cast<size_t>(ref.operand->bytes()));
+      }
+    }
+    graph_ = CudaGraph::capture(list_.device.index, tasks);
+    is_captured_ = true;
+  }
+}
+
+void Program::after_call() {
+  for (Storage* storage : written_) storage->version.fetch_add(1, std::memory_order_relaxed);
+  for (const auto& [leaf, gradient] : gradients_) set_gradient_of(*leaf, gradient);
+}
+
+std::vector<Tensor> Program::results() const {
+  std::vector<Tensor> results;
+  for (const Returned& r : returned_) {
+    results.push_back(r.memory == nullptr
+                          ? r.tensor
+                          : Recorder::tensor_of(std::make_shared<Tensor::Impl>(r.storage, r.start,
+                                                                               r.shape, r.dtype)));
+  }
+  return results;
+}
+
+// ---- printing -----------------------------------------------------------------------------------
+
+namespace {
+
+void print_list(std::ostream& out, const List& list, const Schedule* schedule) {
+  // Numbers as they come up, instead of the process's.
+  std::unordered_map<uint64_t, size_t> numbers;
+  const auto number = [&](const Operand& x) {
+    return numbers.emplace(x.buffer, numbers.size()).first->second;
+  };
+  for (size_t i = 0; i < list.entries.size(); ++i) {
+    const Entry& entry = list.entries[i];
+    out << "  " << i;
+    if (schedule != nullptr && schedule->lanes > 1) out << " lane " << schedule->places[i].lane;
+    out << "  " << entry.op->name() << '(';
+    entry.op->print_attributes(out);
+    out << ')';
+    for (const OperandRef& ref : entry.operands) {
+      const Operand& x = *ref.operand;
+      const Buffer& buffer = list.buffer(x);
+      out << "  " << (ref.access == Access::kInOut ? "in-out " : ref.writes() ? "out " : "")
+          << ref.name;
+      if (ref.index >= 0) out << '[' << ref.index << ']';
+      out << "=" << (buffer.is_virtual() ? "%" : "@") << number(x) << ' ' << x.dtype << x.shape;
+    }
+    int64_t bytes = 0;
+    for (const OperandRef& ref : entry.operands) bytes += ref.operand->bytes();
+    out << "  " << bytes << " bytes";
+    if (entry.module != nullptr && !entry.module->empty()) out << "  module " << *entry.module;
+    if (entry.forward != nullptr) out << "  backward of " << entry.forward;
+    out << '\n';
+  }
+}
+
+}  // namespace
+
+void Program::print(std::ostream& out) const {
+  const Passes passes = Passes::from_environment();
+  List list = recorded_.copy();
+  const auto show = [&](const char* title, const Schedule* schedule) {
+    out << title << ": " << list.entries.size() << " operators\n";
+    print_list(out, list, schedule);
+  };
+  out << "program on " << list.device << ", " << memory_bytes_ << " bytes in between\n";
+  show("recorded", nullptr);
+  if (passes.fuse) {
+    fuse(list);
+    show("after fuse", nullptr);
+  }
+  if (passes.dead) {
+    dead(list);
+    show("after dead", nullptr);
+  }
+  if (schedule_.lanes > 1) show("after schedule", &schedule_);
+}
+
+}  // namespace sinter

@@ -1,0 +1,80 @@
+// A recorded program, ready to run. Private to core.
+#pragma once
+
+#include <iosfwd>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "passes.h"
+#include "recorder.h"
+#include "sinter/program.h"
+
+namespace sinter {
+
+// Which passes run: all, but for those that SINTER_PASSES names as "-fuse,-dead,…".
+struct Passes {
+  bool fuse = true, dead = true, schedule = true, memory = true;
+  static Passes from_environment();
+};
+
+class Program {
+ public:
+  // Returned tensors, of the recording and of what was there before.
+  Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
+          const std::vector<std::shared_ptr<Storage>>& inputs);
+  ~Program();
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+
+  const List& recorded() const { return recorded_; }
+  const Guards& guards() const { return guards_; }
+  bool is_of_this_thread() const { return thread_ == std::this_thread::get_id(); }
+  // Whether an outside array is owned by programs alone: the function would now read another.
+  bool lost_an_array() const;
+
+  // Runs the list, on a GPU operator by operator, with arguments in `inputs`.
+  void run();
+  // The same as one launch, where there is such a thing.
+  void replay(const std::vector<Tensor>& arguments);
+  // The returned tensors of the call that was made last.
+  std::vector<Tensor> results() const;
+
+  int64_t operators() const { return static_cast<int64_t>(list_.entries.size()); }
+  int64_t memory_bytes() const { return memory_bytes_; }
+  int64_t lanes() const { return schedule_.lanes; }
+  void print(std::ostream& out) const;
+
+ private:
+  void bind();
+  void keep_returned();
+  void capture();
+  void after_call();
+
+  std::thread::id thread_ = std::this_thread::get_id();
+  List recorded_, list_;
+  Guards guards_;
+  std::vector<std::pair<std::shared_ptr<Node>, Tensor>> gradients_;
+  std::vector<std::shared_ptr<Storage>> inputs_;  // what the list reads in the arguments' place
+  std::vector<std::vector<Operand*>> reads_input_;  // operands of list_, by argument
+  Schedule schedule_;
+  int64_t memory_bytes_ = 0;
+  std::shared_ptr<Storage> memory_;
+  std::vector<Storage*> written_;  // outside of the program's memory
+
+  // A returned tensor lies in memory of the program until the next call.
+  struct Returned {
+    Tensor tensor;                       // one that was there before
+    std::shared_ptr<Storage> memory;     // else where the program writes it
+    std::shared_ptr<Storage> storage;    // and that of the tensor which is returned now
+    int64_t start = 0;
+    Shape shape;
+    DType dtype = kFloat32;
+  };
+  std::vector<Returned> returned_;
+  CudaGraph graph_;
+  bool is_captured_ = false;
+};
+
+}  // namespace sinter

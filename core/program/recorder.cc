@@ -1,0 +1,165 @@
+#include "recorder.h"
+
+#include <cstring>
+#include <utility>
+
+#include "../tensor_impl.h"
+#include "sinter/check.h"
+
+namespace sinter {
+
+namespace {
+thread_local Recorder* recorder = nullptr;
+}  // namespace
+
+Recorder* Recorder::of_this_thread() { return recorder; }
+bool recording_program() { return recorder != nullptr; }
+
+Recorder::Recorder() : outer_(std::exchange(recorder, this)) {}
+
+void Recorder::stop() { recorder = outer_; }
+
+Recorder::~Recorder() {
+  stop();
+  if (is_committed_) return;
+  // As if nothing had happened: leaves have the gradients from before.
+  for (auto& [node, gradient] : set_) set_gradient_of(*gradient.leaf, gradient.before);
+}
+
+void Recorder::refuse(const char* what) {
+  throw GraphError(str(what,
+                       " while a program is recorded: there are no values yet, and the program would "
+                       "not do it again; move it out of the compiled function, or return what is to "
+                       "be read"));
+}
+
+std::shared_ptr<Storage> Recorder::make_virtual(Device device, size_t bytes) {
+  require_usable(device);
+  if (!std::exchange(has_device_, true)) list_.device = device;
+  require<GraphError>(device == list_.device, "a compiled function works on one device: on ",
+                      list_.device, " so far, and now on ", device,
+                      "; move this out of it, or make what it needs there before");
+  auto storage = std::make_shared<Storage>(device, bytes, Storage::Virtual());
+  made_.emplace(storage->number, storage);
+  return storage;
+}
+
+Tensor Recorder::constant(const void* values, const Shape& shape, TensorOptions options) {
+  const Tensor y = empty(shape, options);
+  const auto bytes = static_cast<size_t>(y.numel()) * size_of(options.dtype);
+  if (bytes == 0) return y;
+  auto storage = std::make_shared<Storage>(options.device, bytes);
+  with_context(options.device, [&](const auto& ctx) {
+    copy_from_host(ctx, storage->use(), values, bytes);
+  });
+  const Tensor source(std::make_shared<Tensor::Impl>(storage, 0, shape, options.dtype));
+  note(std::make_unique<OperatorOf<op::Copy>>(op::Copy{in(source), out(y)}));
+  const auto* first = static_cast<const std::byte*>(values);
+  list_.entries.back().values.assign(first, first + bytes);
+  list_.buffers.at(storage->number).kind = Buffer::Kind::kConstant;
+  return y;
+}
+
+Buffer& Recorder::buffer(Storage& storage) {
+  const auto [found, is_new] = list_.buffers.try_emplace(storage.number);
+  Buffer& buffer = found->second;
+  if (!is_new) return buffer;
+  buffer.bytes = storage.bytes;
+  if (made_.contains(storage.number)) return buffer;
+  storage.use();  // throws if it is left from a recording that failed
+  buffer.kind = Buffer::Kind::kOutside;
+  buffer.storage = storage.shared_from_this();
+  return buffer;
+}
+
+void Recorder::note(std::unique_ptr<Operator> op) {
+  Entry entry(std::move(op));
+  entry.module = origin.module;
+  entry.forward = origin.forward;
+  for (const OperandRef& ref : entry.operands) {
+    Storage& storage = *ref.operand->storage;
+    if (!std::exchange(has_device_, true)) list_.device = storage.device;
+    require<GraphError>(storage.device == list_.device, entry.op->name(),
+                        ": a compiled function works on one device: on ", list_.device,
+                        " so far, and now on ", storage.device);
+    buffer(storage);
+    if (ref.writes()) storage.version.fetch_add(1, std::memory_order_relaxed);
+    ref.operand->storage = nullptr;
+  }
+  list_.entries.push_back(std::move(entry));
+}
+
+void note_operator(std::unique_ptr<Operator> op) { recorder->note(std::move(op)); }
+
+void Recorder::add_input(const std::shared_ptr<Storage>& storage) {
+  Buffer& added = buffer(*storage);
+  added.kind = Buffer::Kind::kInput;
+}
+
+// ---- questions ----------------------------------------------------------------------------------
+
+void Recorder::asked(const Tensor& tensor) {
+  const std::shared_ptr<Tensor::Impl>& impl = tensor.impl_;
+  if (made_.contains(impl->storage->number) || !asked_.emplace(impl.get(), true).second) return;
+  guards_.leaves.push_back({impl, tensor.place(), collects_gradient(tensor)});
+}
+
+void Recorder::asked_gradient(const std::shared_ptr<Node>& leaf, const Tensor& gradient) {
+  if (set_.contains(leaf.get()) || !asked_.emplace(leaf.get(), true).second) return;
+  guards_.gradients.push_back({leaf, gradient.place().first});
+}
+
+void Recorder::asked_mode(const std::shared_ptr<const bool>& mode) {
+  if (asked_.emplace(mode.get(), true).second) guards_.modes.push_back({mode, *mode});
+}
+
+void Recorder::sets_gradient(const std::shared_ptr<Node>& leaf, const Tensor& before) {
+  set_.try_emplace(leaf.get(), Gradient{leaf, before});
+}
+
+void Recorder::made_node(const std::shared_ptr<Node>& node) { nodes_.emplace(node.get(), node); }
+
+bool Guards::hold() const {
+  for (const Leaf& leaf : leaves) {
+    const auto impl = std::static_pointer_cast<Tensor::Impl>(leaf.impl.lock());
+    if (impl == nullptr) continue;  // nobody can change it
+    const Tensor tensor = Recorder::tensor_of(impl);
+    if (tensor.place() != leaf.place || collects_gradient(tensor) != leaf.requires_grad)
+      return false;
+  }
+  for (const Gradient& gradient : gradients) {
+    const std::shared_ptr<Node> leaf = gradient.leaf.lock();
+    if (leaf != nullptr && gradient_of(*leaf).place().first != gradient.storage) return false;
+  }
+  for (const Mode& mode : modes)
+    if (*mode.mode != mode.answer) return false;
+  return true;
+}
+
+const Tensor::Impl& Recorder::impl_of(const Tensor& tensor) { return *tensor.impl_; }
+
+Tensor Recorder::tensor_of(std::shared_ptr<Tensor::Impl> impl) { return Tensor(std::move(impl)); }
+
+// ---- the end ------------------------------------------------------------------------------------
+
+Recorder::Result Recorder::finish() {
+  // A graph that is kept would keep all it was made from.
+  for (auto& [key, weak] : nodes_)
+    if (const std::shared_ptr<Node> node = weak.lock()) release_node(*node);
+  for (auto& [number, weak] : made_) {
+    const std::shared_ptr<Storage> storage = weak.lock();
+    if (storage == nullptr) continue;
+    const auto found = list_.buffers.find(number);
+    if (found != list_.buffers.end()) {
+      found->second.kind = Buffer::Kind::kResult;
+      found->second.storage = storage;
+    }
+    storage->allocate_own();
+  }
+  Result result{std::move(list_), std::move(guards_), {}};
+  for (auto& [key, gradient] : set_)
+    result.gradients.emplace_back(gradient.leaf, gradient_of(*gradient.leaf));
+  return result;
+}
+
+}  // namespace sinter
