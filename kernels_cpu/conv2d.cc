@@ -1,4 +1,4 @@
-// Convolution: chooses between the algorithms (ConvAlgo, runtime.h) and holds one of them.
+// Convolution: chooses between the algorithms (ConvAlgo, operators.h) and holds one of them.
 //
 //   naive   the definition (conv2d_naive.cc), only where it is asked for.
 //   direct  images in the lanes of a vector (conv2d_direct.cc): the fastest with few channels or
@@ -9,6 +9,8 @@
 //           output channel in each lane, for layers of many channels.
 //   winograd  3 x 3 windows in a quarter of the multiplications (conv2d_winograd.cc), for layers of
 //           many channels.
+#include "conv2d.h"
+
 #include <algorithm>
 #include <type_traits>
 
@@ -18,10 +20,11 @@
 #include "conv2d_winograd.h"
 #include "gemm.h"
 #include "parallel.h"
+#include "reduce.h"
 #include "sinter/check.h"
-#include "sinter/operators.h"
 
 namespace sinter {
+using namespace op;
 namespace {
 
 enum class Pass { kForward, kBackwardData, kBackwardWeights };
@@ -73,17 +76,17 @@ void require_winograd(const Conv2dShape& g, Pass pass) {
 // The one place that chooses. Of the algorithms for any layer, direct when at least half of the
 // lanes have an image.
 template <class T> ConvAlgo choose(const Conv2dShape& g, Pass pass) {
-  switch (const ConvAlgo algo = conv_algo()) {
+  switch (g.algo) {
     case ConvAlgo::kNaive:
     case ConvAlgo::kDirect:
     case ConvAlgo::kIm2col:
     case ConvAlgo::kImplicitGemm:
-      return algo;
+      return g.algo;
     case ConvAlgo::kWinograd:
       require_winograd(g, pass);
-      return algo;
+      return g.algo;
     case ConvAlgo::kTensorCore:
-      throw ValueError(str("conv2d: the CPU has no algorithm ", name(algo),
+      throw ValueError(str("conv2d: the CPU has no algorithm ", name(g.algo),
                            "; choose auto, naive, direct, im2col, implicit-gemm or winograd, with "
                            "--conv-algo or set_conv_algo, or a CUDA device"));
     case ConvAlgo::kAuto:
@@ -271,22 +274,22 @@ void gemm_backward_weights(const Conv2dShape& g, const T* x, const T* dy, T* dwe
 // db[o] = sum of dy over images and positions, plane by plane.
 template <class T> void bias_gradient(const Conv2dShape& g, const T* dy, T* db) {
   const int64_t plane = int64_t{g.oh} * g.ow;
-  Reduce r;
-  r.kept.rank = 1;
-  r.kept.shape[0] = g.o;
-  r.kept.stride[0] = plane;
-  r.reduced.rank = 2;
-  r.reduced.shape[0] = g.n;
-  r.reduced.stride[0] = g.o * plane;
-  r.reduced.shape[1] = plane;
-  r.reduced.stride[1] = 1;
-  sum(Cpu{}, r, dy, db);
+  Strided kept, reduced;
+  kept.rank = 1;
+  kept.shape[0] = g.o;
+  kept.stride[0] = plane;
+  reduced.rank = 2;
+  reduced.shape[0] = g.n;
+  reduced.stride[0] = g.o * plane;
+  reduced.shape[1] = plane;
+  reduced.stride[1] = 1;
+  sum(kept, reduced, 1, dy, db);
 }
 
 }  // namespace
 
-template <class T> void conv2d_forward(const Cpu&, const Conv2dShape& g, const T* x,
-                                       const T* weight, const T* b, T* y) {
+template <class T>
+void conv2d_forward(const Conv2dShape& g, const T* x, const T* weight, const T* b, T* y) {
   const ConvAlgo algo = choose<T>(g, Pass::kForward);
   if (algo == ConvAlgo::kDirect) {
     direct_conv2d_forward(g, x, weight, b, y);
@@ -302,7 +305,7 @@ template <class T> void conv2d_forward(const Cpu&, const Conv2dShape& g, const T
 }
 
 template <class T>
-void conv2d_backward_data(const Cpu&, const Conv2dShape& g, const T* dy, const T* weight, T* dx) {
+void conv2d_backward_data(const Conv2dShape& g, const T* dy, const T* weight, T* dx) {
   const ConvAlgo algo = choose<T>(g, Pass::kBackwardData);
   if (algo == ConvAlgo::kDirect) {
     direct_conv2d_backward_data(g, dy, weight, dx);
@@ -317,8 +320,8 @@ void conv2d_backward_data(const Cpu&, const Conv2dShape& g, const T* dy, const T
   }
 }
 
-template <class T> void conv2d_backward_weights(const Cpu&, const Conv2dShape& g, const T* x,
-                                                const T* dy, T* dweight, T* db) {
+template <class T>
+void conv2d_backward_weights(const Conv2dShape& g, const T* x, const T* dy, T* dweight, T* db) {
   if (db != nullptr) bias_gradient(g, dy, db);
   if (dweight == nullptr) return;
   const ConvAlgo algo = choose<T>(g, Pass::kBackwardWeights);
@@ -335,12 +338,31 @@ template <class T> void conv2d_backward_weights(const Cpu&, const Conv2dShape& g
   }
 }
 
-#define SINTER_INSTANTIATE(T)                                                                     \
-  template void conv2d_forward(const Cpu&, const Conv2dShape&, const T*, const T*, const T*, T*); \
-  template void conv2d_backward_data(const Cpu&, const Conv2dShape&, const T*, const T*, T*);     \
-  template void conv2d_backward_weights(const Cpu&, const Conv2dShape&, const T*, const T*, T*, T*);
+#define SINTER_INSTANTIATE(T)                                                         \
+  template void conv2d_forward(const Conv2dShape&, const T*, const T*, const T*, T*); \
+  template void conv2d_backward_data(const Conv2dShape&, const T*, const T*, T*);     \
+  template void conv2d_backward_weights(const Conv2dShape&, const T*, const T*, T*, T*);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)
 #undef SINTER_INSTANTIATE
+
+void run(const Cpu&, const Conv2dForward& o) {
+  with_floating(o.x, [&]<class T>() {
+    conv2d_forward(o.g, o.x.data<T>(), o.weight.data<T>(), o.b.data<T>(), o.y.data<T>());
+  });
+}
+
+void run(const Cpu&, const Conv2dBackwardData& o) {
+  with_floating(o.dy, [&]<class T>() {
+    conv2d_backward_data(o.g, o.dy.data<T>(), o.weight.data<T>(), o.dx.data<T>());
+  });
+}
+
+void run(const Cpu&, const Conv2dBackwardWeights& o) {
+  with_floating(o.dy, [&]<class T>() {
+    conv2d_backward_weights(o.g, o.x.data<T>(), o.dy.data<T>(), o.dweight.data<T>(),
+                            o.db.data<T>());
+  });
+}
 
 }  // namespace sinter

@@ -38,6 +38,7 @@
 #define SINTER_KERNELS_CPU_CONV2D_DIRECT_GEOMETRY
 
 namespace sinter {
+using namespace op;
 namespace {
 
 // One dimension of a correlation: output `first + i * every` (i < count) is a sum over taps m of

@@ -9,10 +9,10 @@ namespace sinter {
 template <class T> int direct_conv2d_lanes();
 
 template <class T>
-void direct_conv2d_forward(const Conv2dShape& g, const T* x, const T* weight, const T* b, T* y);
+void direct_conv2d_forward(const op::Conv2dShape& g, const T* x, const T* weight, const T* b, T* y);
 template <class T>
-void direct_conv2d_backward_data(const Conv2dShape& g, const T* dy, const T* weight, T* dx);
+void direct_conv2d_backward_data(const op::Conv2dShape& g, const T* dy, const T* weight, T* dx);
 template <class T>
-void direct_conv2d_backward_weights(const Conv2dShape& g, const T* x, const T* dy, T* dweight);
+void direct_conv2d_backward_weights(const op::Conv2dShape& g, const T* x, const T* dy, T* dweight);
 
 }  // namespace sinter

@@ -38,6 +38,7 @@
 #define SINTER_KERNELS_CPU_CONV2D_IMPLICIT_GEMM_GEOMETRY
 
 namespace sinter {
+using namespace op;
 namespace {
 
 // out[o, r, q] = sum over c, a, b of source[c, (r stride_h - pad_h + a dil_h) / up_h,

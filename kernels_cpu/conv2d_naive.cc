@@ -5,6 +5,7 @@
 #include "parallel.h"
 
 namespace sinter {
+using namespace op;
 namespace {
 
 // Where an element's indices stand in row-major memory.

@@ -6,10 +6,10 @@
 namespace sinter {
 
 template <class T>
-void naive_conv2d_forward(const Conv2dShape& g, const T* x, const T* weight, const T* b, T* y);
+void naive_conv2d_forward(const op::Conv2dShape& g, const T* x, const T* weight, const T* b, T* y);
 template <class T>
-void naive_conv2d_backward_data(const Conv2dShape& g, const T* dy, const T* weight, T* dx);
+void naive_conv2d_backward_data(const op::Conv2dShape& g, const T* dy, const T* weight, T* dx);
 template <class T>
-void naive_conv2d_backward_weights(const Conv2dShape& g, const T* x, const T* dy, T* dweight);
+void naive_conv2d_backward_weights(const op::Conv2dShape& g, const T* x, const T* dy, T* dweight);
 
 }  // namespace sinter

@@ -12,8 +12,8 @@
 //             weights' gradient, and value x weights to a patch of dx.
 //
 // Other layers take the convolutions of conv2d.cc, into scratch memory, and pool in one more pass;
-// so do all layers when an algorithm is named, with results that equal those of the three operators
-// one by one to the bit.
+// so do all layers for which an algorithm is named. Their results equal those of the three
+// operators one by one to the bit.
 #include "simd.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -27,8 +27,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "conv2d.h"
 #include "parallel.h"
-#include "sinter/operators.h"
 #include "tiles-inl.h"
 #include "transpose-inl.h"
 
@@ -37,6 +37,7 @@
 #define SINTER_KERNELS_CPU_CONV2D_RELU_POOL_GEOMETRY
 
 namespace sinter {
+using namespace op;
 namespace {
 
 // A layer of few channels, stride 1, without dilation or groups.
@@ -748,7 +749,7 @@ void small_backward(const SmallConv& s, const double* x, const double* weight, c
   HWY_DYNAMIC_DISPATCH(BackwardDouble)(s, x, weight, y, choice, dy, dx, dweight, db);
 }
 
-bool use_small(const Conv2dShape& g) { return conv_algo() == ConvAlgo::kAuto && is_small(g); }
+bool use_small(const Conv2dShape& g) { return g.algo == ConvAlgo::kAuto && is_small(g); }
 
 // Calls f(plane) for every image and output channel.
 template <class F> void each_plane(const Conv2dShape& g, const F& f) {
@@ -758,17 +759,11 @@ template <class F> void each_plane(const Conv2dShape& g, const F& f) {
                   });
 }
 
-}  // namespace
-
-template <class T> bool conv2d_relu_pool_fits(const Cpu&, const Conv2dShape&) { return true; }
-
-template <class T> void conv2d_relu_pool_forward(const Cpu& ctx, const Conv2dShape& g, const T* x,
-                                                 const T* weight, const T* b, T* y,
-                                                 uint8_t* choice) {
-  if (use_small(g)) return small_forward(SmallConv(g), x, weight, b, y, choice);
+template <class T> void large_forward(const Conv2dShape& g, const T* x, const T* weight, const T* b,
+                                      T* y, uint8_t* choice) {
   const int64_t plane_size = int64_t{g.oh} * g.ow;
   const Scratch<T> z(int64_t{g.n} * g.o * plane_size);
-  conv2d_forward(ctx, g, x, weight, b, z.get());
+  conv2d_forward(g, x, weight, b, z.get());
   const int ph = g.oh / 2, pw = g.ow / 2;
   each_plane(g, [&](int64_t plane) {
     for (int i = 0; i < ph; ++i) {
@@ -780,11 +775,9 @@ template <class T> void conv2d_relu_pool_forward(const Cpu& ctx, const Conv2dSha
   });
 }
 
-template <class T> void conv2d_relu_pool_backward(const Cpu& ctx, const Conv2dShape& g, const T* x,
-                                                  const T* weight, const T* y,
-                                                  const uint8_t* choice, const T* dy, T* dx,
-                                                  T* dweight, T* db) {
-  if (use_small(g)) return small_backward(SmallConv(g), x, weight, y, choice, dy, dx, dweight, db);
+template <class T> void large_backward(const Conv2dShape& g, const T* x, const T* weight,
+                                       const T* y, const uint8_t* choice, const T* dy, T* dx,
+                                       T* dweight, T* db) {
   const int64_t plane_size = int64_t{g.oh} * g.ow;
   const Scratch<T> dz(int64_t{g.n} * g.o * plane_size);
   const int ph = g.oh / 2, pw = g.ow / 2;
@@ -800,21 +793,44 @@ template <class T> void conv2d_relu_pool_backward(const Cpu& ctx, const Conv2dSh
       }
     }
   });
-  if (dx) conv2d_backward_data(ctx, g, static_cast<const T*>(dz.get()), weight, dx);
+  if (dx) conv2d_backward_data(g, static_cast<const T*>(dz.get()), weight, dx);
   if (dweight || db) {
-    conv2d_backward_weights(ctx, g, x, static_cast<const T*>(dz.get()), dweight, db);
+    conv2d_backward_weights(g, x, static_cast<const T*>(dz.get()), dweight, db);
   }
 }
 
-#define SINTER_INSTANTIATE(T)                                                                 \
-  template bool conv2d_relu_pool_fits<T>(const Cpu&, const Conv2dShape&);                     \
-  template void conv2d_relu_pool_forward(const Cpu&, const Conv2dShape&, const T*, const T*,  \
-                                         const T*, T*, uint8_t*);                             \
-  template void conv2d_relu_pool_backward(const Cpu&, const Conv2dShape&, const T*, const T*, \
-                                          const T*, const uint8_t*, const T*, T*, T*, T*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+}  // namespace
+
+bool conv2d_relu_pool_fits(const Cpu&, const Conv2dShape& g, DType) {
+  return g.algo == ConvAlgo::kAuto && g.n > 0 && g.c > 0 && g.oh >= 2 && g.ow >= 2;
+}
+
+void run(const Cpu&, const Conv2dReluPoolForward& o) {
+  with_floating(o.x, [&]<class T>() {
+    const T *x = o.x.data<T>(), *weight = o.weight.data<T>(), *b = o.b.data<T>();
+    T* y = o.y.data<T>();
+    uint8_t* choice = o.choice.data<uint8_t>();
+    if (use_small(o.g)) {
+      small_forward(SmallConv(o.g), x, weight, b, y, choice);
+    } else {
+      large_forward(o.g, x, weight, b, y, choice);
+    }
+  });
+}
+
+void run(const Cpu&, const Conv2dReluPoolBackward& o) {
+  with_floating(o.dy, [&]<class T>() {
+    const T *x = o.x.data<T>(), *weight = o.weight.data<T>(), *y = o.y.data<T>();
+    const uint8_t* choice = o.choice.data<uint8_t>();
+    const T* dy = o.dy.data<T>();
+    T *dx = o.dx.data<T>(), *dweight = o.dweight.data<T>(), *db = o.db.data<T>();
+    if (use_small(o.g)) {
+      small_backward(SmallConv(o.g), x, weight, y, choice, dy, dx, dweight, db);
+    } else {
+      large_backward(o.g, x, weight, y, choice, dy, dx, dweight, db);
+    }
+  });
+}
 
 }  // namespace sinter
 #endif  // HWY_ONCE

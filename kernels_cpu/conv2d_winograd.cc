@@ -51,6 +51,7 @@
 #define SINTER_KERNELS_CPU_CONV2D_WINOGRAD_GEOMETRY
 
 namespace sinter {
+using namespace op;
 namespace {
 
 constexpr int kTile = 4, kPatch = 6, kWindow = 3;

@@ -15,6 +15,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace sinter {
+using namespace op;
 namespace HWY_NAMESPACE {
 namespace {
 
@@ -50,19 +51,7 @@ void normalize(int64_t n, const uint8_t* from, double factor, double offset, dou
   HWY_DYNAMIC_DISPATCH(NormalizeDouble)(n, from, factor, offset, to);
 }
 
-}  // namespace
-
-void shuffled_indices(const Cpu&, uint64_t seed, uint64_t epoch, int64_t size, int64_t first,
-                      int64_t count, int64_t* index) {
-  parallel_ranges(count, items_per_grain(256), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      index[i] = static_cast<int64_t>(permute_index(seed, epoch, static_cast<uint64_t>(size),
-                                                    static_cast<uint64_t>(first + i)));
-    }
-  });
-}
-
-template <class T> void gather_batch(const Cpu&, const GatherShape& g, const uint8_t* images,
+template <class T> void gather_batch(const GatherShape& g, const uint8_t* images,
                                      const uint8_t* labels, const int64_t* index, int64_t* position,
                                      T* x, int64_t* y) {
   const int64_t plane = static_cast<int64_t>(g.h) * g.w, image = plane * g.c;
@@ -86,10 +75,24 @@ template <class T> void gather_batch(const Cpu&, const GatherShape& g, const uin
   if (position != nullptr) *position = first + g.n;
 }
 
-template void gather_batch(const Cpu&, const GatherShape&, const uint8_t*, const uint8_t*,
-                           const int64_t*, int64_t*, float*, int64_t*);
-template void gather_batch(const Cpu&, const GatherShape&, const uint8_t*, const uint8_t*,
-                           const int64_t*, int64_t*, double*, int64_t*);
+}  // namespace
+
+void run(const Cpu&, const ShuffledIndices& o) {
+  int64_t* index = o.index.data<int64_t>();
+  parallel_ranges(o.index.numel(), items_per_grain(256), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      index[i] = static_cast<int64_t>(permute_index(o.seed, o.epoch, static_cast<uint64_t>(o.size),
+                                                    static_cast<uint64_t>(o.first + i)));
+    }
+  });
+}
+
+void run(const Cpu&, const GatherBatch& o) {
+  with_floating(o.x, [&]<class T>() {
+    gather_batch(o.g, o.images.data<uint8_t>(), o.labels.data<uint8_t>(), o.index.data<int64_t>(),
+                 o.position.data<int64_t>(), o.x.data<T>(), o.y.data<int64_t>());
+  });
+}
 
 }  // namespace sinter
 #endif  // HWY_ONCE

@@ -1,11 +1,13 @@
 // Element-wise kernels and data movement: plain loops that the compiler vectorizes.
 #include <algorithm>
+#include <cstring>
 
 #include "parallel.h"
 #include "sinter/operators.h"
 #include "strided.h"
 
 namespace sinter {
+using namespace op;
 namespace {
 
 // f over ranges of [0, n), in parallel where it pays.
@@ -33,19 +35,13 @@ void binary_runs(const Broadcast& g, const T* a, const T* b, T* y, const F& op) 
   });
 }
 
-}  // namespace
-
-template <class T> void fill(const Cpu&, int64_t n, T value, T* y) {
-  elements(n, [&](int64_t begin, int64_t end) { std::fill(y + begin, y + end, value); });
-}
-
-template <class From, class To> void cast(const Cpu&, int64_t n, const From* x, To* y) {
+template <class From, class To> void cast(int64_t n, const From* x, To* y) {
   elements(n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) y[i] = static_cast<To>(x[i]);
   });
 }
 
-template <class T> void strided_copy(const Cpu&, const Strided& g, const T* x, T* y) {
+template <class T> void strided_copy(const Strided& g, const T* x, T* y) {
   const auto loops = make_loops<1>(g.rank, g.shape, {g.stride});
   const int64_t stride = loops.inner_stride(0);
   elements(loops.size(), [&](int64_t begin, int64_t end) {
@@ -62,9 +58,8 @@ template <class T> void strided_copy(const Cpu&, const Strided& g, const T* x, T
   });
 }
 
-template <class T>
-void binary(const Cpu&, BinaryOp op, const Broadcast& g, const T* a, const T* b, T* y) {
-  switch (op) {
+template <class T> void binary(BinaryOp kind, const Broadcast& g, const T* a, const T* b, T* y) {
+  switch (kind) {
     case BinaryOp::kAdd:
       return binary_runs(g, a, b, y, [](T p, T q) { return p + q; });
     case BinaryOp::kSub:
@@ -76,26 +71,26 @@ void binary(const Cpu&, BinaryOp op, const Broadcast& g, const T* a, const T* b,
   }
 }
 
-template <class T> void scale(const Cpu&, int64_t n, T alpha, const T* x, T* y) {
+template <class T> void scale(int64_t n, T alpha, const T* x, T* y) {
   elements(n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) y[i] = alpha * x[i];
   });
 }
 
-template <class T> void accumulate(const Cpu&, int64_t n, const T* x, T* y) {
+template <class T> void accumulate(int64_t n, const T* x, T* y) {
   elements(n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) y[i] += x[i];
   });
 }
 
-template <class T> void relu_forward(const Cpu&, int64_t n, const T* x, T* y) {
+template <class T> void relu_forward(int64_t n, const T* x, T* y) {
   elements(n, [&](int64_t begin, int64_t end) {
     // Not (x <= 0), rather than x > 0, so that a NaN passes.
     for (int64_t i = begin; i < end; ++i) y[i] = !(x[i] <= 0) ? x[i] : T(0);
   });
 }
 
-template <class T> void relu_backward(const Cpu&, int64_t n, const T* y, const T* dy, T* dx) {
+template <class T> void relu_backward(int64_t n, const T* y, const T* dy, T* dx) {
   elements(n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const T d = dy[i];  // read always, so that the choice below is no branch
@@ -104,29 +99,54 @@ template <class T> void relu_backward(const Cpu&, int64_t n, const T* y, const T
   });
 }
 
-#define SINTER_INSTANTIATE(T)                                                           \
-  template void fill(const Cpu&, int64_t, T, T*);                                       \
-  template void binary(const Cpu&, BinaryOp, const Broadcast&, const T*, const T*, T*); \
-  template void scale(const Cpu&, int64_t, T, const T*, T*);                            \
-  template void accumulate(const Cpu&, int64_t, const T*, T*);                          \
-  template void relu_forward(const Cpu&, int64_t, const T*, T*);                        \
-  template void relu_backward(const Cpu&, int64_t, const T*, const T*, T*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+}  // namespace
 
-#define SINTER_INSTANTIATE_CASTS(T)                                     \
-  template void strided_copy(const Cpu&, const Strided&, const T*, T*); \
-  template void cast(const Cpu&, int64_t, const T*, float*);            \
-  template void cast(const Cpu&, int64_t, const T*, double*);           \
-  template void cast(const Cpu&, int64_t, const T*, int32_t*);          \
-  template void cast(const Cpu&, int64_t, const T*, int64_t*);          \
-  template void cast(const Cpu&, int64_t, const T*, uint8_t*);
-SINTER_INSTANTIATE_CASTS(float)
-SINTER_INSTANTIATE_CASTS(double)
-SINTER_INSTANTIATE_CASTS(int32_t)
-SINTER_INSTANTIATE_CASTS(int64_t)
-SINTER_INSTANTIATE_CASTS(uint8_t)
-#undef SINTER_INSTANTIATE_CASTS
+void run(const Cpu&, const Fill& o) {
+  with_floating(o.y, [&]<class T>() {
+    T* y = o.y.data<T>();
+    const T value = static_cast<T>(o.value);
+    elements(o.y.numel(),
+             [&](int64_t begin, int64_t end) { std::fill(y + begin, y + end, value); });
+  });
+}
+
+void run(const Cpu&, const Cast& o) {
+  with_any(o.x.dtype, [&]<class From>() {
+    with_any(o.y.dtype, [&]<class To>() { cast(o.x.numel(), o.x.data<From>(), o.y.data<To>()); });
+  });
+}
+
+void run(const Cpu&, const Copy& o) {
+  std::memmove(o.y.address, o.x.address, static_cast<size_t>(o.x.bytes()));
+}
+
+void run(const Cpu&, const StridedCopy& o) {
+  with_any(o.x.dtype, [&]<class T>() { strided_copy(o.g, o.x.data<T>(), o.y.data<T>()); });
+}
+
+void run(const Cpu&, const Binary& o) {
+  with_floating(
+      o.y, [&]<class T>() { binary(o.kind, o.g, o.a.data<T>(), o.b.data<T>(), o.y.data<T>()); });
+}
+
+void run(const Cpu&, const Scale& o) {
+  with_floating(o.x, [&]<class T>() {
+    scale(o.x.numel(), static_cast<T>(o.alpha), o.x.data<T>(), o.y.data<T>());
+  });
+}
+
+void run(const Cpu&, const Accumulate& o) {
+  with_floating(o.x, [&]<class T>() { accumulate(o.x.numel(), o.x.data<T>(), o.y.data<T>()); });
+}
+
+void run(const Cpu&, const ReluForward& o) {
+  with_floating(o.x, [&]<class T>() { relu_forward(o.x.numel(), o.x.data<T>(), o.y.data<T>()); });
+}
+
+void run(const Cpu&, const ReluBackward& o) {
+  with_floating(o.y, [&]<class T>() {
+    relu_backward(o.y.numel(), o.y.data<T>(), o.dy.data<T>(), o.dx.data<T>());
+  });
+}
 
 }  // namespace sinter

@@ -37,6 +37,7 @@ void blas_memory_free(void*) __attribute__((weak));
 #endif
 
 namespace sinter {
+using namespace op;
 namespace {
 
 #ifdef SINTER_WITH_OPENBLAS
@@ -277,7 +278,7 @@ template <class T> void serial_gemm(bool ta, bool tb, int64_t m, int64_t n, int6
 }
 
 template <class T>
-void parallel_gemm(const Gemm& g, const T* a, const T* b, T* c, bool accumulate) {
+void parallel_gemm(const GemmShape& g, const T* a, const T* b, T* c, bool accumulate) {
   if (g.m == 0 || g.n == 0) return;
   const Tile tile = choose_tile(g.m, g.n, g.k);
   const int64_t rows = (g.m + tile.m - 1) / tile.m, cols = (g.n + tile.n - 1) / tile.n;
@@ -298,8 +299,10 @@ void parallel_gemm(const Gemm& g, const T* a, const T* b, T* c, bool accumulate)
   });
 }
 
-template <class T> void gemm(const Cpu&, const Gemm& g, const T* a, const T* b, T* c) {
-  parallel_gemm(g, a, b, c, false);
+void run(const Cpu&, const Gemm& o) {
+  with_floating(o.a, [&]<class T>() {
+    parallel_gemm(o.g, o.a.data<T>(), o.b.data<T>(), o.c.data<T>(), false);
+  });
 }
 
 #ifdef SINTER_WITH_OPENBLAS
@@ -319,8 +322,7 @@ BlasInfo blas_info() {
 #define SINTER_INSTANTIATE(T)                                                                   \
   template void serial_gemm(bool, bool, int64_t, int64_t, int64_t, const T*, int64_t, const T*, \
                             int64_t, T*, int64_t, bool);                                        \
-  template void parallel_gemm(const Gemm&, const T*, const T*, T*, bool);                       \
-  template void gemm(const Cpu&, const Gemm&, const T*, const T*, T*);
+  template void parallel_gemm(const GemmShape&, const T*, const T*, T*, bool);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)
 #undef SINTER_INSTANTIATE

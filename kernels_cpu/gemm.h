@@ -14,7 +14,8 @@ template <class T> void serial_gemm(bool ta, bool tb, int64_t m, int64_t n, int6
                                     int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc,
                                     bool accumulate);
 
-// gemm of kernels.h over parallel tiles; with `accumulate` it adds to C.
-template <class T> void parallel_gemm(const Gemm& g, const T* a, const T* b, T* c, bool accumulate);
+// op::Gemm over parallel tiles; with `accumulate` it adds to C.
+template <class T>
+void parallel_gemm(const op::GemmShape& g, const T* a, const T* b, T* c, bool accumulate);
 
 }  // namespace sinter

@@ -1,15 +1,10 @@
-// Stacks of linear layers with ReLU.
+// Stacks of linear layers with ReLU, whose weights stay in a core's second-level cache (mlp_fits).
 //
-// A stack whose weights stay in a core's second-level cache (`small`) goes through in three
-// parallel regions, however many layers it has: a few rows of the batch at a time pass forward
-// through all layers, and their gradients back; then all weights' gradients, in blocks of outputs.
-// Products are register tiles of rows x outputs, straight from the arrays as they are: summed over
-// the lanes where both factors are contiguous along the sum (y = x w^T), with one of them broadcast
-// where not.
-//
-// Larger stacks are computed part by part, in place where the framework would make a tensor for
-// each, with the results of the parts to the bit: a layer is a matrix product, next to which the
-// passes over its values cost little.
+// A stack goes through in three parallel regions, however many layers it has: a few rows of the
+// batch at a time pass forward through all layers, and their gradients back; then all weights'
+// gradients, in blocks of outputs. Products are register tiles of rows x outputs, straight from the
+// arrays as they are: summed over the lanes where both factors are contiguous along the sum
+// (y = x w^T), with one of them broadcast where not.
 #include "simd.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -20,7 +15,6 @@
 
 #include <algorithm>
 #include <array>
-#include <utility>
 
 #include "parallel.h"
 #include "sinter/operators.h"
@@ -29,19 +23,13 @@
 #ifndef SINTER_KERNELS_CPU_MLP_GEOMETRY
 #define SINTER_KERNELS_CPU_MLP_GEOMETRY
 namespace sinter {
+using namespace op;
 namespace {
 
 inline bool has_relu(const MlpShape& g, int l) { return l + 1 < g.layers || g.relu_last; }
 
 // Rows of a chunk: by the batch alone, enough chunks for many threads.
 inline int64_t chunk_rows(int64_t n) { return std::clamp<int64_t>((n / 16 + 3) / 4 * 4, 4, 32); }
-
-// What the layers from `lowest` up need: the gradients of their results before ReLU.
-template <class T> struct ChainArrays {
-  int lowest = 0;
-  std::array<const T*, kMaxMlpLayers> dz = {};  // that of the last layer may be dy itself
-  std::array<T*, kMaxMlpLayers> own = {};       // null where dz is dy
-};
 
 }  // namespace
 }  // namespace sinter
@@ -137,15 +125,15 @@ HWY_NOINLINE HWY_ATTR void dot_tile(int64_t in, const T* const* x, const T* cons
   for (int r = 0; r < kDotRows; ++r) sum_lanes<T>(sum[r], sums + r * kOutputs);
 }
 
-// Rows [begin, end) of y = x w^T + b, with or without ReLU.
+// Rows [begin, end) of y = x weight^T + b, with or without ReLU. b nullable.
 template <class T> void forward_layer(int64_t in, int64_t out, bool relu, int64_t begin,
-                                      int64_t end, const T* x, const MlpLayer<T>& layer) {
+                                      int64_t end, const T* x, const T* weight, const T* b, T* y) {
   for (int64_t o = 0; o < out; o += kOutputs) {
     const T* w[kOutputs];  // past the end the last row is computed again, and not stored
     T bias[kOutputs] = {};
     const int64_t outputs = std::min<int64_t>(kOutputs, out - o);
-    for (int64_t j = 0; j < kOutputs; ++j) w[j] = layer.w + std::min(o + j, out - 1) * in;
-    for (int64_t j = 0; j < outputs && layer.b != nullptr; ++j) bias[j] = layer.b[o + j];
+    for (int64_t j = 0; j < kOutputs; ++j) w[j] = weight + std::min(o + j, out - 1) * in;
+    for (int64_t j = 0; j < outputs && b != nullptr; ++j) bias[j] = b[o + j];
     for (int64_t row = begin; row < end; row += kDotRows) {
       const T* from[kDotRows];
       T sums[kDotRows * kOutputs];
@@ -154,21 +142,23 @@ template <class T> void forward_layer(int64_t in, int64_t out, bool relu, int64_
       for (int64_t r = 0; r < std::min<int64_t>(kDotRows, end - row); ++r) {
         for (int64_t j = 0; j < outputs; ++j) {
           const T z = sums[r * kOutputs + j] + bias[j];
-          layer.y[(row + r) * out + o + j] = relu && z <= 0 ? T(0) : z;  // a NaN passes
+          y[(row + r) * out + o + j] = relu && z <= 0 ? T(0) : z;  // a NaN passes
         }
       }
     }
   }
 }
 
-template <class T>
-void forward(const MlpShape& g, const T* x, std::span<const MlpLayer<T>> layers) {
+template <class T> void forward(const MlpForward& o) {
+  const MlpShape& g = o.g;
   parallel_ranges(g.n, chunk_rows(g.n), [&](int64_t begin, int64_t end) {
-    const T* from = x;
+    const T* from = o.x.data<T>();
     for (int l = 0; l < g.layers; ++l) {
-      const MlpLayer<T>& layer = layers[static_cast<size_t>(l)];
-      forward_layer(g.width[l], g.width[l + 1], has_relu(g, l), begin, end, from, layer);
-      from = layer.y;
+      const auto i = static_cast<size_t>(l);
+      T* y = o.y[i].data<T>();
+      forward_layer(g.width[l], g.width[l + 1], has_relu(g, l), begin, end, from, o.w[i].data<T>(),
+                    o.b[i].data<T>(), y);
+      from = y;
     }
   });
 }
@@ -238,29 +228,24 @@ template <class T> HWY_ATTR void mask_vector(const T* y, const T* dy, T* dz) {
   hn::StoreU(hn::IfThenZeroElse(shut, hn::LoadU(d, dy)), d, dz);
 }
 
-// The gradients of rows [begin, end), from the last layer down.
-template <class T> void chain_rows(const MlpShape& g, std::span<const MlpLayer<T>> layers,
-                                   const T* dy, T* dx, const ChainArrays<T>& chain, int64_t begin,
-                                   int64_t end) {
-  const auto top = static_cast<size_t>(g.layers - 1);
-  if (chain.own[top] != nullptr) {
-    const int64_t width = g.width[g.layers];
-    for (int64_t i = begin * width; i < end * width; ++i) {
-      const T d = dy[i];  // read always, so that the choice below is no branch
-      chain.own[top][i] = layers[top].y[i] <= 0 ? T(0) : d;
-    }
-  }
-  for (int l = g.layers - 1; l > chain.lowest || (l == chain.lowest && dx != nullptr); --l) {
+// The gradients of rows [begin, end), from the last layer's down to that of layer `lowest`, and to
+// that of x where it is asked for.
+template <class T>
+void chain_rows(const MlpBackwardChain& o, int lowest, int64_t begin, int64_t end) {
+  const MlpShape& g = o.g;
+  const T* dz = o.dy.data<T>();
+  T* dx = o.dx.data<T>();
+  for (int l = g.layers - 1; l > lowest || (l == 0 && dx != nullptr); --l) {
     const int64_t in = g.width[l], out = g.width[l + 1];
-    const T* dz = chain.dz[static_cast<size_t>(l)];
+    const auto i = static_cast<size_t>(l);
+    const T* w = o.w[i].data<T>();
     // What goes to layer l - 1 passes its ReLU.
-    const T* y = l > 0 ? layers[static_cast<size_t>(l - 1)].y : nullptr;
-    T* to = l > 0 ? chain.own[static_cast<size_t>(l - 1)] : dx;
+    const T* y = l > 0 ? o.y[i - 1].data<T>() : nullptr;
+    T* to = l > 0 ? o.dz[i - 1].data<T>() : dx;
     for (int64_t row = begin; row < end; row += kRows) {
       const T* a[kRows];  // past the end the last row is computed again
       for (int64_t r = 0; r < kRows; ++r) a[r] = dz + std::min(row + r, end - 1) * out;
-      outer_product(std::min<int64_t>(kRows, end - row), in, out, a, 1,
-                    layers[static_cast<size_t>(l)].w, in,
+      outer_product(std::min<int64_t>(kRows, end - row), in, out, a, 1, w, in,
                     [&](int64_t r, int64_t column, const T* sums, int64_t lanes) {
                       const int64_t at = (row + r) * in + column;
                       if (y == nullptr) {
@@ -273,32 +258,39 @@ template <class T> void chain_rows(const MlpShape& g, std::span<const MlpLayer<T
                       }
                     });
     }
+    dz = to;
   }
 }
 
-// The gradients of outputs [begin, end) of one layer: dw = dz^T h, db = column sums of dz.
+template <class T> void chain(const MlpBackwardChain& o) {
+  int lowest = 0;  // the lowest layer with a dz; that of the last one is dy
+  while (lowest + 1 < o.g.layers && o.dz[static_cast<size_t>(lowest)].address == nullptr) ++lowest;
+  parallel_ranges(o.g.n, chunk_rows(o.g.n),
+                  [&](int64_t begin, int64_t end) { chain_rows<T>(o, lowest, begin, end); });
+}
+
+// The gradients of outputs [begin, end) of one layer: dw = dz^T h, db = column sums of dz. Each
+// nullable.
 template <class T> void weight_block(int64_t n, int64_t in, int64_t out, int64_t begin, int64_t end,
-                                     const T* dz, const T* h, const MlpGrads<T>& grads) {
+                                     const T* dz, const T* h, T* dw, T* db) {
   constexpr int64_t kBlock = 256;  // rows added one after another before a partial sum is set aside
   for (int64_t o = begin; o < end; o += kRows) {
     const int64_t outputs = std::min<int64_t>(kRows, end - o);
-    if (n == 0 && grads.dw != nullptr) std::fill_n(grads.dw + o * in, outputs * in, T(0));
-    if (n == 0 && grads.db != nullptr) std::fill_n(grads.db + o, outputs, T(0));
     for (int64_t first = 0; first < n; first += kBlock) {
       const int64_t rows = std::min(kBlock, n - first);
-      if (grads.db != nullptr) {
+      if (db != nullptr) {
         for (int64_t j = 0; j < outputs; ++j) {
           T sum = 0;
           for (int64_t i = first; i < first + rows; ++i) sum += dz[i * out + o + j];
-          grads.db[o + j] = first > 0 ? grads.db[o + j] + sum : sum;
+          db[o + j] = first > 0 ? db[o + j] + sum : sum;
         }
       }
-      if (grads.dw == nullptr) continue;
+      if (dw == nullptr) continue;
       const T* a[kRows];
       for (int64_t r = 0; r < kRows; ++r) a[r] = dz + first * out + std::min(o + r, end - 1);
-      T* dw = grads.dw + o * in;
+      T* to = dw + o * in;
       const auto store = [&](int64_t r, int64_t column, const T* sums, int64_t lanes) {
-        std::copy_n(sums, lanes, dw + r * in + column);
+        std::copy_n(sums, lanes, to + r * in + column);
       };
       if (first == 0) {
         outer_product(outputs, in, rows, a, out, h, in, store);
@@ -309,53 +301,42 @@ template <class T> void weight_block(int64_t n, int64_t in, int64_t out, int64_t
                       [&](int64_t r, int64_t column, const T* sums, int64_t lanes) {
                         std::copy_n(sums, lanes, block.get() + r * in + column);
                       });
-        for (int64_t i = 0; i < outputs * in; ++i) dw[i] += block.get()[i];
+        for (int64_t i = 0; i < outputs * in; ++i) to[i] += block.get()[i];
       }
     }
   }
 }
 
-template <class T> void backward(const MlpShape& g, const T* x, std::span<const MlpLayer<T>> layers,
-                                 const T* dy, T* dx, std::span<const MlpGrads<T>> grads,
-                                 const ChainArrays<T>& chain) {
+template <class T> void weights(const MlpBackwardWeights& o) {
+  const MlpShape& g = o.g;
   // Chunks of about as many weights in every layer.
   std::array<int64_t, kMaxMlpLayers + 1> first = {}, outputs = {};
   int64_t widest = 1;
   for (int l = 0; l < g.layers; ++l) widest = std::max(widest, g.width[l]);
   for (int l = 0; l < g.layers; ++l) {
     const auto i = static_cast<size_t>(l);
-    const bool wanted = grads[i].dw != nullptr || grads[i].db != nullptr;
+    const bool wanted = o.dw[i].address != nullptr || o.db[i].address != nullptr;
     outputs[i] = std::max<int64_t>(1, widest / std::max<int64_t>(1, g.width[l])) * 2 * kRows;
     first[i + 1] = first[i] + (wanted ? (g.width[l + 1] + outputs[i] - 1) / outputs[i] : 0);
   }
-  const int64_t rows = chunk_rows(g.n);
-  parallel_for((g.n + rows - 1) / rows, [&](int64_t chunk) {
-    chain_rows(g, layers, dy, dx, chain, chunk * rows, std::min(g.n, (chunk + 1) * rows));
-  });
   parallel_for(first[static_cast<size_t>(g.layers)], [&](int64_t item) {
     size_t l = 0;
     while (item >= first[l + 1]) ++l;
     const int64_t out = g.width[l + 1], begin = (item - first[l]) * outputs[l];
-    weight_block(g.n, g.width[l], out, begin, std::min(out, begin + outputs[l]), chain.dz[l],
-                 l > 0 ? static_cast<const T*>(layers[l - 1].y) : x, grads[l]);
+    weight_block(g.n, g.width[l], out, begin, std::min(out, begin + outputs[l]), o.dz[l].data<T>(),
+                 l > 0 ? o.y[l - 1].data<T>() : o.x.data<T>(), o.dw[l].data<T>(),
+                 o.db[l].data<T>());
   });
 }
 
-void ForwardFloat(const MlpShape& g, const float* x, std::span<const MlpLayer<float>> layers) {
-  forward(g, x, layers);
+void Forward(const MlpForward& o) {
+  with_floating(o.x, [&]<class T>() { forward<T>(o); });
 }
-void ForwardDouble(const MlpShape& g, const double* x, std::span<const MlpLayer<double>> layers) {
-  forward(g, x, layers);
+void Chain(const MlpBackwardChain& o) {
+  with_floating(o.dy, [&]<class T>() { chain<T>(o); });
 }
-void BackwardFloat(const MlpShape& g, const float* x, std::span<const MlpLayer<float>> layers,
-                   const float* dy, float* dx, std::span<const MlpGrads<float>> grads,
-                   const ChainArrays<float>& chain) {
-  backward(g, x, layers, dy, dx, grads, chain);
-}
-void BackwardDouble(const MlpShape& g, const double* x, std::span<const MlpLayer<double>> layers,
-                    const double* dy, double* dx, std::span<const MlpGrads<double>> grads,
-                    const ChainArrays<double>& chain) {
-  backward(g, x, layers, dy, dx, grads, chain);
+void Weights(const MlpBackwardWeights& o) {
+  with_floating(o.x, [&]<class T>() { weights<T>(o); });
 }
 
 }  // namespace
@@ -367,32 +348,15 @@ HWY_AFTER_NAMESPACE();
 namespace sinter {
 namespace {
 
-LinearShape layer_shape(const MlpShape& g, int l) { return {g.n, g.width[l], g.width[l + 1]}; }
+HWY_EXPORT(Forward);
+HWY_EXPORT(Chain);
+HWY_EXPORT(Weights);
 
-HWY_EXPORT(ForwardFloat);
-HWY_EXPORT(ForwardDouble);
-HWY_EXPORT(BackwardFloat);
-HWY_EXPORT(BackwardDouble);
+}  // namespace
 
-void small_forward(const MlpShape& g, const float* x, std::span<const MlpLayer<float>> layers) {
-  HWY_DYNAMIC_DISPATCH(ForwardFloat)(g, x, layers);
-}
-void small_forward(const MlpShape& g, const double* x, std::span<const MlpLayer<double>> layers) {
-  HWY_DYNAMIC_DISPATCH(ForwardDouble)(g, x, layers);
-}
-void small_backward(const MlpShape& g, const float* x, std::span<const MlpLayer<float>> layers,
-                    const float* dy, float* dx, std::span<const MlpGrads<float>> grads,
-                    const ChainArrays<float>& chain) {
-  HWY_DYNAMIC_DISPATCH(BackwardFloat)(g, x, layers, dy, dx, grads, chain);
-}
-void small_backward(const MlpShape& g, const double* x, std::span<const MlpLayer<double>> layers,
-                    const double* dy, double* dx, std::span<const MlpGrads<double>> grads,
-                    const ChainArrays<double>& chain) {
-  HWY_DYNAMIC_DISPATCH(BackwardDouble)(g, x, layers, dy, dx, grads, chain);
-}
-
-bool is_small(const MlpShape& g) {
+bool mlp_fits(const Cpu&, const MlpShape& g, DType) {
   constexpr int64_t kMostWeights = 200000;
+  if (g.n == 0) return false;
   int64_t weights = 0;
   for (int l = 0; l < g.layers; ++l) {
     if (g.width[l] == 0) return false;
@@ -401,73 +365,9 @@ bool is_small(const MlpShape& g) {
   return weights <= kMostWeights;
 }
 
-}  // namespace
-
-template <class T> bool mlp_fits(const Cpu&, const MlpShape&) { return true; }
-
-template <class T> void mlp_forward(const Cpu& ctx, const MlpShape& g, const T* x,
-                                    std::span<const MlpLayer<T>> layers) {
-  if (is_small(g)) return small_forward(g, x, layers);
-  for (int l = 0; l < g.layers; ++l) {
-    const MlpLayer<T>& layer = layers[static_cast<size_t>(l)];
-    linear_forward(ctx, layer_shape(g, l), x, layer.w, layer.b, layer.y);
-    if (has_relu(g, l)) relu_forward<T>(ctx, g.n * g.width[l + 1], layer.y, layer.y);
-    x = layer.y;
-  }
-}
-
-template <class T> void mlp_backward(const Cpu& ctx, const MlpShape& g, const T* x,
-                                     std::span<const MlpLayer<T>> layers,
-                                     const MlpGradient<T>& from, T* dx,
-                                     std::span<const MlpGrads<T>> grads) {
-  const T* dy = from.dy;
-  int lowest = 0;  // the lowest layer whose gradients lead to something asked for
-  while (!dx && lowest < g.layers && !grads[static_cast<size_t>(lowest)].dw &&
-         !grads[static_cast<size_t>(lowest)].db)
-    ++lowest;
-  if (is_small(g)) {
-    ChainArrays<T> chain{.lowest = lowest};
-    int64_t widths = 0;
-    for (int l = lowest; l < g.layers; ++l) widths += g.width[l + 1];
-    const Scratch<T> all(g.n * widths);
-    T* next = all.get();
-    for (int l = lowest; l < g.layers; ++l) {
-      const auto i = static_cast<size_t>(l);
-      if (has_relu(g, l)) chain.own[i] = std::exchange(next, next + g.n * g.width[l + 1]);
-      chain.dz[i] = chain.own[i] != nullptr ? chain.own[i] : dy;
-    }
-    return small_backward(g, x, layers, dy, dx, grads, chain);
-  }
-  // The gradient of a layer's result and, in the other one, of its input.
-  const int64_t size = g.n * *std::max_element(g.width, g.width + g.layers + 1);
-  const Scratch<T> one(size), other(size);
-  T *dz = one.get(), *dh = other.get();
-  for (int l = g.layers - 1; l >= lowest; --l) {
-    const MlpLayer<T>& layer = layers[static_cast<size_t>(l)];
-    const MlpGrads<T>& grad = grads[static_cast<size_t>(l)];
-    if (has_relu(g, l)) {
-      relu_backward<T>(ctx, g.n * g.width[l + 1], layer.y, dy, dz);
-      dy = dz;
-    }
-    linear_backward_weights(ctx, layer_shape(g, l),
-                            l > 0 ? layers[static_cast<size_t>(l - 1)].y : x, dy, grad.dw, grad.db);
-    if (l > lowest || dx) {
-      T* to = l > 0 ? dh : dx;
-      linear_backward_data(ctx, layer_shape(g, l), dy, layer.w, to);
-      dy = to;
-      std::swap(dz, dh);
-    }
-  }
-}
-
-#define SINTER_INSTANTIATE(T)                                                                     \
-  template bool mlp_fits<T>(const Cpu&, const MlpShape&);                                         \
-  template void mlp_forward(const Cpu&, const MlpShape&, const T*, std::span<const MlpLayer<T>>); \
-  template void mlp_backward(const Cpu&, const MlpShape&, const T*, std::span<const MlpLayer<T>>, \
-                             const MlpGradient<T>&, T*, std::span<const MlpGrads<T>>);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+void run(const Cpu&, const MlpForward& o) { HWY_DYNAMIC_DISPATCH(Forward)(o); }
+void run(const Cpu&, const MlpBackwardChain& o) { HWY_DYNAMIC_DISPATCH(Chain)(o); }
+void run(const Cpu&, const MlpBackwardWeights& o) { HWY_DYNAMIC_DISPATCH(Weights)(o); }
 
 }  // namespace sinter
 #endif  // HWY_ONCE

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <span>
 #include <vector>
 
 #include "parallel.h"
@@ -18,7 +19,17 @@
 #ifndef SINTER_KERNELS_CPU_OPTIM_ONCE
 #define SINTER_KERNELS_CPU_OPTIM_ONCE
 namespace sinter {
+using namespace op;
 namespace {
+
+template <class T> struct AdamSlot {
+  int64_t n;
+  T* p;        // parameter
+  const T* g;  // gradient
+  T* m;        // first moment
+  T* v;        // second moment
+  int64_t* step;
+};
 
 // AdamConfig and the step count boiled down to what an element needs.
 template <class T> struct AdamFactors {
@@ -108,6 +119,14 @@ void adam_range(const AdamFactors<double>& c, const AdamSlot<double>& s, int64_t
   HWY_DYNAMIC_DISPATCH(AdamDouble)(c, s, begin, end);
 }
 
+template <class T> struct SgdSlot {
+  int64_t n;
+  T* p;        // parameter
+  const T* g;  // gradient
+  T* m;        // momentum buffer; null without momentum
+  int64_t* step;
+};
+
 // Elements of a chunk: fewer than for lighter work, since an element of Adam costs a root and a
 // division.
 constexpr int64_t kChunk = 2048;
@@ -129,10 +148,8 @@ template <class Slot, class F> void each_range(std::span<const Slot> slots, cons
   });
 }
 
-}  // namespace
-
-template <class T> void adam_step(const Cpu&, const AdamConfig& c,
-                                  std::span<const AdamSlot<T>> slots, const double* lr) {
+template <class T>
+void adam_step(const AdamConfig& c, std::span<const AdamSlot<T>> slots, const double* lr) {
   // Nearly always all slots are at one step: its powers are made once.
   std::map<int64_t, AdamFactors<T>> factors;
   for (const AdamSlot<T>& s : slots) {
@@ -157,7 +174,7 @@ template <class T> void adam_step(const Cpu&, const AdamConfig& c,
 }
 
 template <class T>
-void sgd_step(const Cpu&, const SgdConfig& c, std::span<const SgdSlot<T>> slots, const double* lr) {
+void sgd_step(const SgdConfig& c, std::span<const SgdSlot<T>> slots, const double* lr) {
   const T rate = static_cast<T>(*lr), decay = static_cast<T>(c.weight_decay);
   const T momentum = static_cast<T>(c.momentum), fresh = static_cast<T>(1 - c.dampening);
   each_range(slots, [&](const SgdSlot<T>& s, int64_t begin, int64_t end) {
@@ -174,13 +191,34 @@ void sgd_step(const Cpu&, const SgdConfig& c, std::span<const SgdSlot<T>> slots,
   for (const SgdSlot<T>& s : slots) ++*s.step;
 }
 
-#define SINTER_INSTANTIATE(T)                                                          \
-  template void adam_step(const Cpu&, const AdamConfig&, std::span<const AdamSlot<T>>, \
-                          const double*);                                              \
-  template void sgd_step(const Cpu&, const SgdConfig&, std::span<const SgdSlot<T>>, const double*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+}  // namespace
+
+void run(const Cpu&, const AdamStep& o) {
+  if (o.p.empty()) return;
+  with_floating(o.p[0], [&]<class T>() {
+    std::vector<AdamSlot<T>> slots;
+    slots.reserve(o.p.size());
+    for (size_t i = 0; i < o.p.size(); ++i) {
+      slots.push_back({o.p[i].numel(), o.p[i].data<T>(), o.g[i].data<T>(), o.m[i].data<T>(),
+                       o.v[i].data<T>(), o.steps.data<int64_t>() + o.place[i]});
+    }
+    adam_step<T>(o.c, slots, o.lr.data<double>());
+  });
+}
+
+void run(const Cpu&, const SgdStep& o) {
+  if (o.p.empty()) return;
+  with_floating(o.p[0], [&]<class T>() {
+    std::vector<SgdSlot<T>> slots;
+    slots.reserve(o.p.size());
+    for (size_t i = 0; i < o.p.size(); ++i) {
+      slots.push_back({o.p[i].numel(), o.p[i].data<T>(), o.g[i].data<T>(),
+                       o.m.empty() ? nullptr : o.m[i].data<T>(),
+                       o.steps.data<int64_t>() + o.place[i]});
+    }
+    sgd_step<T>(o.c, slots, o.lr.data<double>());
+  });
+}
 
 }  // namespace sinter
 #endif  // HWY_ONCE

@@ -15,6 +15,7 @@
 
 HWY_BEFORE_NAMESPACE();
 namespace sinter {
+using namespace op;
 namespace HWY_NAMESPACE {
 namespace {
 
@@ -134,10 +135,8 @@ Window window(int i, int stride, int pad, int kernel, int extent) {
   return {std::max(first, 0), std::min(first + kernel, extent)};
 }
 
-}  // namespace
-
 template <class T>
-void max_pool2d_forward(const Cpu&, const Pool2dShape& g, const T* x, T* y, int32_t* argmax) {
+void max_pool2d_forward(const Pool2dShape& g, const T* x, T* y, int32_t* argmax) {
   each_plane(g, [&](int64_t plane) {
     const T* in = x + plane * g.h * g.w;
     int64_t out = plane * g.oh * g.ow;
@@ -168,8 +167,8 @@ void max_pool2d_forward(const Cpu&, const Pool2dShape& g, const T* x, T* y, int3
   });
 }
 
-template <class T> void max_pool2d_backward(const Cpu&, const Pool2dShape& g, const T* dy,
-                                            const int32_t* argmax, T* dx) {
+template <class T>
+void max_pool2d_backward(const Pool2dShape& g, const T* dy, const int32_t* argmax, T* dx) {
   const int64_t outputs = int64_t{g.oh} * g.ow;
   each_plane(g, [&](int64_t plane) {
     T* d = dx + plane * g.h * g.w;
@@ -178,7 +177,7 @@ template <class T> void max_pool2d_backward(const Cpu&, const Pool2dShape& g, co
   });
 }
 
-template <class T> void avg_pool2d_forward(const Cpu&, const Pool2dShape& g, const T* x, T* y) {
+template <class T> void avg_pool2d_forward(const Pool2dShape& g, const T* x, T* y) {
   const T factor = T(1) / static_cast<T>(g.kh * g.kw);
   each_plane(g, [&](int64_t plane) {
     const T* in = x + plane * g.h * g.w;
@@ -197,7 +196,7 @@ template <class T> void avg_pool2d_forward(const Cpu&, const Pool2dShape& g, con
   });
 }
 
-template <class T> void avg_pool2d_backward(const Cpu&, const Pool2dShape& g, const T* dy, T* dx) {
+template <class T> void avg_pool2d_backward(const Pool2dShape& g, const T* dy, T* dx) {
   const T factor = T(1) / static_cast<T>(g.kh * g.kw);
   each_plane(g, [&](int64_t plane) {
     T* d = dx + plane * g.h * g.w;
@@ -216,14 +215,27 @@ template <class T> void avg_pool2d_backward(const Cpu&, const Pool2dShape& g, co
   });
 }
 
-#define SINTER_INSTANTIATE(T)                                                                      \
-  template void max_pool2d_forward(const Cpu&, const Pool2dShape&, const T*, T*, int32_t*);        \
-  template void max_pool2d_backward(const Cpu&, const Pool2dShape&, const T*, const int32_t*, T*); \
-  template void avg_pool2d_forward(const Cpu&, const Pool2dShape&, const T*, T*);                  \
-  template void avg_pool2d_backward(const Cpu&, const Pool2dShape&, const T*, T*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+}  // namespace
+
+void run(const Cpu&, const MaxPool2dForward& o) {
+  with_floating(o.x, [&]<class T>() {
+    max_pool2d_forward(o.g, o.x.data<T>(), o.y.data<T>(), o.argmax.data<int32_t>());
+  });
+}
+
+void run(const Cpu&, const MaxPool2dBackward& o) {
+  with_floating(o.dy, [&]<class T>() {
+    max_pool2d_backward(o.g, o.dy.data<T>(), o.argmax.data<int32_t>(), o.dx.data<T>());
+  });
+}
+
+void run(const Cpu&, const AvgPool2dForward& o) {
+  with_floating(o.x, [&]<class T>() { avg_pool2d_forward(o.g, o.x.data<T>(), o.y.data<T>()); });
+}
+
+void run(const Cpu&, const AvgPool2dBackward& o) {
+  with_floating(o.dy, [&]<class T>() { avg_pool2d_backward(o.g, o.dy.data<T>(), o.dx.data<T>()); });
+}
 
 }  // namespace sinter
 #endif  // HWY_ONCE

@@ -1,11 +1,13 @@
 // Sums over any set of dimensions, in blocks that depend on the geometry alone.
+#include "reduce.h"
+
 #include <algorithm>
 
 #include "parallel.h"
-#include "sinter/operators.h"
 #include "strided.h"
 
 namespace sinter {
+using namespace op;
 namespace {
 
 // Terms added before their sum goes to a total in double: a sum of any number of terms so loses
@@ -74,9 +76,10 @@ void sum_columns(const Loops<1>& terms, const T* x, int64_t width, double factor
 
 }  // namespace
 
-template <class T> void sum(const Cpu&, const Reduce& g, const T* x, T* y) {
-  const auto kept = make_loops<1>(g.kept.rank, g.kept.shape, {g.kept.stride});
-  const auto terms = make_loops<1>(g.reduced.rank, g.reduced.shape, {g.reduced.stride});
+template <class T>
+void sum(const Strided& kept_by, const Strided& reduced, double factor, const T* x, T* y) {
+  const auto kept = make_loops<1>(kept_by.rank, kept_by.shape, {kept_by.stride});
+  const auto terms = make_loops<1>(reduced.rank, reduced.shape, {reduced.stride});
   const int64_t sums = kept.size(), count = terms.size();
   if (sums == 0) return;
   if (count == 0) {
@@ -93,7 +96,7 @@ template <class T> void sum(const Cpu&, const Reduce& g, const T* x, T* y) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t column = i % tiles * kColumns, at = i / tiles * kept.inner() + column;
         sum_columns(terms, x + kept.offset(at)[0], std::min(kColumns, kept.inner() - column),
-                    g.factor, y + at);
+                    factor, y + at);
       }
     });
   }
@@ -108,19 +111,38 @@ template <class T> void sum(const Cpu&, const Reduce& g, const T* x, T* y) {
           sum_terms(terms, x + kept.offset(i / chunks)[0], begin, std::min(count, begin + kLong));
     });
     for (int64_t i = 0; i < sums; ++i) {
-      y[i] = static_cast<T>(g.factor * sum_run(partial.get() + i * chunks, 1, chunks));
+      y[i] = static_cast<T>(factor * sum_run(partial.get() + i * chunks, 1, chunks));
     }
     return;
   }
 
   parallel_ranges(sums, items_per_grain(count), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      y[i] = static_cast<T>(g.factor * sum_terms(terms, x + kept.offset(i)[0], 0, count));
+      y[i] = static_cast<T>(factor * sum_terms(terms, x + kept.offset(i)[0], 0, count));
     }
   });
 }
 
-template void sum(const Cpu&, const Reduce&, const float*, float*);
-template void sum(const Cpu&, const Reduce&, const double*, double*);
+template void sum(const Strided&, const Strided&, double, const float*, float*);
+template void sum(const Strided&, const Strided&, double, const double*, double*);
+
+void run(const Cpu&, const Sum& o) {
+  with_floating(o.x,
+                [&]<class T>() { sum(o.kept, o.reduced, o.factor, o.x.data<T>(), o.y.data<T>()); });
+}
+
+void run(const Cpu&, const SumSlices& o) {
+  with_floating(o.y, [&]<class T>() {
+    const int64_t slices = o.partial.shape[0], stride = o.partial.shape[1];
+    const T* partial = o.partial.data<T>() + o.first;
+    T* y = o.y.data<T>();
+    parallel_ranges(o.y.numel(), items_per_grain(slices), [&](int64_t begin, int64_t end) {
+      std::fill(y + begin, y + end, T(0));
+      for (int64_t s = 0; s < slices; ++s) {
+        for (int64_t i = begin; i < end; ++i) y[i] += partial[s * stride + i];
+      }
+    });
+  });
+}
 
 }  // namespace sinter

@@ -10,6 +10,7 @@
 #include "sinter/operators.h"
 
 namespace sinter {
+using namespace op;
 namespace {
 
 // Elements that cost as much as kGrain of light work: exp is dear.
@@ -49,14 +50,8 @@ template <class F> void each_row(const SoftmaxShape& g, const F& f) {
   });
 }
 
-}  // namespace
-
-template <class T> void log_softmax_forward(const Cpu&, const SoftmaxShape& g, const T* x, T* y) {
-  each_row(g, [&](int64_t at) { log_softmax_row(g.classes, g.inner, x + at, y + at); });
-}
-
 template <class T>
-void log_softmax_backward(const Cpu&, const SoftmaxShape& g, const T* y, const T* dy, T* dx) {
+void log_softmax_backward(const SoftmaxShape& g, const T* y, const T* dy, T* dx) {
   each_row(g, [&](int64_t at) {
     const T total = sum_of<T>(g.classes, [&](int64_t k) { return dy[at + k * g.inner]; });
     for (int64_t k = 0; k < g.classes; ++k) {
@@ -66,7 +61,7 @@ void log_softmax_backward(const Cpu&, const SoftmaxShape& g, const T* y, const T
   });
 }
 
-template <class T> void cross_entropy(const Cpu&, const CrossEntropyShape& g, const T* logits,
+template <class T> void cross_entropy(const CrossEntropyShape& g, const T* logits,
                                       const int64_t* labels, T* loss, T* dlogits) {
   for (int64_t i = 0; i < g.n; ++i) {
     if (labels[i] < 0 || labels[i] >= g.classes) {
@@ -107,7 +102,7 @@ template <class T> void cross_entropy(const Cpu&, const CrossEntropyShape& g, co
   *loss = static_cast<T>(g.mean ? total / static_cast<double>(g.n) : total);
 }
 
-template <class T> void count_correct(const Cpu&, int64_t n, int64_t classes, const T* logits,
+template <class T> void count_correct(int64_t n, int64_t classes, const T* logits,
                                       const int64_t* labels, int64_t* correct) {
   std::atomic<int64_t> total{0};  // integers: any order of addition gives the same count
   parallel_ranges(n, items_per_grain(classes), [&](int64_t begin, int64_t end) {
@@ -125,14 +120,34 @@ template <class T> void count_correct(const Cpu&, int64_t n, int64_t classes, co
   *correct += total;
 }
 
-#define SINTER_INSTANTIATE(T)                                                                     \
-  template void log_softmax_forward(const Cpu&, const SoftmaxShape&, const T*, T*);               \
-  template void log_softmax_backward(const Cpu&, const SoftmaxShape&, const T*, const T*, T*);    \
-  template void cross_entropy(const Cpu&, const CrossEntropyShape&, const T*, const int64_t*, T*, \
-                              T*);                                                                \
-  template void count_correct(const Cpu&, int64_t, int64_t, const T*, const int64_t*, int64_t*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+}  // namespace
+
+void run(const Cpu&, const LogSoftmaxForward& o) {
+  with_floating(o.x, [&]<class T>() {
+    const T* x = o.x.data<T>();
+    T* y = o.y.data<T>();
+    each_row(o.g, [&](int64_t at) { log_softmax_row(o.g.classes, o.g.inner, x + at, y + at); });
+  });
+}
+
+void run(const Cpu&, const LogSoftmaxBackward& o) {
+  with_floating(o.y, [&]<class T>() {
+    log_softmax_backward(o.g, o.y.data<T>(), o.dy.data<T>(), o.dx.data<T>());
+  });
+}
+
+void run(const Cpu&, const CrossEntropy& o) {
+  with_floating(o.logits, [&]<class T>() {
+    cross_entropy(o.g, o.logits.data<T>(), o.labels.data<int64_t>(), o.loss.data<T>(),
+                  o.dlogits.data<T>());
+  });
+}
+
+void run(const Cpu&, const CountCorrect& o) {
+  with_floating(o.logits, [&]<class T>() {
+    count_correct(o.logits.shape[0], o.logits.shape[1], o.logits.data<T>(),
+                  o.labels.data<int64_t>(), o.correct.data<int64_t>());
+  });
+}
 
 }  // namespace sinter

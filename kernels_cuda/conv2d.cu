@@ -1,4 +1,4 @@
-// Convolution, three passes: the choice between the algorithms (ConvAlgo, runtime.h), and two of
+// Convolution, three passes: the choice between the algorithms (ConvAlgo, operators.h), and two of
 // them. The others are in conv2d_naive.cu, conv2d_im2col.cu, conv2d_tensor.cu and
 // conv2d_winograd.cu.
 //
@@ -27,9 +27,11 @@
 #include "scratch.cuh"
 #include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
-#include "sinter/runtime.h"
+#include "sum.cuh"
 
 namespace sinter {
+using namespace op;
+
 namespace cuda {
 namespace {
 
@@ -593,10 +595,10 @@ void launch_gemm(LaunchSite site, const Operation& operation, GemmPlan p, const 
 
 [[noreturn]] void refuse(const char* pass, const std::string& needs, const Conv2dShape& g) {
   throw ValueError(
-      str(pass, ": algorithm ", name(conv_algo()), " needs ", needs, "; this is x (", g.n, ", ",
-          g.c, ", ", g.h, ", ", g.w, "), weight (", g.o, ", ", g.c / g.groups, ", ", g.kh, ", ",
-          g.kw, "), stride (", g.stride_h, ", ", g.stride_w, "), dilation (", g.dil_h, ", ",
-          g.dil_w, "), groups ", g.groups,
+      str(pass, ": algorithm ", name(g.algo), " needs ", needs, "; this is x (", g.n, ", ", g.c,
+          ", ", g.h, ", ", g.w, "), weight (", g.o, ", ", g.c / g.groups, ", ", g.kh, ", ", g.kw,
+          "), stride (", g.stride_h, ", ", g.stride_w, "), dilation (", g.dil_h, ", ", g.dil_w,
+          "), groups ", g.groups,
           ". Choose auto, naive, im2col or implicit-gemm, with --conv-algo or set_conv_algo"));
 }
 [[noreturn]] void refuse_direct(const char* pass, const Conv2dShape& g) {
@@ -606,13 +608,15 @@ void launch_gemm(LaunchSite site, const Operation& operation, GemmPlan p, const 
          g);
 }
 
-bool direct_allowed() { return conv_algo() == ConvAlgo::kAuto || conv_algo() == ConvAlgo::kDirect; }
+bool direct_allowed(const Conv2dShape& g) {
+  return g.algo == ConvAlgo::kAuto || g.algo == ConvAlgo::kDirect;
+}
 
 // Whether tensor cores compute a pass that `direct` did not take.
 template <class T>
 bool use_tensor_cores(const Cuda& ctx, const Conv2dShape& g, ConvPass pass, const char* name) {
-  const bool asked = conv_algo() == ConvAlgo::kTensorCore;
-  if (!asked && conv_algo() != ConvAlgo::kAuto) return false;
+  const bool asked = g.algo == ConvAlgo::kTensorCore;
+  if (!asked && g.algo != ConvAlgo::kAuto) return false;
   if constexpr (std::is_same_v<T, float>) {
     if (!asked) return tensor_conv2d_pays(g, pass) && tensor_conv2d_lacks(ctx, g).empty();
     const std::string lacks = tensor_conv2d_lacks(ctx, g);
@@ -626,9 +630,8 @@ bool use_tensor_cores(const Cuda& ctx, const Conv2dShape& g, ConvPass pass, cons
 
 // Whether Winograd's algorithm computes a pass that `direct` did not take.
 template <class T> bool use_winograd(const Conv2dShape& g, ConvPass pass, const char* name) {
-  if (conv_algo() == ConvAlgo::kAuto)
-    return std::is_same_v<T, float> && winograd_conv2d_pays(g, pass);
-  if (conv_algo() != ConvAlgo::kWinograd) return false;
+  if (g.algo == ConvAlgo::kAuto) return std::is_same_v<T, float> && winograd_conv2d_pays(g, pass);
+  if (g.algo != ConvAlgo::kWinograd) return false;
   const std::string lacks = winograd_conv2d_lacks(g);
   if (!lacks.empty()) refuse(name, lacks, g);
   return true;
@@ -638,17 +641,17 @@ template <class T> bool use_winograd(const Conv2dShape& g, ConvPass pass, const 
 template <class T> bool other_weights_gradient(const Cuda& ctx, const Conv2dShape& g, const T* x,
                                                const T* dy, T* dweight) {
   const char* const name = "conv2d_backward_weights";
-  if (conv_algo() == ConvAlgo::kNaive) {
+  if (g.algo == ConvAlgo::kNaive) {
     naive_conv2d_backward_weights(ctx, g, x, dy, dweight);
     return true;
   }
-  if (conv_algo() == ConvAlgo::kIm2col) {
+  if (g.algo == ConvAlgo::kIm2col) {
     im2col_conv2d_backward_weights(ctx, g, x, dy, dweight);
     return true;
   }
-  if (direct_allowed()) {
+  if (direct_allowed(g)) {
     if (direct_weights_plan<T>(g)) return false;
-    if (conv_algo() == ConvAlgo::kDirect) refuse_direct(name, g);
+    if (g.algo == ConvAlgo::kDirect) refuse_direct(name, g);
   }
   if (use_winograd<T>(g, ConvPass::kBackwardWeights, name)) {
     winograd_conv2d_backward_weights(ctx, g, x, dy, dweight);
@@ -659,20 +662,18 @@ template <class T> bool other_weights_gradient(const Cuda& ctx, const Conv2dShap
   return true;
 }
 
-}  // namespace
-}  // namespace cuda
+// ---- the passes ---------------------------------------------------------------------------------
 
 template <class T> void conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
                                        const T* weight, const T* b, T* y) {
-  using namespace cuda;
-  if (conv_algo() == ConvAlgo::kNaive) return naive_conv2d_forward(ctx, g, x, weight, b, y);
-  if (conv_algo() == ConvAlgo::kIm2col) return im2col_conv2d_forward(ctx, g, x, weight, b, y);
-  if (direct_allowed() && unit_window(g)) {
+  if (g.algo == ConvAlgo::kNaive) return naive_conv2d_forward(ctx, g, x, weight, b, y);
+  if (g.algo == ConvAlgo::kIm2col) return im2col_conv2d_forward(ctx, g, x, weight, b, y);
+  if (direct_allowed(g) && unit_window(g)) {
     const auto p =
         direct_plan<T>(g.n, g.c, g.h, g.w, g.o, g.oh, g.ow, g.kh, g.kw, g.pad_h, g.pad_w);
     if (p) return launch_direct<T, false>(ctx, "conv2d_forward", *p, g.kw, x, weight, b, y);
   }
-  if (conv_algo() == ConvAlgo::kDirect) refuse_direct("conv2d_forward", g);
+  if (g.algo == ConvAlgo::kDirect) refuse_direct("conv2d_forward", g);
   if (use_winograd<T>(g, ConvPass::kForward, "conv2d_forward"))
     return winograd_conv2d_forward(ctx, g, x, weight, b, y);
   if (use_tensor_cores<T>(ctx, g, ConvPass::kForward, "conv2d_forward")) {
@@ -699,17 +700,16 @@ template <class T> void conv2d_forward(const Cuda& ctx, const Conv2dShape& g, co
 
 template <class T> void conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g, const T* dy,
                                              const T* weight, T* dx) {
-  using namespace cuda;
-  if (conv_algo() == ConvAlgo::kNaive) return naive_conv2d_backward_data(ctx, g, dy, weight, dx);
-  if (conv_algo() == ConvAlgo::kIm2col) return im2col_conv2d_backward_data(ctx, g, dy, weight, dx);
-  if (direct_allowed() && unit_window(g)) {
+  if (g.algo == ConvAlgo::kNaive) return naive_conv2d_backward_data(ctx, g, dy, weight, dx);
+  if (g.algo == ConvAlgo::kIm2col) return im2col_conv2d_backward_data(ctx, g, dy, weight, dx);
+  if (direct_allowed(g) && unit_window(g)) {
     const auto p = direct_plan<T>(g.n, g.o, g.oh, g.ow, g.c, g.h, g.w, g.kh, g.kw,
                                   g.kh - 1 - g.pad_h, g.kw - 1 - g.pad_w);
     if (p)
       return launch_direct<T, true>(ctx, "conv2d_backward_data", *p, g.kw, dy, weight,
                                     static_cast<const T*>(nullptr), dx);
   }
-  if (conv_algo() == ConvAlgo::kDirect) refuse_direct("conv2d_backward_data", g);
+  if (g.algo == ConvAlgo::kDirect) refuse_direct("conv2d_backward_data", g);
   if (use_winograd<T>(g, ConvPass::kBackwardData, "conv2d_backward_data"))
     return winograd_conv2d_backward_data(ctx, g, dy, weight, dx);
   if (use_tensor_cores<T>(ctx, g, ConvPass::kBackwardData, "conv2d_backward_data")) {
@@ -737,12 +737,11 @@ template <class T> void conv2d_backward_data(const Cuda& ctx, const Conv2dShape&
 
 template <class T> void conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g, const T* x,
                                                 const T* dy, T* dweight, T* db) {
-  using namespace cuda;
   const Operation operation{"conv2d_backward_weights", g.n, g.c, g.h, g.w};
   const int64_t window = int64_t{g.c / g.groups} * g.kh * g.kw, weights = g.o * window;
   const int64_t plane = int64_t{g.oh} * g.ow;
   if (dweight && !other_weights_gradient(ctx, g, x, dy, dweight)) {
-    const auto direct = direct_allowed() ? direct_weights_plan<T>(g) : std::nullopt;
+    const auto direct = direct_allowed(g) ? direct_weights_plan<T>(g) : std::nullopt;
     if (direct) {
       const DirectWeightsPlan& p = *direct;
       const Scratch<T> partial(ctx, int64_t{p.blocks} * p.outputs(g.kw));
@@ -751,8 +750,8 @@ template <class T> void conv2d_backward_weights(const Cuda& ctx, const Conv2dSha
              round_up(p.tasks() * p.splits, 32), p.shared_size(g.kw) * sizeof(T),
              g.kw == 3 ? direct_backward_weights<T, 3> : direct_backward_weights<T, 5>, p, x, dy,
              partial.data());
-      return launch_sum_slices<T>(ctx, p.blocks, weights + g.o, weights, g.o, partial.data(),
-                                  dweight, db);
+      return sum_slices<T>(ctx, operation.name, p.blocks, weights + g.o, weights, g.o,
+                           partial.data(), dweight, db);
     }
     GemmPlan p{};
     p.m = g.o / g.groups;
@@ -779,26 +778,35 @@ template <class T> void conv2d_backward_weights(const Cuda& ctx, const Conv2dSha
     } else {
       const Scratch<T> partial(ctx, p.slices * weights);
       launch_gemm<T>(ctx, operation, p, BackwardWeightsPass<T>{g, dy, x, partial.data()});
-      launch_sum_slices<T>(ctx, p.slices, weights, weights, 0, partial.data(), dweight,
-                           static_cast<T*>(nullptr));
+      sum_slices<T>(ctx, operation.name, p.slices, weights, weights, 0, partial.data(), dweight,
+                    nullptr);
     }
   }
-  if (db) {
-    Reduce g_bias;
-    g_bias.kept = {.rank = 1, .shape = {g.o}, .stride = {plane}};
-    g_bias.reduced = {.rank = 2, .shape = {g.n, plane}, .stride = {g.o * plane, 1}};
-    sum(ctx, g_bias, dy, db);
-  }
+  if (db)
+    sum(ctx, {.rank = 1, .shape = {g.o}, .stride = {plane}},
+        {.rank = 2, .shape = {g.n, plane}, .stride = {g.o * plane, 1}}, 1.0, dy, db);
 }
 
-#define SINTER_INSTANTIATE(T)                                                                     \
-  template void conv2d_forward<T>(const Cuda&, const Conv2dShape&, const T*, const T*, const T*,  \
-                                  T*);                                                            \
-  template void conv2d_backward_data<T>(const Cuda&, const Conv2dShape&, const T*, const T*, T*); \
-  template void conv2d_backward_weights<T>(const Cuda&, const Conv2dShape&, const T*, const T*,   \
-                                           T*, T*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+}  // namespace
+}  // namespace cuda
+
+void run(const Cuda& ctx, const Conv2dForward& o) {
+  with_floating(o.x, [&]<class T>() {
+    cuda::conv2d_forward(ctx, o.g, o.x.data<T>(), o.weight.data<T>(), o.b.data<T>(), o.y.data<T>());
+  });
+}
+
+void run(const Cuda& ctx, const Conv2dBackwardData& o) {
+  with_floating(o.dy, [&]<class T>() {
+    cuda::conv2d_backward_data(ctx, o.g, o.dy.data<T>(), o.weight.data<T>(), o.dx.data<T>());
+  });
+}
+
+void run(const Cuda& ctx, const Conv2dBackwardWeights& o) {
+  with_floating(o.dy, [&]<class T>() {
+    cuda::conv2d_backward_weights(ctx, o.g, o.x.data<T>(), o.dy.data<T>(), o.dweight.data<T>(),
+                                  o.db.data<T>());
+  });
+}
 
 }  // namespace sinter

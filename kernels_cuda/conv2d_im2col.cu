@@ -8,10 +8,14 @@
 #include <cstdint>
 
 #include "conv2d_algorithms.cuh"
+#include "elementwise.cuh"
+#include "gemm.cuh"
 #include "launch.cuh"
 #include "scratch.cuh"
 
 namespace sinter::cuda {
+using namespace op;
+
 namespace {
 
 constexpr int64_t kPatchesBytes = int64_t{256} << 20;  // at most, unless one image needs more
@@ -105,7 +109,14 @@ template <class T> void im2col_conv2d_forward(const Cuda& ctx, const Conv2dShape
     const int64_t m = g.o / g.groups, k = chunk.rows() / g.groups, n = chunk.columns();
     const Scratch<T> patches(ctx, chunk.rows() * n), products(ctx, g.o * n);
     write_patches(ctx, chunk, x + first * chunk.x_image(), patches.data());
-    gemm(ctx, {.m = m, .n = n, .k = k, .batch = g.groups, .stride_a = m * k, .stride_b = k * n},
+    gemm(ctx,
+         {.m = m,
+          .n = n,
+          .k = k,
+          .batch = g.groups,
+          .stride_a = m * k,
+          .stride_b = k * n,
+          .tf32 = g.tf32},
          weight, static_cast<const T*>(patches.data()), products.data());
     launch_1d(ctx, "conv2d_forward", g.o * n, swap_outer<T>, chunk.images, int64_t{g.o},
               chunk.positions(), static_cast<const T*>(products.data()), b,
@@ -126,7 +137,8 @@ template <class T> void im2col_conv2d_backward_data(const Cuda& ctx, const Conv2
           .k = k,
           .batch = g.groups,
           .stride_a = m * k,
-          .stride_b = k * n},
+          .stride_b = k * n,
+          .tf32 = g.tf32},
          weight, static_cast<const T*>(gradients.data()), patches.data());
     launch_1d(ctx, "conv2d_backward_data", chunk.images * chunk.x_image(), col2im<T>, g, n,
               static_cast<const T*>(patches.data()), dx + first * chunk.x_image());
@@ -149,7 +161,8 @@ template <class T> void im2col_conv2d_backward_weights(const Cuda& ctx, const Co
           .k = k,
           .batch = g.groups,
           .stride_a = m * k,
-          .stride_b = n * k},
+          .stride_b = n * k,
+          .tf32 = g.tf32},
          static_cast<const T*>(gradients.data()), static_cast<const T*>(patches.data()),
          first > 0 ? products.data() : dweight);
     if (first > 0) accumulate(ctx, weights, static_cast<const T*>(products.data()), dweight);

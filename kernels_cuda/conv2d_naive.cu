@@ -4,6 +4,8 @@
 #include "launch.cuh"
 
 namespace sinter::cuda {
+using namespace op;
+
 namespace {
 
 // y[n, o, oy, ox] = b[o] + sum over c, i, j of x[n, c, iy, ix] weight[o, c, i, j]

@@ -21,12 +21,12 @@
 
 #include "conv2d_tile.cuh"
 #include "launch.cuh"
-#include "scratch.cuh"
 #include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
-#include "sinter/runtime.h"
 
 namespace sinter {
+using namespace op;
+
 namespace cuda {
 namespace {
 
@@ -307,8 +307,8 @@ template <class T, int K, int OC> __global__ void __launch_bounds__(kForwardThre
 
 // ---- backward -----------------------------------------------------------------------------------
 
-// Two kernels, which run side by side: dx, which the layers before wait for, and dweight with db.
-// Block (slice, part) of either takes every slices-th image.
+// Two kernels, which may run side by side: dx, which the layers before wait for, and dweight with
+// db. Block (slice, part) of either takes every slices-th image.
 //
 // dx: a block makes the part's cells, 2 x 2 patches: a thread one cell at a time, for OC channels
 // and every dx_splits-th channel of the gradient. dweight: a block has 2 * groups output channels:
@@ -605,11 +605,6 @@ template <class T, int K> __global__ void __launch_bounds__(kDweightThreads<T>, 
   }
 }
 
-}  // namespace
-template <> inline constexpr bool holds_no_pointers<ForwardPlan> = true;
-template <> inline constexpr bool holds_no_pointers<BackwardPlan> = true;
-namespace {
-
 // ---- choice of the tiles ------------------------------------------------------------------------
 
 bool unit_window(const Conv2dShape& g) {
@@ -746,22 +741,15 @@ template <class T> bool in_pairs(const T* x, int w, int pad_w) {
   return w % 2 == 0 && pad_w % 2 == 0 && reinterpret_cast<uintptr_t>(x) % (2 * sizeof(T)) == 0;
 }
 
-}  // namespace
-}  // namespace cuda
-
-template <class T> bool conv2d_relu_pool_fits(const Cuda& ctx, const Conv2dShape& g) {
-  using namespace cuda;
-  if (!unit_window(g)) return false;
-  if (g.c > 16 || g.o > 256 || g.w > 256 || g.h > 256) return false;
+template <class T> bool fits(const Cuda& ctx, const Conv2dShape& g) {
   return forward_plan<T>(g).has_value() &&
          backward_shared<T>(backward_plan<T>(g, true), g.kw) <= shared_limit(ctx.device) &&
          backward_shared<T>(backward_plan<T>(g, false), g.kw) <= shared_limit(ctx.device);
 }
 
-template <class T> void conv2d_relu_pool_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
-                                                 const T* weight, const T* b, T* y,
-                                                 uint8_t* choice) {
-  using namespace cuda;
+template <class T> void forward(const Cuda& ctx, const Conv2dReluPoolForward& o) {
+  const Conv2dShape& g = o.g;
+  const T *x = o.x.data<T>(), *weight = o.weight.data<T>();
   ForwardPlan p = forward_plan<T>(g).value();
   const int threads = round_up(p.threads(), 32);
   p.copying = Copying(p.width(g.kw), in_pairs(x, g.w, g.pad_w), threads);
@@ -773,71 +761,75 @@ template <class T> void conv2d_relu_pool_forward(const Cuda& ctx, const Conv2dSh
                   static_cast<unsigned>(p.group_blocks), static_cast<unsigned>(p.bands));
   with_constant<3, 5>(g.kw, [&](auto k) {
     with_constant<kFewChannels, 6, 8>(p.channels, [&](auto channels) {
-      launch_early(ctx, {"conv2d_relu_pool_forward", g.n, g.o, g.oh, g.ow}, grid, threads, shared,
-                   {}, relu_pool_forward_kernel<T, k(), channels()>, p, x, weight, b, y, choice);
+      launch_early(ctx, {o.name, g.n, g.o, g.oh, g.ow}, grid, threads, shared, {},
+                   relu_pool_forward_kernel<T, k(), channels()>, p, x, weight, o.b.data<T>(),
+                   o.y.data<T>(), o.choice.data<uint8_t>());
     });
   });
 }
 
-template <class T> int64_t conv2d_relu_pool_slices(const Cuda&, const Conv2dShape& g) {
-  return cuda::backward_plan<T>(g, false).slices;
+template <class T, class Kernel, class... Arguments>
+void launch_backward(LaunchSite site, const char* name, const Conv2dShape& g, const BackwardPlan& p,
+                     Kernel kernel, Arguments... arguments) {
+  const dim3 grid(static_cast<unsigned>(p.slices), static_cast<unsigned>(p.parts));
+  launch_early(site, {name, g.n, g.o, g.oh, g.ow}, grid, p.threads(), backward_shared<T>(p, g.kw),
+               {.early = g.n <= kBriefBatch}, kernel, p, arguments...);
 }
 
-template <class T> void sum_slices(const Cuda& ctx, int64_t slices, int64_t stride, int64_t n,
-                                   const T* partial, T* sum) {
-  cuda::launch_sum_slices<T>(ctx, slices, stride, n, 0, partial, sum, nullptr);
-}
-
-template <class T>
-void conv2d_relu_pool_backward(const Cuda& ctx, const Conv2dShape& g, const T* x, const T* weight,
-                               const T* y, const uint8_t* choice, const T* dy, T* dx, T* partial) {
-  using namespace cuda;
-  const Operation operation{"conv2d_relu_pool_backward", g.n, g.o, g.oh, g.ow};
-  const auto run = [&](const Cuda& line, const BackwardPlan& p, auto kernel, auto... arguments) {
-    const size_t shared = backward_shared<T>(p, g.kw);
-    const dim3 grid(static_cast<unsigned>(p.slices), static_cast<unsigned>(p.parts));
-    launch_early(line, operation, grid, p.threads(), shared, {.early = g.n <= kBriefBatch}, kernel,
-                 p, arguments...);
-  };
-  const auto weights_on = [&](const Cuda& line) {
-    BackwardPlan p = backward_plan<T>(g, false);
-    // Copied from the even column at or before -pad_w on.
-    p.copying = Copying(p.columns() + g.kw - 1, in_pairs(x, g.w, 0), p.threads());
-    p.operand_settled = settled(line, x);
-    p.y_settled = settled(line, y) && settled(line, choice);
-    with_constant<3, 5>(g.kw, [&](auto k) {
-      run(line, p, relu_pool_dweight_kernel<T, k()>, x, y, choice, dy, partial);
-    });
-  };
-  if (partial) {
-    if (dx) {
-      const Branch side(ctx);  // what comes before this layer waits for dx alone
-      weights_on(side.ctx());
-    } else {
-      weights_on(ctx);
-    }
-  }
-  if (!dx) return;
-  BackwardPlan p = backward_plan<T>(g, true);
+template <class T> void backward_data(const Cuda& ctx, const Conv2dReluPoolBackwardData& o) {
+  const T *weight = o.weight.data<T>(), *y = o.y.data<T>();
+  const auto* choice = o.choice.data<uint8_t>();
+  BackwardPlan p = backward_plan<T>(o.g, true);
   p.operand_settled = settled(ctx, weight);
   p.y_settled = settled(ctx, y) && settled(ctx, choice);
-  with_constant<3, 5>(g.kw, [&](auto k) {
+  with_constant<3, 5>(o.g.kw, [&](auto k) {
     with_constant<1, 2, 3>(p.channels, [&](auto channels) {
-      run(ctx, p, relu_pool_dx_kernel<T, k(), channels()>, weight, y, choice, dy, dx);
+      launch_backward<T>(ctx, o.name, o.g, p, relu_pool_dx_kernel<T, k(), channels()>, weight, y,
+                         choice, o.dy.data<T>(), o.dx.data<T>());
     });
   });
 }
 
-#define SINTER_INSTANTIATE(T)                                                                     \
-  template bool conv2d_relu_pool_fits<T>(const Cuda&, const Conv2dShape&);                        \
-  template void conv2d_relu_pool_forward<T>(const Cuda&, const Conv2dShape&, const T*, const T*,  \
-                                            const T*, T*, uint8_t*);                              \
-  template int64_t conv2d_relu_pool_slices<T>(const Cuda&, const Conv2dShape&);                   \
-  template void conv2d_relu_pool_backward<T>(const Cuda&, const Conv2dShape&, const T*, const T*, \
-                                             const T*, const uint8_t*, const T*, T*, T*);         \
-  template void sum_slices<T>(const Cuda&, int64_t, int64_t, int64_t, const T*, T*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+template <class T> void backward_weights(const Cuda& ctx, const Conv2dReluPoolBackwardWeights& o) {
+  const Conv2dShape& g = o.g;
+  const T *x = o.x.data<T>(), *y = o.y.data<T>();
+  const auto* choice = o.choice.data<uint8_t>();
+  BackwardPlan p = backward_plan<T>(g, false);
+  // Copied from the even column at or before -pad_w on.
+  p.copying = Copying(p.columns() + g.kw - 1, in_pairs(x, g.w, 0), p.threads());
+  p.operand_settled = settled(ctx, x);
+  p.y_settled = settled(ctx, y) && settled(ctx, choice);
+  with_constant<3, 5>(g.kw, [&](auto k) {
+    launch_backward<T>(ctx, o.name, g, p, relu_pool_dweight_kernel<T, k()>, x, y, choice,
+                       o.dy.data<T>(), o.partial.data<T>());
+  });
+}
+
+}  // namespace
+}  // namespace cuda
+
+bool conv2d_relu_pool_fits(const Cuda& ctx, const Conv2dShape& g, DType dtype) {
+  if (g.algo != ConvAlgo::kAuto || g.n == 0 || g.c == 0 || g.oh < 2 || g.ow < 2) return false;
+  if (!cuda::unit_window(g)) return false;
+  if (g.c > 16 || g.o > 256 || g.w > 256 || g.h > 256) return false;
+  return dtype == kFloat64 ? cuda::fits<double>(ctx, g) : cuda::fits<float>(ctx, g);
+}
+
+int64_t conv2d_relu_pool_slices(const Cuda&, const Conv2dShape& g, DType dtype) {
+  return dtype == kFloat64 ? cuda::backward_plan<double>(g, false).slices
+                           : cuda::backward_plan<float>(g, false).slices;
+}
+
+void run(const Cuda& ctx, const Conv2dReluPoolForward& o) {
+  with_floating(o.x, [&]<class T>() { cuda::forward<T>(ctx, o); });
+}
+
+void run(const Cuda& ctx, const Conv2dReluPoolBackwardData& o) {
+  with_floating(o.dy, [&]<class T>() { cuda::backward_data<T>(ctx, o); });
+}
+
+void run(const Cuda& ctx, const Conv2dReluPoolBackwardWeights& o) {
+  with_floating(o.dy, [&]<class T>() { cuda::backward_weights<T>(ctx, o); });
+}
 
 }  // namespace sinter

@@ -21,10 +21,11 @@
 #include "conv2d_algorithms.cuh"
 #include "launch.cuh"
 #include "scratch.cuh"
-#include "sinter/runtime.h"
 #include "tensor_core.cuh"
 
 namespace sinter::cuda {
+using namespace op;
+
 namespace {
 
 // A block makes a tile of C (2 kWarpM, 128), each of its 2 x 4 warps kWarpM x 32 of it, from tiles
@@ -586,9 +587,9 @@ int64_t best_slices(int64_t tiles, int64_t slots, int64_t k_tiles) {
   return best;
 }
 
-// f<kWarpM, kPasses>() for the tiles that suit m rows and the precision that is set.
-template <class F> void with_tiles(int m, const F& f) {
-  if (allow_tf32())
+// f<kWarpM, kPasses>() for the tiles that suit m rows and the precision that is asked for.
+template <class F> void with_tiles(int m, bool tf32, const F& f) {
+  if (tf32)
     m > 64 ? f.template operator()<64, 1>() : f.template operator()<32, 1>();
   else
     m > 64 ? f.template operator()<64, 3>() : f.template operator()<32, 3>();
@@ -722,7 +723,7 @@ void tensor_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const float* x
   p.plane = g.oh * g.ow;
   p.width = g.ow;
   p.pixels = g.n * p.plane;
-  with_tiles(p.m, [&]<int kWarpM, int kPasses>() {
+  with_tiles(p.m, g.tf32, [&]<int kWarpM, int kPasses>() {
     correlate<kWarpM, kPasses>(ctx, {"conv2d_forward", g.n, g.o, g.oh, g.ow}, p,
                                {p.source.channels, 1}, weight);
   });
@@ -738,7 +739,7 @@ void tensor_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g, const fl
   p.plane = g.h * g.w;
   p.width = g.w;
   p.pixels = g.n * p.plane;
-  with_tiles(p.m, [&]<int kWarpM, int kPasses>() {
+  with_tiles(p.m, g.tf32, [&]<int kWarpM, int kPasses>() {
     correlate<kWarpM, kPasses>(ctx, {"conv2d_backward_data", g.n, g.c, g.h, g.w}, p, {1, p.m},
                                weight);
   });
@@ -754,7 +755,7 @@ void tensor_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g, const
   p.images = g.n;
   p.oh = g.oh;
   p.ow = g.ow;
-  with_tiles(p.m, [&]<int kWarpM, int kPasses>() {
+  with_tiles(p.m, g.tf32, [&]<int kWarpM, int kPasses>() {
     gather_weights_gradient<kWarpM, kPasses>(ctx, {"conv2d_backward_weights", g.n, g.c, g.h, g.w},
                                              p, dweight);
   });

@@ -36,13 +36,15 @@
 
 #include "conv2d_algorithms.cuh"
 #include "conv2d_tile.cuh"
+#include "gemm.cuh"
 #include "launch.cuh"
 #include "scratch.cuh"
 #include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
-#include "sinter/runtime.h"
 
 namespace sinter::cuda {
+using namespace op;
+
 namespace {
 
 constexpr int kTile = 4, kPatch = 6, kWindow = 3, kPoints = kPatch * kPatch;
@@ -370,8 +372,7 @@ template <bool kBackward, class T> void correlate(const Cuda& ctx, const char* n
           .k = g.c,
           .batch = kPoints,
           .stride_a = pairs,
-          .stride_b = g.c * tiles.length,
-          .full_precision = true},
+          .stride_b = g.c * tiles.length},
          static_cast<const T*>(windows.data()), static_cast<const T*>(patches.data()),
          results.data());
     const int64_t count = g.o * tiles.length;
@@ -424,7 +425,7 @@ bool winograd_conv2d_pays(const Conv2dShape& g, ConvPass pass) {
   if (!winograd_conv2d_lacks(g).empty()) return false;
   // Against the tensor cores' algorithm, which multiplies three times where this one does once, or
   // once with TF32 (measured on an H200: docs/benchmarks.md).
-  const bool once = allow_tf32() && pass != ConvPass::kBackwardWeights;
+  const bool once = g.tf32 && pass != ConvPass::kBackwardWeights;
   if (std::min(g.c, g.o) < (once ? 256 : 64)) return false;
   // Enough tiles that multiplying them takes longer than moving 36 sums for each window, and at
   // least half of what they cover inside the image.
@@ -477,8 +478,7 @@ template <class T> void winograd_conv2d_backward_weights(const Cuda& ctx, const 
           .k = tiles.length,
           .batch = int64_t{kPoints} * splits,
           .stride_a = g.o * tiles.length,
-          .stride_b = g.c * tiles.length,
-          .full_precision = true},
+          .stride_b = g.c * tiles.length},
          static_cast<const T*>(gradients.data()), static_cast<const T*>(patches.data()),
          windows.data());
     launch(ctx, operation, static_cast<unsigned>(ceil_div(pairs, 32)), kGradientThreads, 0,

@@ -9,6 +9,8 @@
 #include "stream.cuh"
 
 namespace sinter {
+using namespace op;
+
 namespace cuda {
 namespace {
 
@@ -42,37 +44,31 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   if (position && last_block(ticket, gridDim.x) && threadIdx.x == 0) *position = first + g.n;
 }
 
-}  // namespace
-template <> inline constexpr bool holds_no_pointers<GatherShape> = true;
-template <> inline constexpr bool holds_no_pointers<Normalization<float>> = true;
-template <> inline constexpr bool holds_no_pointers<Normalization<double>> = true;
-}  // namespace cuda
-
-void shuffled_indices(const Cuda& ctx, uint64_t seed, uint64_t epoch, int64_t size, int64_t first,
-                      int64_t count, int64_t* index) {
-  cuda::launch_1d(ctx, "shuffled_indices", count, cuda::shuffled_indices_kernel, seed, epoch, size,
-                  first, index);
-}
-
-template <class T> void gather_batch(const Cuda& ctx, const GatherShape& g, const uint8_t* images,
-                                     const uint8_t* labels, const int64_t* index, int64_t* position,
-                                     T* x, int64_t* y) {
-  using namespace cuda;
+template <class T> void gather_batch(const Cuda& ctx, const GatherBatch& o) {
+  const GatherShape& g = o.g;
+  if (g.n == 0) return;
   Normalization<T> z;
   for (int c = 0; c < 4; ++c) {
     z.scale[c] = static_cast<T>(1.0 / (255.0 * static_cast<double>(g.std[c])));
     z.shift[c] = static_cast<T>(-static_cast<double>(g.mean[c]) / static_cast<double>(g.std[c]));
   }
-  if (g.n == 0) return;
   launch_early(ctx, {"gather_batch", g.n, g.c, g.h, g.w},
                static_cast<unsigned>(std::min<int64_t>(g.n, 1 << 16)), kThreads, 0, {},
-               gather_batch_kernel<T>, g, z, images, labels, index, position, x, y,
-               stream_resources(ctx).ticket);
+               gather_batch_kernel<T>, g, z, o.images.data<uint8_t>(), o.labels.data<uint8_t>(),
+               o.index.data<int64_t>(), o.position.data<int64_t>(), o.x.data<T>(),
+               o.y.data<int64_t>(), stream_resources(ctx).ticket);
 }
 
-template void gather_batch<float>(const Cuda&, const GatherShape&, const uint8_t*, const uint8_t*,
-                                  const int64_t*, int64_t*, float*, int64_t*);
-template void gather_batch<double>(const Cuda&, const GatherShape&, const uint8_t*, const uint8_t*,
-                                   const int64_t*, int64_t*, double*, int64_t*);
+}  // namespace
+}  // namespace cuda
+
+void run(const Cuda& ctx, const ShuffledIndices& o) {
+  cuda::launch_1d(ctx, "shuffled_indices", o.index.numel(), cuda::shuffled_indices_kernel, o.seed,
+                  o.epoch, o.size, o.first, o.index.data<int64_t>());
+}
+
+void run(const Cuda& ctx, const GatherBatch& o) {
+  with_floating(o.x, [&]<class T>() { cuda::gather_batch<T>(ctx, o); });
+}
 
 }  // namespace sinter

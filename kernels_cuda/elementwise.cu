@@ -2,11 +2,15 @@
 // allows.
 #include <cstdint>
 
+#include "elementwise.cuh"
 #include "launch.cuh"
 #include "loop.cuh"
 #include "sinter/operators.h"
+#include "sinter/runtime.h"
 
 namespace sinter {
+using namespace op;
+
 namespace cuda {
 namespace {
 
@@ -111,79 +115,88 @@ template <class T, class F> void broadcast(const Cuda& ctx, const char* name, co
 }
 
 }  // namespace
+
+template <class T> void accumulate(LaunchSite site, int64_t n, const T* x, T* y) {
+  map(site, "accumulate", n, Add{}, static_cast<const T*>(y), x, y);
+}
+template void accumulate(LaunchSite, int64_t, const float*, float*);
+template void accumulate(LaunchSite, int64_t, const double*, double*);
+
 }  // namespace cuda
 
-template <class T> void fill(const Cuda& ctx, int64_t n, T value, T* y) {
-  cuda::launch_1d(ctx, "fill", n, cuda::fill_kernel<T>, value, y);
-}
-
-template <class From, class To> void cast(const Cuda& ctx, int64_t n, const From* x, To* y) {
-  cuda::launch_1d(ctx, "cast", n, cuda::cast_kernel<From, To>, x, y);
-}
-
-template <class T> void strided_copy(const Cuda& ctx, const Strided& g, const T* x, T* y) {
-  const cuda::Loop<1> loop = cuda::loop_over(g);
-  cuda::with_index(loop.count, [&](auto zero) {
-    using Index = decltype(zero);
-    cuda::launch_1d(ctx, "strided_copy", loop.count, cuda::strided_copy_kernel<T, Index>, loop, x,
-                    y);
+void run(const Cuda& ctx, const Fill& o) {
+  with_floating(o.y, [&]<class T>() {
+    cuda::launch_1d(ctx, "fill", o.y.numel(), cuda::fill_kernel<T>, static_cast<T>(o.value),
+                    o.y.data<T>());
   });
 }
 
-template <class T>
-void binary(const Cuda& ctx, BinaryOp op, const Broadcast& g, const T* a, const T* b, T* y) {
-  const cuda::Loop<2> loop = cuda::loop_over(g);
-  switch (op) {
-    case BinaryOp::kAdd:
-      return cuda::broadcast(ctx, "add", loop, cuda::Add{}, a, b, y);
-    case BinaryOp::kSub:
-      return cuda::broadcast(ctx, "sub", loop, cuda::Sub{}, a, b, y);
-    case BinaryOp::kMul:
-      return cuda::broadcast(ctx, "mul", loop, cuda::Mul{}, a, b, y);
-    case BinaryOp::kDiv:
-      return cuda::broadcast(ctx, "div", loop, cuda::Div{}, a, b, y);
-  }
+void run(const Cuda& ctx, const Cast& o) {
+  with_any(o.x.dtype, [&]<class From>() {
+    with_any(o.y.dtype, [&]<class To>() {
+      cuda::launch_1d(ctx, "cast", o.x.numel(), cuda::cast_kernel<From, To>, o.x.data<From>(),
+                      o.y.data<To>());
+    });
+  });
 }
 
-template <class T> void scale(const Cuda& ctx, int64_t n, T alpha, const T* x, T* y) {
-  cuda::map(ctx, "scale", n, cuda::Scale<T>{alpha}, x, x, y);
+void run(const Cuda& ctx, const Copy& o) {
+  copy_on_device(ctx, o.y.address, o.x.address, static_cast<size_t>(o.y.bytes()));
 }
 
-template <class T> void accumulate(const Cuda& ctx, int64_t n, const T* x, T* y) {
-  cuda::map(ctx, "accumulate", n, cuda::Add{}, static_cast<const T*>(y), x, y);
+void run(const Cuda& ctx, const StridedCopy& o) {
+  const cuda::Loop<1> loop = cuda::loop_over(o.g);
+  with_any(o.x.dtype, [&]<class T>() {
+    cuda::with_index(loop.count, [&]<class Index>(Index) {
+      cuda::launch_1d(ctx, "strided_copy", loop.count, cuda::strided_copy_kernel<T, Index>, loop,
+                      o.x.data<T>(), o.y.data<T>());
+    });
+  });
 }
 
-template <class T> void relu_forward(const Cuda& ctx, int64_t n, const T* x, T* y) {
-  cuda::map(ctx, "relu_forward", n, cuda::Relu{}, x, x, y);
+void run(const Cuda& ctx, const Binary& o) {
+  const cuda::Loop<2> loop = cuda::loop_over(o.g);
+  with_floating(o.y, [&]<class T>() {
+    const T *a = o.a.data<T>(), *b = o.b.data<T>();
+    T* y = o.y.data<T>();
+    switch (o.kind) {
+      case BinaryOp::kAdd:
+        return cuda::broadcast(ctx, "add", loop, cuda::Add{}, a, b, y);
+      case BinaryOp::kSub:
+        return cuda::broadcast(ctx, "sub", loop, cuda::Sub{}, a, b, y);
+      case BinaryOp::kMul:
+        return cuda::broadcast(ctx, "mul", loop, cuda::Mul{}, a, b, y);
+      case BinaryOp::kDiv:
+        return cuda::broadcast(ctx, "div", loop, cuda::Div{}, a, b, y);
+    }
+  });
 }
 
-template <class T> void relu_backward(const Cuda& ctx, int64_t n, const T* y, const T* dy, T* dx) {
-  cuda::map(ctx, "relu_backward", n, cuda::ReluGradient{}, y, dy, dx);
+void run(const Cuda& ctx, const Scale& o) {
+  with_floating(o.x, [&]<class T>() {
+    const T* x = o.x.data<T>();
+    cuda::map(ctx, "scale", o.x.numel(), cuda::Scale<T>{static_cast<T>(o.alpha)}, x, x,
+              o.y.data<T>());
+  });
 }
 
-#define SINTER_INSTANTIATE(T)                                                               \
-  template void binary<T>(const Cuda&, BinaryOp, const Broadcast&, const T*, const T*, T*); \
-  template void scale<T>(const Cuda&, int64_t, T, const T*, T*);                            \
-  template void accumulate<T>(const Cuda&, int64_t, const T*, T*);                          \
-  template void relu_forward<T>(const Cuda&, int64_t, const T*, T*);                        \
-  template void relu_backward<T>(const Cuda&, int64_t, const T*, const T*, T*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+void run(const Cuda& ctx, const Accumulate& o) {
+  with_floating(
+      o.x, [&]<class T>() { cuda::accumulate(ctx, o.x.numel(), o.x.data<T>(), o.y.data<T>()); });
+}
 
-#define SINTER_INSTANTIATE(T)                                               \
-  template void fill<T>(const Cuda&, int64_t, T, T*);                       \
-  template void strided_copy<T>(const Cuda&, const Strided&, const T*, T*); \
-  template void cast<T, float>(const Cuda&, int64_t, const T*, float*);     \
-  template void cast<T, double>(const Cuda&, int64_t, const T*, double*);   \
-  template void cast<T, int32_t>(const Cuda&, int64_t, const T*, int32_t*); \
-  template void cast<T, int64_t>(const Cuda&, int64_t, const T*, int64_t*); \
-  template void cast<T, uint8_t>(const Cuda&, int64_t, const T*, uint8_t*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-SINTER_INSTANTIATE(int32_t)
-SINTER_INSTANTIATE(int64_t)
-SINTER_INSTANTIATE(uint8_t)
-#undef SINTER_INSTANTIATE
+void run(const Cuda& ctx, const ReluForward& o) {
+  with_floating(o.x, [&]<class T>() {
+    const T* x = o.x.data<T>();
+    cuda::map(ctx, "relu_forward", o.x.numel(), cuda::Relu{}, x, x, o.y.data<T>());
+  });
+}
+
+void run(const Cuda& ctx, const ReluBackward& o) {
+  with_floating(o.y, [&]<class T>() {
+    cuda::map(ctx, "relu_backward", o.y.numel(), cuda::ReluGradient{}, o.y.data<T>(),
+              o.dy.data<T>(), o.dx.data<T>());
+  });
+}
 
 }  // namespace sinter

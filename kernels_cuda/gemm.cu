@@ -1,5 +1,5 @@
-// Matrix products through cuBLAS, in full float or double precision unless TF32 is allowed. cuBLAS
-// is opened for the first of them.
+// Matrix products through cuBLAS, in full float or double precision unless TF32 is asked for.
+// cuBLAS is opened for the first of them.
 #include <cublas_v2.h>
 
 #include <algorithm>
@@ -10,9 +10,9 @@
 #include <utility>
 
 #include "check.cuh"
+#include "gemm.cuh"
 #include "shared_library.h"
 #include "sinter/operators.h"
-#include "sinter/runtime.h"
 #include "stream.cuh"
 
 namespace sinter {
@@ -104,10 +104,9 @@ cublasHandle_t handle_of(const Cuda& ctx) {
 }
 
 }  // namespace
-}  // namespace cuda
 
-template <class T> void gemm(const Cuda& ctx, const Gemm& g, const T* a, const T* b, T* c) {
-  using namespace cuda;
+template <class T>
+void gemm(const Cuda& ctx, const op::GemmShape& g, const T* a, const T* b, T* c) {
   if (g.m == 0 || g.n == 0 || g.batch == 0) return;
   if (g.k == 0) {
     SINTER_CUDA_CHECK(
@@ -118,9 +117,8 @@ template <class T> void gemm(const Cuda& ctx, const Gemm& g, const T* a, const T
   // C^T = op(B)^T op(A)^T with the operands swapped, and nothing moves.
   const cublasHandle_t handle = handle_of(ctx);
   // The default mode rounds nothing to TF32.
-  SINTER_CUBLAS_CHECK(cublasSetMathMode(handle, allow_tf32() && !g.full_precision
-                                                    ? CUBLAS_TF32_TENSOR_OP_MATH
-                                                    : CUBLAS_DEFAULT_MATH));
+  SINTER_CUBLAS_CHECK(
+      cublasSetMathMode(handle, g.tf32 ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH));
   const cublasOperation_t op_a = g.ta ? CUBLAS_OP_T : CUBLAS_OP_N;
   const cublasOperation_t op_b = g.tb ? CUBLAS_OP_T : CUBLAS_OP_N;
   const int64_t lda = g.ta ? g.m : g.k, ldb = g.tb ? g.k : g.n, ldc = g.n;
@@ -151,7 +149,14 @@ template <class T> void gemm(const Cuda& ctx, const Gemm& g, const T* a, const T
   }
 }
 
-template void gemm<float>(const Cuda&, const Gemm&, const float*, const float*, float*);
-template void gemm<double>(const Cuda&, const Gemm&, const double*, const double*, double*);
+template void gemm(const Cuda&, const op::GemmShape&, const float*, const float*, float*);
+template void gemm(const Cuda&, const op::GemmShape&, const double*, const double*, double*);
+
+}  // namespace cuda
+
+void run(const Cuda& ctx, const op::Gemm& o) {
+  with_floating(
+      o.a, [&]<class T>() { cuda::gemm(ctx, o.g, o.a.data<T>(), o.b.data<T>(), o.c.data<T>()); });
+}
 
 }  // namespace sinter

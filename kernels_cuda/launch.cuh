@@ -5,8 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <type_traits>
-#include <vector>
 
 #include "check.cuh"
 #include "sinter/operators.h"
@@ -40,41 +38,10 @@ struct LaunchSite {
       : ctx(ctx), file(file), line(line) {}
 };
 
-// What a kernel may write to, as its parameters tell: pointers to what is not const. A struct tells
-// by a member each_written(f), which calls f with every such pointer, or by a specialization of
-// holds_no_pointers that there is none; of other structs nothing is known.
-template <class T> inline constexpr bool holds_no_pointers = false;
-struct Written {
-  std::vector<const void*> pointers;
-  bool unknown = false;
-
-  template <class P> void add(const P& argument) {
-    if constexpr (std::is_pointer_v<P>) {
-      if (!std::is_const_v<std::remove_pointer_t<P>> && argument != nullptr)
-        pointers.push_back(const_cast<const void*>(static_cast<const volatile void*>(argument)));
-    } else if constexpr (requires { argument.each_written([](const void*) {}); }) {
-      argument.each_written([&](const void* p) {
-        if (p != nullptr) pointers.push_back(p);
-      });
-    } else if constexpr (std::is_class_v<P> || std::is_union_v<P>) {
-      unknown = unknown || !holds_no_pointers<P>;
-    }
-  }
-};
-// While a graph is captured: the launch just made on ctx.stream writes to these (runtime.cu).
-void note_written(const Cuda& ctx, const Written& written);
 // Whether what p points to is there before a kernel that is launched next, by launch_early, begins,
 // so that it may be read before wait_for_earlier(): nothing that the kernel will have to wait for
 // writes to it. Known only while a graph is captured; false otherwise.
 bool settled(const Cuda& ctx, const void* p);
-
-template <class... Params, class... Args>
-void note_launch(const Cuda& ctx, void (*)(Params...), const Args&... args) {
-  if (!capturing()) return;
-  Written written;
-  (written.add<std::remove_cv_t<Params>>(args), ...);
-  note_written(ctx, written);
-}
 
 // What kernel parameters hold with every driver; since CUDA 12.1 some drivers let them hold more.
 inline constexpr size_t kParameterBytes = 4096;
@@ -99,7 +66,6 @@ template <class... Params, class... Args> void launch(LaunchSite site, const Ope
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
     throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
-  note_launch(site.ctx, kernel, args...);
 }
 
 // What the code that this build has for `device` was compiled for, 90 for compute capability 9.0:
@@ -164,7 +130,6 @@ void launch_early(LaunchSite site, const Operation& operation, dim3 grid, dim3 b
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
   if (error != cudaSuccess)
     throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
-  note_launch(site.ctx, kernel, args...);
 }
 
 // Up to so many images or rows the kernels of a layer are brief on any GPU that launches early.

@@ -1,10 +1,14 @@
 // Fully connected layers: products through gemm, and the bias.
 #include <cstdint>
 
+#include "gemm.cuh"
 #include "launch.cuh"
 #include "sinter/operators.h"
+#include "sum.cuh"
 
 namespace sinter {
+using namespace op;
+
 namespace cuda {
 namespace {
 
@@ -17,41 +21,38 @@ __global__ void add_bias_kernel(Index n, Index out, const T* b, T* y) {
 }  // namespace
 }  // namespace cuda
 
-template <class T> void linear_forward(const Cuda& ctx, const LinearShape& g, const T* x,
-                                       const T* w, const T* b, T* y) {
-  gemm(ctx, {.ta = false, .tb = true, .m = g.n, .n = g.out, .k = g.in}, x, w, y);
-  if (b == nullptr) return;
-  cuda::with_index(g.n * g.out, [&](auto zero) {
-    using Index = decltype(zero);
-    cuda::launch_1d(ctx, "linear_forward", g.n * g.out, cuda::add_bias_kernel<T, Index>,
-                    static_cast<Index>(g.out), b, y);
+void run(const Cuda& ctx, const LinearForward& o) {
+  const LinearShape& g = o.g;
+  with_floating(o.x, [&]<class T>() {
+    cuda::gemm(ctx, {.ta = false, .tb = true, .m = g.n, .n = g.out, .k = g.in, .tf32 = g.tf32},
+               o.x.data<T>(), o.w.data<T>(), o.y.data<T>());
+    if (o.b.address == nullptr) return;
+    cuda::with_index(g.n * g.out, [&]<class Index>(Index) {
+      cuda::launch_1d(ctx, "linear_forward", g.n * g.out, cuda::add_bias_kernel<T, Index>,
+                      static_cast<Index>(g.out), o.b.data<T>(), o.y.data<T>());
+    });
   });
 }
 
-template <class T>
-void linear_backward_data(const Cuda& ctx, const LinearShape& g, const T* dy, const T* w, T* dx) {
-  gemm(ctx, {.ta = false, .tb = false, .m = g.n, .n = g.in, .k = g.out}, dy, w, dx);
+void run(const Cuda& ctx, const LinearBackwardData& o) {
+  const LinearShape& g = o.g;
+  with_floating(o.dy, [&]<class T>() {
+    cuda::gemm(ctx, {.ta = false, .tb = false, .m = g.n, .n = g.in, .k = g.out, .tf32 = g.tf32},
+               o.dy.data<T>(), o.w.data<T>(), o.dx.data<T>());
+  });
 }
 
-template <class T> void linear_backward_weights(const Cuda& ctx, const LinearShape& g, const T* x,
-                                                const T* dy, T* dw, T* db) {
-  if (dw) gemm(ctx, {.ta = true, .tb = false, .m = g.out, .n = g.in, .k = g.n}, dy, x, dw);
-  if (db) {
-    Reduce columns;
-    columns.kept = {.rank = 1, .shape = {g.out}, .stride = {1}};
-    columns.reduced = {.rank = 1, .shape = {g.n}, .stride = {g.out}};
-    sum(ctx, columns, dy, db);
-  }
+void run(const Cuda& ctx, const LinearBackwardWeights& o) {
+  const LinearShape& g = o.g;
+  with_floating(o.dy, [&]<class T>() {
+    const T* dy = o.dy.data<T>();
+    if (T* dw = o.dw.data<T>())
+      cuda::gemm(ctx, {.ta = true, .tb = false, .m = g.out, .n = g.in, .k = g.n, .tf32 = g.tf32},
+                 dy, o.x.data<T>(), dw);
+    if (T* db = o.db.data<T>())
+      cuda::sum(ctx, {.rank = 1, .shape = {g.out}, .stride = {1}},
+                {.rank = 1, .shape = {g.n}, .stride = {g.out}}, 1.0, dy, db);
+  });
 }
-
-#define SINTER_INSTANTIATE(T)                                                                     \
-  template void linear_forward<T>(const Cuda&, const LinearShape&, const T*, const T*, const T*,  \
-                                  T*);                                                            \
-  template void linear_backward_data<T>(const Cuda&, const LinearShape&, const T*, const T*, T*); \
-  template void linear_backward_weights<T>(const Cuda&, const LinearShape&, const T*, const T*,   \
-                                           T*, T*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
 
 }  // namespace sinter

@@ -43,13 +43,13 @@ template <int K> struct Loop {
   }
 };
 
-inline Loop<1> loop_over(const Strided& g) {
+inline Loop<1> loop_over(const op::Strided& g) {
   Loop<1> loop;
   for (int d = 0; d < g.rank; ++d) loop.append(g.shape[d], {g.stride[d]});
   return loop;
 }
 
-inline Loop<2> loop_over(const Broadcast& g) {
+inline Loop<2> loop_over(const op::Broadcast& g) {
   Loop<2> loop;
   for (int d = 0; d < g.rank; ++d) loop.append(g.shape[d], {g.stride_a[d], g.stride_b[d]});
   return loop;

@@ -14,18 +14,17 @@
 #include <limits>
 #include <map>
 #include <mutex>
-#include <span>
 #include <type_traits>
 
 #include "cluster.cuh"
 #include "launch.cuh"
 #include "reduce.cuh"
-#include "scratch.cuh"
 #include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
-#include "sinter/runtime.h"
 
 namespace sinter {
+using namespace op;
+
 namespace cuda {
 namespace {
 
@@ -78,11 +77,6 @@ template <class T> struct Chain {
   bool weights_settled = false;  // may be read before the wait
   int steps = 0;
   Step<T> step[kMaxMlpLayers] = {};
-
-  template <class F> void each_written(const F& f) const {
-    for (int s = 0; s < steps; ++s) f(step[s].y);
-    f(dlogits);
-  }
 
   // Places everything for groups of `rows` rows; returns the bytes of shared memory.
   int64_t place(int rows) {
@@ -382,13 +376,6 @@ template <class T> struct Gradients {
   int64_t n = 0;
   int layers = 0, tiles = 0;
   LayerGradients<T> layer[kMaxMlpLayers] = {};
-
-  template <class F> void each_written(const F& f) const {
-    for (int l = 0; l < layers; ++l) {
-      f(layer[l].dw);
-      f(layer[l].db);
-    }
-  }
 };
 
 template <class T> __global__ void __launch_bounds__(32 * kGradientWarps<T>)
@@ -596,9 +583,11 @@ template <class T> Chain<T> forward_chain(const MlpShape& g) {
   return chain;
 }
 
-// From the last layer to the input of layer `lowest`.
+// From the last layer to the input of layer `lowest`. Without a step, it makes the gradient of the
+// loss alone.
 template <class T> Chain<T> backward_chain(const MlpShape& g, int lowest) {
   Chain<T> chain{.n = g.n};
+  chain.step[0].k = static_cast<int>(g.width[g.layers]);
   for (int l = g.layers - 1; l >= lowest; --l) {
     Step<T>& step = chain.step[chain.steps++];
     step.k = static_cast<int>(g.width[l + 1]);
@@ -607,11 +596,7 @@ template <class T> Chain<T> backward_chain(const MlpShape& g, int lowest) {
   return chain;
 }
 
-}  // namespace
-}  // namespace cuda
-
-template <class T> bool mlp_fits(const Cuda& ctx, const MlpShape& g) {
-  using namespace cuda;
+template <class T> bool fits(const Cuda& ctx, const MlpShape& g) {
   // Beyond these, cuBLAS's large tiles gain more than its many launches lose.
   constexpr int64_t kMaxWeightBytes = int64_t{1} << 20, kMaxProducts = int64_t{1} << 28;
   int64_t weights = 0;
@@ -626,101 +611,88 @@ template <class T> bool mlp_fits(const Cuda& ctx, const MlpShape& g) {
   return chains && bytes + kBarrierBytes <= limits.block_bytes;
 }
 
-bool mlp_starts_from_loss(const Cuda&, const MlpShape& g, bool below) {
-  return below && !g.relu_last && g.width[g.layers] <= cuda::kMaxLossClasses;
-}
-
-template <class T> void mlp_forward(const Cuda& ctx, const MlpShape& g, const T* x,
-                                    std::span<const MlpLayer<T>> layers) {
-  using namespace cuda;
-  Chain<T> chain = forward_chain<T>(g);
-  chain.x = x;
-  for (int l = 0; l < g.layers; ++l) {
-    const MlpLayer<T>& layer = layers[static_cast<size_t>(l)];
-    chain.step[l].w = layer.w;
-    chain.step[l].b = layer.b;
-    chain.step[l].y = layer.y;
+template <class T> void forward(const Cuda& ctx, const MlpForward& o) {
+  Chain<T> chain = forward_chain<T>(o.g);
+  chain.x = o.x.data<T>();
+  for (int s = 0; s < chain.steps; ++s) {
+    const auto l = static_cast<size_t>(s);
+    chain.step[s].w = o.w[l].data<T>();
+    chain.step[s].b = o.b[l].data<T>();
+    chain.step[s].y = o.y[l].data<T>();
   }
-  run_chain<T, false>(ctx, "mlp_forward", chain);
+  run_chain<T, false>(ctx, o.name, chain);
 }
 
-template <class T> void mlp_backward(const Cuda& ctx, const MlpShape& g, const T* x,
-                                     std::span<const MlpLayer<T>> layers,
-                                     const MlpGradient<T>& from, T* dx,
-                                     std::span<const MlpGrads<T>> grads) {
-  using namespace cuda;
-  // dz[l]: the gradient of layer l's result before its ReLU, down to the lowest layer that needs
-  // it.
-  int lowest = 0;
-  if (!dx)
-    while (lowest < g.layers && !grads[static_cast<size_t>(lowest)].dw &&
-           !grads[static_cast<size_t>(lowest)].db)
-      ++lowest;
-  if (lowest == g.layers) return;
-  const int top = g.layers - 1, made = g.relu_last ? g.layers : top;
-  int64_t width = from.logits ? g.width[g.layers] : 0;
-  for (int l = lowest; l < made; ++l) width += g.width[l + 1];
-  const Scratch<T> scratch(ctx, g.n * width);
-  const T* dz[kMaxMlpLayers] = {};
-  T* free = scratch.data();
-  const auto take = [&](int l) {
-    T* taken = free;
-    free += g.n * g.width[l + 1];
-    dz[l] = taken;
-    return taken;
-  };
-  Chain<T> chain = backward_chain<T>(g, dx ? 0 : lowest + 1);
-  if (from.logits) {
-    const CrossEntropyShape& loss = from.loss;
-    chain.logits = from.logits;
-    chain.labels = from.labels;
+template <class T> void backward(const Cuda& ctx, const MlpBackwardChain& o) {
+  const MlpShape& g = o.g;
+  const size_t top = static_cast<size_t>(g.layers) - 1;
+  T* const dx = o.dx.data<T>();
+  // The lowest layer whose dz is asked for, or `top`, whose dz is dy or made from the loss.
+  size_t lowest = 0;
+  while (lowest < top && o.dz[lowest].address == nullptr) ++lowest;
+  Chain<T> chain = backward_chain<T>(g, dx ? 0 : static_cast<int>(lowest) + 1);
+  if (o.dy.address != nullptr) {
+    if (chain.steps == 0) return;
+    chain.x = o.dy.data<T>();
+  } else {
+    const CrossEntropyShape& loss = o.loss;
+    chain.logits = o.logits.data<T>();
+    chain.labels = o.labels.data<int64_t>();
     chain.at_label = static_cast<T>(1 - loss.label_smoothing);
     chain.anywhere = static_cast<T>(loss.label_smoothing / static_cast<double>(loss.classes));
     chain.factor = static_cast<T>(loss.mean ? 1.0 / static_cast<double>(loss.n) : 1.0);
-    chain.dlogits = take(top);
-  } else {
-    dz[top] = from.dy;
-    if (g.relu_last)
-      relu_backward<T>(ctx, g.n * g.width[g.layers], layers[static_cast<size_t>(top)].y, from.dy,
-                       take(top));
-    chain.x = dz[top];
+    chain.dlogits = o.dz[top].data<T>();
   }
   for (int s = 0; s < chain.steps; ++s) {
-    const int l = top - s;  // the layer whose input's gradient it is
+    const size_t l = top - static_cast<size_t>(s);  // the layer whose input's gradient it is
     Step<T>& step = chain.step[s];
-    step.w = layers[static_cast<size_t>(l)].w;
-    step.h = l > 0 ? layers[static_cast<size_t>(l - 1)].y : nullptr;
-    step.y = l > 0 ? take(l - 1) : dx;
+    step.w = o.w[l].data<T>();
+    step.h = l > 0 ? o.y[l - 1].data<T>() : nullptr;
+    step.y = l > 0 ? o.dz[l - 1].data<T>() : dx;
   }
-  if (chain.steps > 0) run_chain<T, true>(ctx, "mlp_backward", chain);
+  run_chain<T, true>(ctx, o.name, chain);
+}
 
+template <class T> void backward_weights(const Cuda& ctx, const MlpBackwardWeights& o) {
+  const MlpShape& g = o.g;
   Gradients<T> gradients{.n = g.n};
-  for (int l = lowest; l < g.layers; ++l) {
-    const MlpGrads<T>& grad = grads[static_cast<size_t>(l)];
-    if (!grad.dw && !grad.db) continue;
+  for (size_t l = 0; l < o.dw.size(); ++l) {
+    T *const dw = o.dw[l].data<T>(), *const db = o.db[l].data<T>();
+    if (!dw && !db) continue;
     const int out = static_cast<int>(g.width[l + 1]), in = static_cast<int>(g.width[l]);
     const int across = static_cast<int>(ceil_div(in, kTileIn));
     gradients.layer[gradients.layers++] = {
-        out,     in,      dz[l],           l > 0 ? layers[static_cast<size_t>(l - 1)].y : x,
-        grad.dw, grad.db, gradients.tiles, across};
+        out, in, o.dz[l].data<T>(), l > 0 ? o.y[l - 1].data<T>() : o.x.data<T>(),
+        dw,  db, gradients.tiles,   across};
     gradients.tiles += static_cast<int>(ceil_div(out, kTileOut)) * across;
   }
   if (gradients.tiles == 0) return;
-  const Branch side(ctx);  // nothing below the layers needs these
-  launch_early(side.ctx(), {"mlp_backward_weights", g.n, gradients.layers, gradients.tiles},
+  launch_early(ctx, {o.name, g.n, gradients.layers, gradients.tiles},
                static_cast<unsigned>(gradients.tiles), 32 * kGradientWarps<T>, 0,
                {.early = g.n <= kBriefBatch}, mlp_dweight_kernel<T>, gradients);
 }
 
-#define SINTER_INSTANTIATE(T)                                                            \
-  template bool mlp_fits<T>(const Cuda&, const MlpShape&);                               \
-  template void mlp_forward<T>(const Cuda&, const MlpShape&, const T*,                   \
-                               std::span<const MlpLayer<T>>);                            \
-  template void mlp_backward<T>(const Cuda&, const MlpShape&, const T*,                  \
-                                std::span<const MlpLayer<T>>, const MlpGradient<T>&, T*, \
-                                std::span<const MlpGrads<T>>);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+}  // namespace
+}  // namespace cuda
+
+bool mlp_fits(const Cuda& ctx, const MlpShape& g, DType dtype) {
+  return dtype == kFloat64 ? cuda::fits<double>(ctx, g) : cuda::fits<float>(ctx, g);
+}
+
+bool mlp_starts_from_loss(const Cuda&, const MlpShape& g) {
+  return !g.relu_last && g.width[g.layers] <= cuda::kMaxLossClasses;
+}
+
+void run(const Cuda& ctx, const MlpForward& o) {
+  with_floating(o.x, [&]<class T>() { cuda::forward<T>(ctx, o); });
+}
+
+void run(const Cuda& ctx, const MlpBackwardChain& o) {
+  with_floating(o.w.back(), [&]<class T>() { cuda::backward<T>(ctx, o); });
+}
+
+void run(const Cuda& ctx, const MlpBackwardWeights& o) {
+  with_floating(o.x, [&]<class T>() { cuda::backward_weights<T>(ctx, o); });
+}
 
 }  // namespace sinter

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <span>
+#include <vector>
 
 #include "launch.cuh"
 #include "sinter/operators.h"
@@ -11,8 +11,27 @@
 #include "stream.cuh"
 
 namespace sinter {
+using namespace op;
+
 namespace cuda {
 namespace {
+
+template <class T> struct AdamSlot {
+  int64_t n;
+  T* p;        // parameter
+  const T* g;  // gradient: with slices > 1, the sum of as many, g_stride apart
+  T* m;        // first moment
+  T* v;        // second moment
+  int64_t* step;
+  int64_t slices = 1, g_stride = 0;
+};
+template <class T> struct SgdSlot {
+  int64_t n;
+  T* p;        // parameter
+  const T* g;  // gradient
+  T* m;        // momentum buffer; null without momentum
+  int64_t* step;
+};
 
 // The slots of a launch travel in its kernel's parameters, so that nothing is uploaded; as many as
 // these hold. A model with more tensors takes several launches.
@@ -36,15 +55,6 @@ template <class Slot> struct SlotTable {
   uint64_t counted = 0;
   int64_t first_block[kMaxSlots + 1] = {};
   Slot slot[kMaxSlots] = {};
-
-  template <class F> void each_written(const F& f) const {
-    for (int s = 0; s < count; ++s) {
-      f(slot[s].p);
-      f(slot[s].m);
-      f(slot[s].step);
-      if constexpr (requires { slot[s].v; }) f(slot[s].v);
-    }
-  }
 
   // The slot that block `b` works on: first_block[s] <= b < first_block[s + 1]. Empty slots own no
   // block.
@@ -245,7 +255,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 // ---- launchers ----------------------------------------------------------------------------------
 
 // Calls run(table, blocks) for the slots in groups of at most kMaxSlots.
-template <class Slot, class Run> void for_tables(std::span<const Slot> slots, const Run& run) {
+template <class Slot, class Run> void for_tables(const std::vector<Slot>& slots, const Run& run) {
   int64_t total = 0;
   for (const Slot& slot : slots) total += slot.n;
   // Two elements a thread keep every SM busy in a small model; beyond some 4096 blocks larger
@@ -272,44 +282,62 @@ template <class Slot, class Run> void for_tables(std::span<const Slot> slots, co
   }
 }
 
-}  // namespace
-template <> inline constexpr bool holds_no_pointers<AdamConfig> = true;
-template <> inline constexpr bool holds_no_pointers<AdamConstants<float>> = true;
-template <> inline constexpr bool holds_no_pointers<AdamConstants<double>> = true;
-}  // namespace cuda
-
-template <class T> void adam_step(const Cuda& ctx, const AdamConfig& c,
-                                  std::span<const AdamSlot<T>> slots, const double* lr) {
-  using namespace cuda;
+template <class T> void adam_step(const Cuda& ctx, const AdamStep& o) {
+  std::vector<AdamSlot<T>> slots;
+  for (size_t i = 0; i < o.p.size(); ++i) {
+    AdamSlot<T> slot{o.p[i].numel(),   o.p[i].data<T>(), o.g[i].data<T>(),
+                     o.m[i].data<T>(), o.v[i].data<T>(), o.steps.data<int64_t>() + o.place[i]};
+    if (!o.first.empty() && o.first[i] >= 0) {
+      slot.g += o.first[i];
+      slot.slices = o.g[i].shape[0];
+      slot.g_stride = o.g[i].shape[1];
+    }
+    slots.push_back(slot);
+  }
+  const AdamConfig& c = o.c;
   const AdamConstants<T> k{static_cast<T>(c.beta1), static_cast<T>(c.beta2),
                            static_cast<T>(1 - c.beta1), static_cast<T>(1 - c.beta2),
                            static_cast<T>(c.eps)};
+  const auto* lr = o.lr.data<double>();
   for_tables(slots, [&](SlotTable<AdamSlot<T>>& table, unsigned blocks) {
     table.settled = settled(ctx, lr);
-    table.each_written([&](const void* p) { table.settled = table.settled && settled(ctx, p); });
+    for (int s = 0; s < table.count; ++s) {
+      const AdamSlot<T>& slot = table.slot[s];
+      for (const void* p : {static_cast<const void*>(slot.p), static_cast<const void*>(slot.m),
+                            static_cast<const void*>(slot.v), static_cast<const void*>(slot.step)})
+        table.settled = table.settled && settled(ctx, p);
+    }
     launch_early(ctx, {"adam_step", table.count, blocks}, blocks, kThreads, 0, {}, adam_kernel<T>,
                  table, c, k, lr, stream_resources(ctx).ticket);
   });
 }
 
-template <class T> void sgd_step(const Cuda& ctx, const SgdConfig& c,
-                                 std::span<const SgdSlot<T>> slots, const double* lr) {
-  using namespace cuda;
+template <class T> void sgd_step(const Cuda& ctx, const SgdStep& o) {
+  std::vector<SgdSlot<T>> slots;
+  for (size_t i = 0; i < o.p.size(); ++i)
+    slots.push_back({o.p[i].numel(), o.p[i].data<T>(), o.g[i].data<T>(),
+                     o.m.empty() ? nullptr : o.m[i].data<T>(),
+                     o.steps.data<int64_t>() + o.place[i]});
+  const SgdConfig& c = o.c;
   const SgdConstants<T> k{static_cast<T>(c.momentum), static_cast<T>(1 - c.dampening),
                           static_cast<T>(c.weight_decay)};
   for_tables(slots, [&](const SlotTable<SgdSlot<T>>& table, unsigned blocks) {
     launch(ctx, {"sgd_step", table.count, blocks}, blocks, kThreads, 0, sgd_kernel<T>, table, c, k,
-           lr, stream_resources(ctx).ticket);
+           o.lr.data<double>(), stream_resources(ctx).ticket);
   });
 }
 
-#define SINTER_INSTANTIATE(T)                                                              \
-  template void adam_step<T>(const Cuda&, const AdamConfig&, std::span<const AdamSlot<T>>, \
-                             const double*);                                               \
-  template void sgd_step<T>(const Cuda&, const SgdConfig&, std::span<const SgdSlot<T>>,    \
-                            const double*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+}  // namespace
+}  // namespace cuda
+
+void run(const Cuda& ctx, const AdamStep& o) {
+  if (o.p.empty()) return;
+  with_floating(o.p[0], [&]<class T>() { cuda::adam_step<T>(ctx, o); });
+}
+
+void run(const Cuda& ctx, const SgdStep& o) {
+  if (o.p.empty()) return;
+  with_floating(o.p[0], [&]<class T>() { cuda::sgd_step<T>(ctx, o); });
+}
 
 }  // namespace sinter

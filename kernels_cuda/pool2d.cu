@@ -9,6 +9,8 @@
 #include "sinter/philox.h"  // SINTER_HD
 
 namespace sinter {
+using namespace op;
+
 namespace cuda {
 namespace {
 
@@ -123,52 +125,46 @@ int64_t count_y(const Pool2dShape& g) { return int64_t{g.n} * g.c * g.oh * g.ow;
 
 // ---- launchers ----------------------------------------------------------------------------------
 
-template <class T>
-void max_pool2d_forward(const Cuda& ctx, const Pool2dShape& g, const T* x, T* y, int32_t* argmax) {
-  const int64_t n = cuda::count_y(g);
-  cuda::with_index(n, [&](auto zero) {
-    cuda::launch_1d(ctx, "max_pool2d_forward", n, cuda::max_forward_kernel<T, decltype(zero)>, g, x,
-                    y, argmax);
+void run(const Cuda& ctx, const MaxPool2dForward& o) {
+  const int64_t n = cuda::count_y(o.g);
+  with_floating(o.x, [&]<class T>() {
+    cuda::with_index(n, [&]<class Index>(Index) {
+      cuda::launch_1d(ctx, "max_pool2d_forward", n, cuda::max_forward_kernel<T, Index>, o.g,
+                      o.x.data<T>(), o.y.data<T>(), o.argmax.data<int32_t>());
+    });
   });
 }
 
-template <class T> void max_pool2d_backward(const Cuda& ctx, const Pool2dShape& g, const T* dy,
-                                            const int32_t* argmax, T* dx) {
-  const int64_t n = cuda::count_x(g);
-  cuda::with_index(n, [&](auto zero) {
-    cuda::launch_1d(ctx, "max_pool2d_backward", n, cuda::max_backward_kernel<T, decltype(zero)>, g,
-                    dy, argmax, dx);
+void run(const Cuda& ctx, const MaxPool2dBackward& o) {
+  const int64_t n = cuda::count_x(o.g);
+  with_floating(o.dy, [&]<class T>() {
+    cuda::with_index(n, [&]<class Index>(Index) {
+      cuda::launch_1d(ctx, "max_pool2d_backward", n, cuda::max_backward_kernel<T, Index>, o.g,
+                      o.dy.data<T>(), o.argmax.data<int32_t>(), o.dx.data<T>());
+    });
   });
 }
 
-template <class T>
-void avg_pool2d_forward(const Cuda& ctx, const Pool2dShape& g, const T* x, T* y) {
-  const int64_t n = cuda::count_y(g);
-  const T scale = T(1) / (T(g.kh) * T(g.kw));
-  cuda::with_index(n, [&](auto zero) {
-    cuda::launch_1d(ctx, "avg_pool2d_forward", n, cuda::avg_forward_kernel<T, decltype(zero)>, g,
-                    scale, x, y);
+void run(const Cuda& ctx, const AvgPool2dForward& o) {
+  const int64_t n = cuda::count_y(o.g);
+  with_floating(o.x, [&]<class T>() {
+    const T scale = T(1) / (T(o.g.kh) * T(o.g.kw));
+    cuda::with_index(n, [&]<class Index>(Index) {
+      cuda::launch_1d(ctx, "avg_pool2d_forward", n, cuda::avg_forward_kernel<T, Index>, o.g, scale,
+                      o.x.data<T>(), o.y.data<T>());
+    });
   });
 }
 
-template <class T>
-void avg_pool2d_backward(const Cuda& ctx, const Pool2dShape& g, const T* dy, T* dx) {
-  const int64_t n = cuda::count_x(g);
-  const T scale = T(1) / (T(g.kh) * T(g.kw));
-  cuda::with_index(n, [&](auto zero) {
-    cuda::launch_1d(ctx, "avg_pool2d_backward", n, cuda::avg_backward_kernel<T, decltype(zero)>, g,
-                    scale, dy, dx);
+void run(const Cuda& ctx, const AvgPool2dBackward& o) {
+  const int64_t n = cuda::count_x(o.g);
+  with_floating(o.dy, [&]<class T>() {
+    const T scale = T(1) / (T(o.g.kh) * T(o.g.kw));
+    cuda::with_index(n, [&]<class Index>(Index) {
+      cuda::launch_1d(ctx, "avg_pool2d_backward", n, cuda::avg_backward_kernel<T, Index>, o.g,
+                      scale, o.dy.data<T>(), o.dx.data<T>());
+    });
   });
 }
-
-#define SINTER_INSTANTIATE(T)                                                                     \
-  template void max_pool2d_forward<T>(const Cuda&, const Pool2dShape&, const T*, T*, int32_t*);   \
-  template void max_pool2d_backward<T>(const Cuda&, const Pool2dShape&, const T*, const int32_t*, \
-                                       T*);                                                       \
-  template void avg_pool2d_forward<T>(const Cuda&, const Pool2dShape&, const T*, T*);             \
-  template void avg_pool2d_backward<T>(const Cuda&, const Pool2dShape&, const T*, T*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
 
 }  // namespace sinter

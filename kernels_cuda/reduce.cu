@@ -6,6 +6,7 @@
 #include "loop.cuh"
 #include "scratch.cuh"
 #include "sinter/operators.h"
+#include "sum.cuh"
 
 namespace sinter {
 namespace cuda {
@@ -70,12 +71,37 @@ template <class T> void launch_sum(LaunchSite site, const Loop<1>& kept, const L
   });
 }
 
-}  // namespace
-}  // namespace cuda
+// As sum_slices says. Eight threads share a column, then add up as a tree.
+template <class T> __global__ void __launch_bounds__(kThreads)
+    sum_slices_kernel(int slices, int64_t stride, int64_t n, int64_t n_rest, const T* partial, T* y,
+                      T* rest) {
+  __shared__ T sums[8][32];
+  wait_for_earlier();
+  const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 32 + lane;
+  T sum = 0;
+  if (i < n + n_rest) {
+#pragma unroll 8
+    for (int s = part; s < slices; s += 8) sum += partial[s * stride + i];
+  }
+  sums[part][lane] = sum;
+  for (int half = 4; half > 0; half /= 2) {
+    __syncthreads();
+    if (part < half) sums[part][lane] += sums[part + half][lane];
+  }
+  if (part != 0 || i >= n + n_rest) return;
+  if (i < n) {
+    if (y) y[i] = sums[0][lane];
+  } else if (rest) {
+    rest[i - n] = sums[0][lane];
+  }
+}
 
-template <class T> void sum(const Cuda& ctx, const Reduce& g, const T* x, T* y) {
-  using namespace cuda;
-  const Loop<1> kept = loop_over(g.kept), reduced = loop_over(g.reduced);
+}  // namespace
+
+template <class T> void sum(LaunchSite site, const op::Strided& over_kept,
+                            const op::Strided& over_reduced, double factor, const T* x, T* y) {
+  const Loop<1> kept = loop_over(over_kept), reduced = loop_over(over_reduced);
   const int64_t n = kept.count;
   if (n == 0) return;
 
@@ -88,19 +114,47 @@ template <class T> void sum(const Cuda& ctx, const Reduce& g, const T* x, T* y) 
   const int64_t slices =
       std::clamp<int64_t>(std::min(512 / tiles, reduced.count / (16 * rows)), 1, 512);
   if (slices == 1) {
-    launch_sum(ctx, kept, reduced, columns, 1, g.factor, x, y);
+    launch_sum(site, kept, reduced, columns, 1, factor, x, y);
     return;
   }
-  const Scratch<T> partial(ctx, slices * n);
-  launch_sum(ctx, kept, reduced, columns, slices, 1.0, x, partial.data());
+  const Scratch<T> partial(site.ctx, slices * n);
+  launch_sum(site, kept, reduced, columns, slices, 1.0, x, partial.data());
   Loop<1> outputs, over_slices;
   outputs.append(n, {1});
   over_slices.append(slices, {n});
-  launch_sum(ctx, outputs, over_slices, n >= 32, 1, g.factor, static_cast<const T*>(partial.data()),
+  launch_sum(site, outputs, over_slices, n >= 32, 1, factor, static_cast<const T*>(partial.data()),
              y);
 }
 
-template void sum<float>(const Cuda&, const Reduce&, const float*, float*);
-template void sum<double>(const Cuda&, const Reduce&, const double*, double*);
+template <class T> void sum_slices(LaunchSite site, const char* name, int64_t slices,
+                                   int64_t stride, int64_t n, int64_t n_rest, const T* partial,
+                                   T* y, T* rest) {
+  launch_early(site, {name, slices, n, n_rest}, static_cast<unsigned>(ceil_div(n + n_rest, 32)),
+               kThreads, 0, {.early = false}, sum_slices_kernel<T>, static_cast<int>(slices),
+               stride, n, n_rest, partial, y, rest);
+}
+
+#define SINTER_INSTANTIATE(T)                                                                     \
+  template void sum(LaunchSite, const op::Strided&, const op::Strided&, double, const T*, T*);    \
+  template void sum_slices(LaunchSite, const char*, int64_t, int64_t, int64_t, int64_t, const T*, \
+                           T*, T*);
+SINTER_INSTANTIATE(float)
+SINTER_INSTANTIATE(double)
+#undef SINTER_INSTANTIATE
+
+}  // namespace cuda
+
+void run(const Cuda& ctx, const op::Sum& o) {
+  with_floating(o.x, [&]<class T>() {
+    cuda::sum(ctx, o.kept, o.reduced, o.factor, o.x.data<T>(), o.y.data<T>());
+  });
+}
+
+void run(const Cuda& ctx, const op::SumSlices& o) {
+  with_floating(o.partial, [&]<class T>() {
+    cuda::sum_slices(ctx, "sum_slices", o.partial.shape[0], o.partial.shape[1], o.y.numel(), 0,
+                     o.partial.data<T>() + o.first, o.y.data<T>(), static_cast<T*>(nullptr));
+  });
+}
 
 }  // namespace sinter

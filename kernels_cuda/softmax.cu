@@ -12,6 +12,8 @@
 #include "stream.cuh"
 
 namespace sinter {
+using namespace op;
+
 namespace cuda {
 namespace {
 
@@ -270,14 +272,8 @@ void launch_cross_entropy(const Cuda& ctx, const CrossEntropyShape& g, const T* 
          g, logits, labels, loss, dlogits, of_block.data(), stream_resources(ctx));
 }
 
-}  // namespace
-template <> inline constexpr bool holds_no_pointers<CrossEntropyShape> = true;
-template <> inline constexpr bool holds_no_pointers<StreamResources> = true;  // but its own
-}  // namespace cuda
-
 template <class T>
 void log_softmax_forward(const Cuda& ctx, const SoftmaxShape& g, const T* x, T* y) {
-  using namespace cuda;
   if (g.outer * g.classes * g.inner == 0) return;
   if (g.inner > 1)
     launch_1d(ctx, "log_softmax_forward", g.outer * g.inner, log_softmax_columns<T>, g.classes,
@@ -292,7 +288,6 @@ void log_softmax_forward(const Cuda& ctx, const SoftmaxShape& g, const T* x, T* 
 
 template <class T>
 void log_softmax_backward(const Cuda& ctx, const SoftmaxShape& g, const T* y, const T* dy, T* dx) {
-  using namespace cuda;
   if (g.outer * g.classes * g.inner == 0) return;
   if (g.inner > 1)
     launch_1d(ctx, "log_softmax_backward", g.outer * g.inner, log_softmax_columns_backward<T>,
@@ -307,33 +302,49 @@ void log_softmax_backward(const Cuda& ctx, const SoftmaxShape& g, const T* y, co
 
 template <class T> void cross_entropy(const Cuda& ctx, const CrossEntropyShape& g, const T* logits,
                                       const int64_t* labels, T* loss, T* dlogits) {
-  if (g.classes <= cuda::kFewClasses && g.n <= cuda::kFewRows)
-    cuda::launch_early(ctx, {"cross_entropy", g.n, g.classes}, 1, cuda::kThreads, 0, {},
-                       cuda::cross_entropy_few<T>, g, logits, labels, loss, dlogits,
-                       cuda::stream_resources(ctx));
-  else if (g.classes > cuda::kLongRow)
-    cuda::launch_cross_entropy<cuda::kThreads>(ctx, g, logits, labels, loss, dlogits);
+  if (g.classes <= kFewClasses && g.n <= kFewRows)
+    launch_early(ctx, {"cross_entropy", g.n, g.classes}, 1, kThreads, 0, {}, cross_entropy_few<T>,
+                 g, logits, labels, loss, dlogits, stream_resources(ctx));
+  else if (g.classes > kLongRow)
+    launch_cross_entropy<kThreads>(ctx, g, logits, labels, loss, dlogits);
   else
-    cuda::launch_cross_entropy<32>(ctx, g, logits, labels, loss, dlogits);
+    launch_cross_entropy<32>(ctx, g, logits, labels, loss, dlogits);
 }
 
 template <class T> void count_correct(const Cuda& ctx, int64_t n, int64_t classes, const T* logits,
                                       const int64_t* labels, int64_t* correct) {
-  using namespace cuda;
   if (n == 0) return;
   launch(ctx, {"count_correct", n, classes}, row_blocks<32>(n), kThreads, 0,
          count_correct_kernel<T>, n, classes, logits, labels,
          reinterpret_cast<unsigned long long*>(correct));
 }
 
-#define SINTER_INSTANTIATE(T)                                                                      \
-  template void log_softmax_forward<T>(const Cuda&, const SoftmaxShape&, const T*, T*);            \
-  template void log_softmax_backward<T>(const Cuda&, const SoftmaxShape&, const T*, const T*, T*); \
-  template void cross_entropy<T>(const Cuda&, const CrossEntropyShape&, const T*, const int64_t*,  \
-                                 T*, T*);                                                          \
-  template void count_correct<T>(const Cuda&, int64_t, int64_t, const T*, const int64_t*, int64_t*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+}  // namespace
+}  // namespace cuda
+
+void run(const Cuda& ctx, const LogSoftmaxForward& o) {
+  with_floating(
+      o.x, [&]<class T>() { cuda::log_softmax_forward(ctx, o.g, o.x.data<T>(), o.y.data<T>()); });
+}
+
+void run(const Cuda& ctx, const LogSoftmaxBackward& o) {
+  with_floating(o.y, [&]<class T>() {
+    cuda::log_softmax_backward(ctx, o.g, o.y.data<T>(), o.dy.data<T>(), o.dx.data<T>());
+  });
+}
+
+void run(const Cuda& ctx, const CrossEntropy& o) {
+  with_floating(o.logits, [&]<class T>() {
+    cuda::cross_entropy(ctx, o.g, o.logits.data<T>(), o.labels.data<int64_t>(), o.loss.data<T>(),
+                        o.dlogits.data<T>());
+  });
+}
+
+void run(const Cuda& ctx, const CountCorrect& o) {
+  with_floating(o.logits, [&]<class T>() {
+    cuda::count_correct(ctx, o.logits.shape[0], o.logits.shape[1], o.logits.data<T>(),
+                        o.labels.data<int64_t>(), o.correct.data<int64_t>());
+  });
+}
 
 }  // namespace sinter

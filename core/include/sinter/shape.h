@@ -75,7 +75,6 @@ struct Device {
   bool operator==(const Device&) const = default;
 };
 inline constexpr Device kCpu{Device::Kind::kCpu, 0};
-constexpr Device cuda(int index = 0) { return {Device::Kind::kCuda, index}; }
 std::ostream& operator<<(std::ostream& out, Device device);
 // Throws DeviceError, saying what is missing and how to mend it, unless kernels run on `device`.
 void require_usable(Device device);

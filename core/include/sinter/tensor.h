@@ -18,6 +18,8 @@
 
 namespace sinter {
 
+constexpr Device cuda(int index = 0) { return {Device::Kind::kCuda, index}; }
+
 struct TensorOptions {
   DType dtype = kFloat32;
   Device device = kCpu;
