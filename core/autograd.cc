@@ -437,9 +437,10 @@ void Tensor::run_backward(const Tensor& gradient, bool retain_graph) const {
     require<GradError>(!node.freed, "backward: the graph of ", node.op,
                        " was freed by an earlier backward pass; pass retain_graph = true to the "
                        "first to run a second");
-    require<GraphError>(recorder == nullptr || recorder->made(&node), "backward of ", node.op,
-                        ": it was recorded outside of the compiled function, which cannot go "
-                        "through it again at every call; move its forward pass inside, or detach()");
+    require<GraphError>(
+        recorder == nullptr || recorder->made(&node), "backward of ", node.op,
+        ": it was recorded outside of the compiled function, which cannot go "
+        "through it again at every call; move its forward pass inside, or detach()");
     const OriginScope origin({node.module, node.op});
     Grads dx = node.backward(dy);
     dy = Tensor();

@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <optional>
 #include <ostream>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "leaf_use.h"
+#include "program/recorder.h"
 #include "sinter/fused.h"
 #include "sinter/random.h"
 
@@ -123,6 +125,7 @@ class ForwardCall : private LeafWatch {
     if (!outermost_) unlisted_ = !require_listed(outer_->module_, module);
     if (outermost_) watch_before_ = exchange_leaf_watch(this);
     innermost = this;
+    if (Recorder* const recorder = Recorder::of_this_thread()) origin_.emplace(origin(*recorder));
   }
   ~ForwardCall() override {
     if (outermost_) exchange_leaf_watch(watch_before_);
@@ -177,19 +180,31 @@ class ForwardCall : private LeafWatch {
                          user, ", or detach() it if it is to stay outside"));
   }
 
+  // Of what this module emits: its path from the outermost one.
+  Origin origin(const Recorder& recorder) const {
+    if (outermost_) return {std::make_shared<std::string>(), nullptr};
+    std::string path;
+    if (!lists(outer_->module_, &module_, &path)) path = module_.type_name();
+    const std::shared_ptr<const std::string>& outer = recorder.origin.module;
+    if (outer != nullptr && !outer->empty()) path = *outer + "." + path;
+    return {std::make_shared<std::string>(path), nullptr};
+  }
+
   Module& module_;
   const Tensor& x_;
   ForwardCall* outer_;
   const bool outermost_;
   bool unlisted_ = false;
   LeafWatch* watch_before_ = nullptr;
+  std::optional<OriginScope> origin_;
   static thread_local ForwardCall* innermost;
 };
 thread_local ForwardCall* ForwardCall::innermost = nullptr;
 
 bool Module::is_training() const {
   ForwardCall::require_mode(*this);
-  return training_;
+  if (Recorder* const recorder = Recorder::of_this_thread()) recorder->asked_mode(mode_.training);
+  return *mode_.training;
 }
 
 uint64_t Module::Identity::next() {
@@ -300,7 +315,7 @@ void Module::zero_grad() {
 }
 
 void Module::train(bool on) {
-  training_ = on;
+  *mode_.training = on;
   any_child(*this, [&](const std::string&, Module& child) {
     child.train(on);
     return false;

@@ -103,8 +103,7 @@ Tensor expand(const Tensor& x, const Shape& shape, double factor = 1) {
 
 // Sums x over the dimensions marked in `reduced`; the result has shape `result` (with or without
 // them).
-Tensor reduce(const Tensor& x, const bool* reduced, const Shape& result,
-              double factor) {
+Tensor reduce(const Tensor& x, const bool* reduced, const Shape& result, double factor) {
   int64_t stride[kMaxRank];
   contiguous_strides(x.shape(), stride);
   Shape sizes[2];
@@ -115,7 +114,8 @@ Tensor reduce(const Tensor& x, const bool* reduced, const Shape& result,
     part.append(x.size(d));
   }
   const Tensor y = empty(result, x.options());
-  emit(op::Sum{strided(sizes[0], strides[0]), strided(sizes[1], strides[1]), factor, in(x), out(y)});
+  emit(
+      op::Sum{strided(sizes[0], strides[0]), strided(sizes[1], strides[1]), factor, in(x), out(y)});
   return y;
 }
 

@@ -94,7 +94,7 @@ template <class G> void set_axes(G& g, const Axis& v, const Axis& h) {
 }
 
 op::Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
-                         const Conv2dOptions& options) {
+                             const Conv2dOptions& options) {
   const char* op = "conv2d";
   require<ShapeError>(x.defined() && x.rank() == 4 && x.size(2) > 0 && x.size(3) > 0, op,
                       ": expected x of shape (N, C, H, W) with H and W of at least 1, got ",
@@ -147,7 +147,7 @@ op::Conv2dShape conv2d_shape(const Tensor& x, const Tensor& w, const Tensor& b,
 }
 
 op::Pool2dShape pool2d_shape(const char* op, const Tensor& x, Pair kernel,
-                         const Pool2dOptions& options) {
+                             const Pool2dOptions& options) {
   require<ShapeError>(
       x.defined() && x.rank() == 4 && x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, op,
       ": expected x of shape (N, C, H, W) with C, H and W of at least 1, got ", ShapeOf{x});
@@ -174,7 +174,8 @@ op::Pool2dShape pool2d_shape(const char* op, const Tensor& x, Pair kernel,
 }
 
 // Checks the arguments of linear; `shape`, x's, becomes the result's.
-op::LinearShape linear_shape(const Tensor& x, Shape& shape, const Tensor& weight, const Tensor& bias) {
+op::LinearShape linear_shape(const Tensor& x, Shape& shape, const Tensor& weight,
+                             const Tensor& bias) {
   const char* op = "linear";
   require<ShapeError>(weight.defined() && weight.rank() == 2, op,
                       ": expected weight of shape (out, in), got ", ShapeOf{weight});
@@ -230,8 +231,8 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
                     emit(op::Conv2dBackwardData{g, in(dy), in(sw.get()), out(grads[0])});
                   }
                   if (need_w || need_b) {
-                    emit(op::Conv2dBackwardWeights{g, in(sx.get()), in(dy),
-                                                   optional_out(grads[1]), optional_out(grads[2])});
+                    emit(op::Conv2dBackwardWeights{g, in(sx.get()), in(dy), optional_out(grads[1]),
+                                                   optional_out(grads[2])});
                   }
                   return grads;
                 });
@@ -278,8 +279,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
                     emit(op::LinearBackwardData{g, in(dy), in(sw.get()), out(grads[0])});
                   }
                   if (need_w || need_b) {
-                    emit(op::LinearBackwardWeights{g, in(sx.get()), in(dy),
-                                                   optional_out(grads[1]), optional_out(grads[2])});
+                    emit(op::LinearBackwardWeights{g, in(sx.get()), in(dy), optional_out(grads[1]),
+                                                   optional_out(grads[2])});
                   }
                   return grads;
                 });
@@ -327,11 +328,10 @@ Tensor cross_entropy(const Tensor& logits, const Tensor& labels,
                       "cross_entropy: expected label_smoothing in [0, 1], got ",
                       options.label_smoothing);
   const op::CrossEntropyShape g{logits.size(0), logits.size(1), options.label_smoothing,
-                            options.reduction == Reduction::kMean};
+                                options.reduction == Reduction::kMean};
   // The gradient comes almost free with the loss; it is kept in place of the probabilities.
   const Tensor loss = empty({}, logits.options());
-  const Tensor unit =
-      recording({&logits}) ? empty(logits.shape(), logits.options()) : Tensor();
+  const Tensor unit = recording({&logits}) ? empty(logits.shape(), logits.options()) : Tensor();
   emit(op::CrossEntropy{g, in(logits), in(labels), out(loss), optional_out(unit)});
   return record("cross_entropy", loss, {logits},
                 [unit](const Tensor& dy) { return Grads{unit * dy}; });
@@ -387,8 +387,8 @@ Tensor conv2d_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& bia
           } else {
             if (need_w || need_b) {
               const int64_t weights = sw.shape().numel();
-              const Tensor sums = empty(
-                  {conv2d_relu_pool_slices(ctx, g, dy.dtype()), weights + g.o}, dy.options());
+              const Tensor sums =
+                  empty({conv2d_relu_pool_slices(ctx, g, dy.dtype()), weights + g.o}, dy.options());
               emit(op::Conv2dReluPoolBackwardWeights{g, x, y, in(choice), in(dy), out(sums)});
               if (need_w) emit(op::SumSlices{0, in(sums), out(grads[1])});
               if (need_b) emit(op::SumSlices{weights, in(sums), out(grads[2])});
@@ -457,14 +457,12 @@ Tensor mlp(const Tensor& x, std::span<const Tensor> weights, std::span<const Ten
     if (l + 1 < layers || relu_last) saved_ys.emplace_back(ys[l]);
   }
   return record(
-      op, ys.back(), inputs,
-      [g, needed, sx = Saved(x), saved_weights, saved_ys](const Tensor& dy) {
+      op, ys.back(), inputs, [g, needed, sx = Saved(x), saved_weights, saved_ys](const Tensor& dy) {
         const auto layers = static_cast<size_t>(g.layers);
         Grads grads(needed.size());
         if (needed[0]) grads[0] = empty(sx.shape(), dy.options());
         for (size_t l = 0; l < layers; ++l) {
-          if (needed[1 + 2 * l])
-            grads[1 + 2 * l] = empty(saved_weights[l].shape(), dy.options());
+          if (needed[1 + 2 * l]) grads[1 + 2 * l] = empty(saved_weights[l].shape(), dy.options());
           if (needed[2 + 2 * l]) grads[2 + 2 * l] = empty({g.width[l + 1]}, dy.options());
         }
         // dz[l]: the gradient of layer l's result before its ReLU, down to the lowest that leads to
@@ -478,8 +476,12 @@ Tensor mlp(const Tensor& x, std::span<const Tensor> weights, std::span<const Ten
           dz.back() = empty(dy.shape(), dy.options());
           emit(op::ReluBackward{in(saved_ys.back().get()), in(dy), out(dz.back())});
         }
-        op::MlpBackwardChain chain{.g = g, .dy = in(dz.back()), .dx = optional_out(grads[0])};
-        op::MlpBackwardWeights sums{.g = g, .x = in(sx.get())};
+        op::MlpBackwardChain chain;
+        op::MlpBackwardWeights sums;
+        chain.g = sums.g = g;
+        chain.dy = in(dz.back());
+        chain.dx = optional_out(grads[0]);
+        sums.x = in(sx.get());
         for (size_t l = 0; l < layers; ++l) {
           const bool is_last = l + 1 == layers;
           const Tensor y = is_last && !g.relu_last ? Tensor() : saved_ys[l].get();

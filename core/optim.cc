@@ -121,8 +121,9 @@ Adam::Adam(const char* name, std::vector<Tensor> params, const AdamOptions& opti
 
 void Adam::step() {
   follow_parameters({&m_, &v_});
-  op::AdamStep step{.c = {options_.beta1, options_.beta2, options_.eps,
-                          options_.weight_decay.value_or(0), options_.decoupled}};
+  op::AdamStep step;
+  step.c = {options_.beta1, options_.beta2, options_.eps, options_.weight_decay.value_or(0),
+            options_.decoupled};
   each_gradient([&](size_t i, const Tensor& grad) {
     step.place.push_back(static_cast<int64_t>(i));
     step.g.push_back(in(grad));
@@ -170,8 +171,8 @@ SGD::SGD(std::vector<Tensor> params, const SGDOptions& options)
 
 void SGD::step() {
   follow_parameters({&m_});
-  op::SgdStep step{.c = {options_.momentum, options_.dampening, options_.weight_decay,
-                         options_.nesterov}};
+  op::SgdStep step;
+  step.c = {options_.momentum, options_.dampening, options_.weight_decay, options_.nesterov};
   each_gradient([&](size_t i, const Tensor& grad) {
     step.place.push_back(static_cast<int64_t>(i));
     step.g.push_back(in(grad));

@@ -108,15 +108,15 @@ std::ostream& operator<<(std::ostream& out, Device device) { return out << devic
 void require_usable(Device device) {
   if (!device.is_cuda()) return;
   if constexpr (cuda_built()) {
-  if (cuda_device_count() == 0) {
-    throw DeviceError(str(device, " requested, but ", cuda_unavailable()));
-  }
-  const CudaDeviceInfo info = cuda_device_info(device.index);  // throws if there is no such index
-  require<DeviceError>(info.usable.empty(), device, " requested, but ", info.usable);
+    if (cuda_device_count() == 0) {
+      throw DeviceError(str(device, " requested, but ", cuda_unavailable()));
+    }
+    const CudaDeviceInfo info = cuda_device_info(device.index);  // throws if there is no such index
+    require<DeviceError>(info.usable.empty(), device, " requested, but ", info.usable);
   } else {
-  throw DeviceError(str(device,
-                        " requested, but this build has no CUDA backend; reconfigure with "
-                        "-DSINTER_CUDA=ON, or use cpu"));
+    throw DeviceError(str(device,
+                          " requested, but this build has no CUDA backend; reconfigure with "
+                          "-DSINTER_CUDA=ON, or use cpu"));
   }
 }
 

@@ -65,7 +65,8 @@ void Storage::point_to(void* address, std::shared_ptr<void> its_owner) {
 std::byte* Storage::use() {
   if (data == nullptr) {
     throw GraphError(
-        "this array was made while a program was recorded, and has no values: what keeps it must be "
+        "this array was made while a program was recorded, and has no values: what keeps it must "
+        "be "
         "made outside of the compiled function, or returned by it");
   }
   if (device.is_cuda()) note_user();

@@ -94,7 +94,8 @@ void* Tensor::raw() const { return const_cast<void*>(read()); }
 
 const void* Tensor::read() const {
   if (!impl_) return nullptr;
-  if (recording_program()) Recorder::refuse("reading the values of a tensor (item, to_vector, data)");
+  if (recording_program())
+    Recorder::refuse("reading the values of a tensor (item, to_vector, data)");
   return impl_->storage->use() + impl_->start;
 }
 

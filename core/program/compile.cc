@@ -2,6 +2,7 @@
 
 #include "../tensor_impl.h"
 #include "program.h"
+#include "sinter/autograd.h"
 
 namespace sinter {
 
@@ -111,8 +112,8 @@ std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Ten
       } else {
         input->point_to(address, impl.storage);
       }
-      stand_ins.push_back(Recorder::tensor_of(
-          std::make_shared<Tensor::Impl>(input, 0, x.shape(), x.dtype())));
+      stand_ins.push_back(
+          Recorder::tensor_of(std::make_shared<Tensor::Impl>(input, 0, x.shape(), x.dtype())));
     }
     std::vector<Tensor> returned;
     std::shared_ptr<Program> program;

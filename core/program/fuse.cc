@@ -20,9 +20,10 @@ class Writes {
   void add(size_t i, const Operand& x) {
     std::vector<Write>& writes = writes_[x.buffer];
     const Write write{static_cast<int>(i), range_of(x)};
-    writes.insert(std::upper_bound(writes.begin(), writes.end(), write,
-                                   [](const Write& a, const Write& b) { return a.entry < b.entry; }),
-                  write);
+    writes.insert(
+        std::upper_bound(writes.begin(), writes.end(), write,
+                         [](const Write& a, const Write& b) { return a.entry < b.entry; }),
+        write);
   }
   void remove(size_t i, const Operand& x) {
     std::erase_if(writes_[x.buffer], [&](const Write& w) {
@@ -145,8 +146,8 @@ void produce_in_place(List& list, Writes& writes, size_t i, std::vector<size_t>&
     for (const OperandRef& ref : list.entries[k].operands) {
       const Range range = range_of(*ref.operand);
       if (k <= i && range.overlaps(to)) return;
-      if (range.overlaps(from) && !(k == static_cast<size_t>(p) && ref.access == Access::kOut &&
-                                    range == from))
+      if (range.overlaps(from) &&
+          !(k == static_cast<size_t>(p) && ref.access == Access::kOut && range == from))
         return;
     }
   }

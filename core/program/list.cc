@@ -74,8 +74,9 @@ std::string difference(const List& a, const List& b) {
       if (p.offset != q.offset)
         return at(str(where, ": ", name, " at byte ", p.offset, ", then ", q.offset));
       if (!matching.same(p, q))
-        return at(str(where, ": ", name, " is another array than before; change values in place "
-                                         "(copy_, fill_) instead of making a new tensor"));
+        return at(str(where, ": ", name,
+                      " is another array than before; change values in place "
+                      "(copy_, fill_) instead of making a new tensor"));
     }
   }
   return "";

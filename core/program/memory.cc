@@ -68,9 +68,8 @@ int64_t memory(List& list, const Schedule& schedule) {
     beside.clear();
     for (const Block* other : placed)
       if (!is_over(*other, block) && !is_over(block, *other)) beside.push_back(other);
-    std::sort(beside.begin(), beside.end(), [](const Block* a, const Block* b) {
-      return a->buffer->offset < b->buffer->offset;
-    });
+    std::sort(beside.begin(), beside.end(),
+              [](const Block* a, const Block* b) { return a->buffer->offset < b->buffer->offset; });
     int64_t offset = 0;
     const auto bytes = static_cast<int64_t>(block.buffer->bytes);
     for (const Block* other : beside) {

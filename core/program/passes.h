@@ -24,8 +24,8 @@ void dead(List& list);
 
 // ---- schedule -----------------------------------------------------------------------------------
 
-// When operators run: an order in lanes. Those of one lane run one after another, those of different
-// lanes side by side, unless one waits for the other.
+// When operators run: an order in lanes. Those of one lane run one after another, those of
+// different lanes side by side, unless one waits for the other.
 struct Schedule {
   struct Place {
     int lane = 0;

@@ -13,14 +13,13 @@ namespace {
 
 constexpr int kMostLanes = 5;  // on a GPU: the main one, and as many as a small step fills
 
-// Programs of a thread run one after another, so that they may share the memory of what they compute
-// in between. One that needs more begins a new one.
+// Programs of a thread run one after another, so that they may share the memory of what they
+// compute in between. One that needs more begins a new one.
 std::shared_ptr<Storage> shared_memory(Device device, int64_t bytes) {
   thread_local std::vector<std::weak_ptr<Storage>> blocks;
   for (const std::weak_ptr<Storage>& weak : blocks) {
     const std::shared_ptr<Storage> block = weak.lock();
-    if (block != nullptr && block->device == device &&
-        static_cast<int64_t>(block->bytes) >= bytes)
+    if (block != nullptr && block->device == device && static_cast<int64_t>(block->bytes) >= bytes)
       return block;
   }
   auto block = std::make_shared<Storage>(device, static_cast<size_t>(bytes));
@@ -44,8 +43,10 @@ Passes Passes::from_environment() {
                        : name == "-schedule" ? &passes.schedule
                        : name == "-memory"   ? &passes.memory
                                              : nullptr;
-    require<ValueError>(pass != nullptr, "SINTER_PASSES: expected some of -fuse, -dead, -schedule "
-                                         "and -memory, separated by commas, got '", name, "'");
+    require<ValueError>(pass != nullptr,
+                        "SINTER_PASSES: expected some of -fuse, -dead, -schedule "
+                        "and -memory, separated by commas, got '",
+                        name, "'");
     *pass = false;
   }
   return passes;
@@ -153,9 +154,9 @@ void Program::keep_returned() {
   for (size_t i = 0; i < returned_.size(); ++i) {
     Returned& r = returned_[i];
     if (r.memory == nullptr) continue;
-    const auto mine =
-        std::count_if(returned_.begin(), returned_.end(),
-                      [&](const Returned& other) { return other.storage == r.storage; });
+    const auto mine = std::count_if(returned_.begin(), returned_.end(), [&](const Returned& other) {
+      return other.storage == r.storage;
+    });
     if (r.storage.use_count() <= mine) continue;
     const std::shared_ptr<Storage> theirs = r.storage;
     theirs->allocate_own();
@@ -229,10 +230,9 @@ void Program::after_call() {
 std::vector<Tensor> Program::results() const {
   std::vector<Tensor> results;
   for (const Returned& r : returned_) {
-    results.push_back(r.memory == nullptr
-                          ? r.tensor
-                          : Recorder::tensor_of(std::make_shared<Tensor::Impl>(r.storage, r.start,
-                                                                               r.shape, r.dtype)));
+    results.push_back(r.memory == nullptr ? r.tensor
+                                          : Recorder::tensor_of(std::make_shared<Tensor::Impl>(
+                                                r.storage, r.start, r.shape, r.dtype)));
   }
   return results;
 }
@@ -257,7 +257,10 @@ void print_list(std::ostream& out, const List& list, const Schedule* schedule) {
     for (const OperandRef& ref : entry.operands) {
       const Operand& x = *ref.operand;
       const Buffer& buffer = list.buffer(x);
-      out << "  " << (ref.access == Access::kInOut ? "in-out " : ref.writes() ? "out " : "")
+      out << "  "
+          << (ref.access == Access::kInOut ? "in-out "
+              : ref.writes()               ? "out "
+                                           : "")
           << ref.name;
       if (ref.index >= 0) out << '[' << ref.index << ']';
       out << "=" << (buffer.is_virtual() ? "%" : "@") << number(x) << ' ' << x.dtype << x.shape;

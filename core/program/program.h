@@ -56,7 +56,7 @@ class Program {
   List recorded_, list_;
   Guards guards_;
   std::vector<std::pair<std::shared_ptr<Node>, Tensor>> gradients_;
-  std::vector<std::shared_ptr<Storage>> inputs_;  // what the list reads in the arguments' place
+  std::vector<std::shared_ptr<Storage>> inputs_;    // what the list reads in the arguments' place
   std::vector<std::vector<Operand*>> reads_input_;  // operands of list_, by argument
   Schedule schedule_;
   int64_t memory_bytes_ = 0;
@@ -65,9 +65,9 @@ class Program {
 
   // A returned tensor lies in memory of the program until the next call.
   struct Returned {
-    Tensor tensor;                       // one that was there before
-    std::shared_ptr<Storage> memory;     // else where the program writes it
-    std::shared_ptr<Storage> storage;    // and that of the tensor which is returned now
+    Tensor tensor;                     // one that was there before
+    std::shared_ptr<Storage> memory;   // else where the program writes it
+    std::shared_ptr<Storage> storage;  // and that of the tensor which is returned now
     int64_t start = 0;
     Shape shape;
     DType dtype = kFloat32;

@@ -27,10 +27,11 @@ Recorder::~Recorder() {
 }
 
 void Recorder::refuse(const char* what) {
-  throw GraphError(str(what,
-                       " while a program is recorded: there are no values yet, and the program would "
-                       "not do it again; move it out of the compiled function, or return what is to "
-                       "be read"));
+  throw GraphError(
+      str(what,
+          " while a program is recorded: there are no values yet, and the program would "
+          "not do it again; move it out of the compiled function, or return what is to "
+          "be read"));
 }
 
 std::shared_ptr<Storage> Recorder::make_virtual(Device device, size_t bytes) {
@@ -49,9 +50,8 @@ Tensor Recorder::constant(const void* values, const Shape& shape, TensorOptions 
   const auto bytes = static_cast<size_t>(y.numel()) * size_of(options.dtype);
   if (bytes == 0) return y;
   auto storage = std::make_shared<Storage>(options.device, bytes);
-  with_context(options.device, [&](const auto& ctx) {
-    copy_from_host(ctx, storage->use(), values, bytes);
-  });
+  with_context(options.device,
+               [&](const auto& ctx) { copy_from_host(ctx, storage->use(), values, bytes); });
   const Tensor source(std::make_shared<Tensor::Impl>(storage, 0, shape, options.dtype));
   note(std::make_unique<OperatorOf<op::Copy>>(op::Copy{in(source), out(y)}));
   const auto* first = static_cast<const std::byte*>(values);

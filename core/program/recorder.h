@@ -80,15 +80,15 @@ class Recorder {
   bool made(const Node* node) const { return nodes_.contains(node); }
 
   // At the end of the recorded function: frees the graph that was made, gives what is still held
-  // memory of its own, and hands over the list. Gradients that leaves have now are theirs after every
-  // call. Without a commit() they have the earlier ones again when this is destroyed.
+  // memory of its own, and hands over the list. Gradients that leaves have now are theirs after
+  // every call. Without a commit() they have the earlier ones again when this is destroyed.
   struct Result {
     List list;
     Guards guards;
     std::vector<std::pair<std::shared_ptr<Node>, Tensor>> gradients;
   };
   Result finish();
-  void stop();                            // records no more
+  void stop();                             // records no more
   void commit() { is_committed_ = true; }  // leaves keep the gradients that they have
 
   static const Tensor::Impl& impl_of(const Tensor& tensor);

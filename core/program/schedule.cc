@@ -7,8 +7,8 @@ namespace sinter {
 
 namespace {
 
-// A side lane has no reason of its own to wait: without this it would run as far ahead as its inputs
-// allow, and fill memory and caches with what is needed much later.
+// A side lane has no reason of its own to wait: without this it would run as far ahead as its
+// inputs allow, and fill memory and caches with what is needed much later.
 constexpr int kMostAhead = 16;
 
 }  // namespace
@@ -19,8 +19,8 @@ Schedule schedule(const List& list, int most_lanes) {
   result.places.resize(list.entries.size());
   if (most_lanes == 1) return result;
   const std::vector<std::vector<int>> before = dependencies(list);
-  // The longest ways to the end and from the beginning; of each operator's successors, the one whose
-  // way to the end is longest.
+  // The longest ways to the end and from the beginning; of each operator's successors, the one
+  // whose way to the end is longest.
   std::vector<int> urgency(list.entries.size(), 1), depth(list.entries.size(), 1);
   std::vector<int> heir(list.entries.size(), -1);
   for (int i = n; i-- > 0;) {
@@ -29,7 +29,7 @@ Schedule schedule(const List& list, int most_lanes) {
       if (heir[p] < 0 || urgency[i] >= urgency[heir[p]]) heir[p] = i;
     }
   }
-  std::vector<int> last{-1};        // of each lane
+  std::vector<int> last{-1};         // of each lane
   Order order(list.entries.size());  // of what was placed
   for (int i = 0; i < n; ++i) {
     Schedule::Place& place = result.places[i];
@@ -48,11 +48,10 @@ Schedule schedule(const List& list, int most_lanes) {
       int lane = -1;
       for (int l = 1; l < static_cast<int>(last.size()); ++l)
         if (lane < 0 || last[static_cast<size_t>(l)] < last[static_cast<size_t>(lane)]) lane = l;
-      const bool is_free =
-          lane > 0 && std::any_of(waits.begin(), waits.end(), [&](int p) {
-            return order.precedes(last[static_cast<size_t>(lane)], p) ||
-                   last[static_cast<size_t>(lane)] == p;
-          });
+      const bool is_free = lane > 0 && std::any_of(waits.begin(), waits.end(), [&](int p) {
+                             return order.precedes(last[static_cast<size_t>(lane)], p) ||
+                                    last[static_cast<size_t>(lane)] == p;
+                           });
       if (!is_free && static_cast<int>(last.size()) < most_lanes) {
         lane = static_cast<int>(last.size());
         last.push_back(-1);

@@ -72,8 +72,7 @@ template <class Op, class F> void each_operand(Op& op, F&& f) {
     } else if constexpr (is_operand<V>) {
       for (size_t i = 0; i < value.size(); ++i) {
         if (value[i].buffer != 0) {
-          f(OperandRef{name, static_cast<int>(i), &value[i],
-                       access_of<typename V::value_type>()});
+          f(OperandRef{name, static_cast<int>(i), &value[i], access_of<typename V::value_type>()});
         }
       }
     }
@@ -193,7 +192,8 @@ template <class Op> class OperatorOf final : public Operator {
 };
 
 template <class Op> Op* Operator::as() {
-  return typeid(*this) == typeid(OperatorOf<Op>) ? &static_cast<OperatorOf<Op>*>(this)->op : nullptr;
+  return typeid(*this) == typeid(OperatorOf<Op>) ? &static_cast<OperatorOf<Op>*>(this)->op
+                                                 : nullptr;
 }
 
 // ---- for emit -----------------------------------------------------------------------------------

@@ -120,7 +120,17 @@ class Module {
   };
   Tensor call(const Tensor& x, bool apart);
   static LoadOptions strictly() { return {}; }
-  bool training_ = true;
+  // Its own for every module; shared with programs that were recorded in this mode.
+  struct Mode {
+    Mode() = default;
+    Mode(const Mode& other) : training(std::make_shared<bool>(*other.training)) {}
+    Mode& operator=(const Mode& other) {
+      *training = *other.training;
+      return *this;
+    }
+    std::shared_ptr<bool> training = std::make_shared<bool>(true);
+  };
+  Mode mode_;
   Identity identity_;
   KnownParent known_parent_;
 };

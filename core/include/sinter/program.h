@@ -57,13 +57,14 @@ class CompiledFunction {
   std::unique_ptr<Impl> impl_;
 };
 
-// A function compiled by compile(). Calls record, at first, and are replays once two recordings in a
-// row were the same:
+// A function compiled by compile(). Calls record, at first, and are replays once two recordings in
+// a row were the same:
 //
 // - What the function reads and does not make is read by reference, as it is at each call: weights,
 //   optimizer state, a Batches' position. Tensors given as arguments are copied in (on a CPU they
 //   are read where they lie); other arguments choose among the programs that are kept, at most 8.
-// - What is still held when the function returns is a result: returned tensors, gradients of leaves,
+// - What is still held when the function returns is a result: returned tensors, gradients of
+// leaves,
 //   members. A returned one keeps its values; all others are overwritten by the next call. Results
 //   are outside the graph.
 // - What the function asks for is asked again at each call: training mode, grad mode, conv2d's
@@ -72,10 +73,10 @@ class CompiledFunction {
 // - Host values are part of the program. Where they differ from recording to recording there is
 //   none: the fourth throws GraphError and names the operator.
 //
-// While one is recorded nothing can be read: item(), to_vector(), copies between devices and waiting
-// throw GraphError. Whatever is thrown, leaves keep the gradients from before. Under anomaly_guard,
-// and within another compiled function, the function is simply called. A program belongs to the
-// thread that recorded it: one Compiled is not for several threads at once.
+// While one is recorded nothing can be read: item(), to_vector(), copies between devices and
+// waiting throw GraphError. Whatever is thrown, leaves keep the gradients from before. Under
+// anomaly_guard, and within another compiled function, the function is simply called. A program
+// belongs to the thread that recorded it: one Compiled is not for several threads at once.
 template <class F> class Compiled {
  public:
   explicit Compiled(F function) : function_(std::move(function)) {}
@@ -153,9 +154,8 @@ template <class F> class Compiled {
     else if constexpr (std::is_same_v<Result, Tensor>)
       return results[0];
     else
-      return [&]<size_t... i>(std::index_sequence<i...>) {
-        return Result{results[i]...};
-      }(std::make_index_sequence<std::tuple_size_v<Result>>());
+      return [&]<size_t... i>(std::index_sequence<i...>) { return Result{results[i]...}; }
+    (std::make_index_sequence<std::tuple_size_v<Result>>());
   }
 
   F function_;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <span>
@@ -62,8 +63,8 @@ void set_allow_tf32(bool allow);
 bool allow_tf32();
 
 // ---- CUDA ---------------------------------------------------------------------------------------
-// Declared in every build. A build without CUDA has cuda_built() == false and cuda_device_count()
-// == 0, and none of the others is defined.
+// Declared in every build, so that `if constexpr (cuda_built())` may stand before a use; a build
+// without CUDA defines none of it.
 
 constexpr bool cuda_built() {
 #ifdef SINTER_WITH_CUDA
@@ -84,7 +85,6 @@ struct CudaDeviceInfo {
   std::string usable;  // empty when kernels run on it, else why not and what to do
 };
 
-#ifdef SINTER_WITH_CUDA
 // Devices the driver shows. Never throws: without a driver or device it is 0 and cuda_unavailable()
 // says why and what to do.
 int cuda_device_count() noexcept;
@@ -135,13 +135,20 @@ void copy_on_device(const Cuda& ctx, void* dst, const void* src, size_t bytes);
 // Between devices. Ordered after the work of both streams and before their later work.
 void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, size_t bytes);
 
-// Work captured once and replayed with a single call (core's Graph, graph.h, is built on it).
+// A part of a graph: work that is enqueued on one of several lanes.
+struct GraphTask {
+  int lane = 0;            // those of a lane run one after another; lane 0 is the urgent one
+  std::vector<int> after;  // earlier tasks, of other lanes, that it waits for
+  std::function<void(const Cuda&)> work;  // enqueues
+  std::vector<std::span<const std::byte>> writes;
+};
+// Work captured once and replayed with a single call.
 class CudaGraph {
  public:
-  // Calls `work`, whose work on `device` by this thread is recorded instead of run. Memory
-  // allocated meanwhile stays the graph's until it is destroyed. Throws what `work` throws,
-  // GraphError or CudaError; nothing is left half captured then.
-  static CudaGraph capture(int device, const std::function<void()>& work);
+  // Calls the tasks' work, in their order, on streams of this thread that record it instead of
+  // doing it. Scratch memory that it takes stays the graph's until it is destroyed. Throws what a
+  // task throws, GraphError or CudaError; nothing is left half captured then.
+  static CudaGraph capture(int device, std::span<const GraphTask> tasks);
   CudaGraph();
   CudaGraph(CudaGraph&&) noexcept;
   CudaGraph& operator=(CudaGraph&&) noexcept;
@@ -153,34 +160,13 @@ class CudaGraph {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-bool capturing();  // whether this thread captures a graph
 
-// While one lives in a thread that captures a graph, cuda_context and ctx() lead to a branch of the
-// graph that starts where the main line stands; what it computes may be used after join_branches.
-// Otherwise ctx() is the context given.
-class Branch {
- public:
-  explicit Branch(const Cuda& ctx);
-  ~Branch();
-  Branch(const Branch&) = delete;
-  Branch& operator=(const Branch&) = delete;
-  const Cuda& ctx() const { return ctx_; }
-
- private:
-  Cuda ctx_;
-  CUstream_st* before_;
-  uint64_t branch_before_;
-};
-// The main line waits for all branches.
-void join_branches(const Cuda& ctx);
-// The number of the Branch that this thread works on, 0 outside one; later work here waits for that
-// branch, if it is another one of the graph under capture and was not joined yet.
-uint64_t current_branch();
-void wait_for_branch(uint64_t branch);
-#else
-inline int cuda_device_count() noexcept { return 0; }
-inline bool capturing() { return false; }
-#endif
-inline void join_branches(const Cpu&) {}
+// Host memory, all of it.
+inline void copy_from_host(const Cpu&, void* dst, const void* src, size_t bytes) {
+  std::memcpy(dst, src, bytes);
+}
+inline void copy_on_device(const Cpu&, void* dst, const void* src, size_t bytes) {
+  std::memmove(dst, src, bytes);
+}
 
 }  // namespace sinter

@@ -149,12 +149,13 @@ class Tensor {
   // Whether a module is known to list this leaf as its parameter (nn.h).
   bool listed() const;
   void set_listed() const;
+  struct Impl;
   bool shares_storage() const;  // with another tensor or a copy of this one
   // Where the first element lies: the number of its storage, never used again, and bytes from the
   // storage's beginning.
   std::pair<uint64_t, int64_t> place() const;
+
  private:
-  struct Impl;
   explicit Tensor(std::shared_ptr<Impl> impl) : impl_(std::move(impl)) {}
   friend Tensor empty(const Shape&, TensorOptions);
   friend class Recorder;
