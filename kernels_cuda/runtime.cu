@@ -889,42 +889,62 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
-// Captures the tasks' work on the streams of their lanes, which all begin and end with the first.
+using Nodes = std::vector<cudaGraphNode_t>;
+
+// The nodes that what is captured next on the stream depends on.
+Nodes dependencies(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaGraphNode_t* nodes = nullptr;
+  size_t count = 0;
+#if CUDART_VERSION >= 13000
+  SINTER_CUDA_CHECK(
+      cudaStreamGetCaptureInfo(stream, &status, nullptr, nullptr, &nodes, nullptr, &count));
+#else
+  SINTER_CUDA_CHECK(cudaStreamGetCaptureInfo_v2(stream, &status, nullptr, nullptr, &nodes, &count));
+#endif
+  return Nodes(nodes, nodes + count);
+}
+
+void set_dependencies(cudaStream_t stream, Nodes& nodes) {
+#if CUDART_VERSION >= 13000
+  SINTER_CUDA_CHECK(cudaStreamUpdateCaptureDependencies(stream, nodes.data(), nullptr, nodes.size(),
+                                                        cudaStreamSetCaptureDependencies));
+#else
+  SINTER_CUDA_CHECK(cudaStreamUpdateCaptureDependencies(stream, nodes.data(), nodes.size(),
+                                                        cudaStreamSetCaptureDependencies));
+#endif
+}
+
+// Captures the tasks' work on the streams of their lanes. A task depends on those that it names and
+// on no others, as it would on all before it if streams and events were to tell.
 void capture_tasks(int device, std::span<const GraphTask> tasks, std::span<Stream* const> streams) {
-  std::vector<bool> is_awaited(tasks.size());
-  for (const GraphTask& task : tasks)
-    for (const int other : task.after) is_awaited[static_cast<size_t>(other)] = true;
-  std::vector<std::unique_ptr<Event>> ends(tasks.size());
-  std::vector<int> last(streams.size(), -1);
-  Event begin;
-  begin.record(*streams[0]);
+  {
+    Event begin;
+    begin.record(*streams[0]);
+    for (size_t lane = 1; lane < streams.size(); ++lane) begin.hold(*streams[lane]);
+  }
+  std::vector<Nodes> ends(tasks.size());
   std::vector<std::span<const std::byte>> pending;
+  Nodes nodes;
   for (size_t i = 0; i < tasks.size(); ++i) {
     const GraphTask& task = tasks[i];
-    const auto lane = static_cast<size_t>(task.lane);
-    const Stream& stream = *streams[lane];
+    const cudaStream_t stream = streams[static_cast<size_t>(task.lane)]->stream;
     pending.clear();
-    const auto follow = [&](int other) {
-      const auto& writes = tasks[static_cast<size_t>(other)].writes;
-      pending.insert(pending.end(), writes.begin(), writes.end());
-    };
-    if (last[lane] >= 0)
-      follow(last[lane]);
-    else if (lane > 0 && task.after.empty())
-      begin.hold(stream);
+    nodes.clear();
     for (const int other : task.after) {
-      ends[static_cast<size_t>(other)]->hold(stream);
-      follow(other);
+      const auto o = static_cast<size_t>(other);
+      nodes.insert(nodes.end(), ends[o].begin(), ends[o].end());
+      pending.insert(pending.end(), tasks[o].writes.begin(), tasks[o].writes.end());
     }
+    set_dependencies(stream, nodes);
     cuda::capture.pending = pending;
     cuda::capture.own = task.writes;
     cuda::capture.launched = false;
-    task.work({device, stream.stream});
-    if (is_awaited[i]) (ends[i] = std::make_unique<Event>())->record(stream);
-    last[lane] = static_cast<int>(i);
+    task.work({device, stream});
+    ends[i] = dependencies(stream);
   }
+  // All of them, so that the graph is over when they are.
   for (size_t lane = 1; lane < streams.size(); ++lane) {
-    if (last[lane] < 0) continue;
     Event end;
     end.record(*streams[lane]);
     end.hold(*streams[0]);

@@ -51,32 +51,36 @@ class Matching {
 std::string difference(const List& a, const List& b) {
   Matching matching(a, b);
   for (size_t i = 0; i < a.entries.size() || i < b.entries.size(); ++i) {
-    const auto at = [&](const std::string& what) { return str("operator ", i, ", ", what); };
-    if (i >= a.entries.size()) return at(str(b.entries[i].op->name(), ", is new"));
-    if (i >= b.entries.size()) return at(str(a.entries[i].op->name(), ", is gone"));
+    if (i >= a.entries.size())
+      return str("operator ", i, ", ", b.entries[i].op->name(), ", is new");
+    if (i >= b.entries.size())
+      return str("operator ", i, ", ", a.entries[i].op->name(), ", is gone");
     const Entry &x = a.entries[i], &y = b.entries[i];
     const Operator &one = *x.op, &other = *y.op;
-    if (typeid(one) != typeid(other)) return at(str(one.name(), ": now ", other.name()));
-    const std::string where =
-        x.module != nullptr && !x.module->empty() ? str(one.name(), " of ", *x.module) : one.name();
+    if (typeid(one) != typeid(other))
+      return str("operator ", i, ", ", one.name(), ": now ", other.name());
+    // In words only if it is needed: this runs for every operator.
+    const auto where = [&](const auto&... what) {
+      return str("operator ", i, ", ", one.name(),
+                 x.module != nullptr && !x.module->empty() ? " of " + *x.module : "", ": ",
+                 what...);
+    };
     if (const std::string attribute = one.difference(other); !attribute.empty())
-      return at(str(where, ": ", attribute));
-    if (x.values != y.values) return at(str(where, ": other values come from the host"));
-    if (x.operands.size() != y.operands.size()) return at(str(where, ": other operands"));
+      return where(attribute);
+    if (x.values != y.values) return where("other values come from the host");
+    if (x.operands.size() != y.operands.size()) return where("other operands");
     for (size_t k = 0; k < x.operands.size(); ++k) {
       const OperandRef &r = x.operands[k], &s = y.operands[k];
       const Operand &p = *r.operand, &q = *s.operand;
-      const std::string name = operand_name(r);
-      if (name != operand_name(s)) return at(str(where, ": other operands"));
-      if (!(p.shape == q.shape))
-        return at(str(where, ": ", name, " of shape ", p.shape, ", then ", q.shape));
-      if (p.dtype != q.dtype) return at(str(where, ": ", name, " of another dtype"));
-      if (p.offset != q.offset)
-        return at(str(where, ": ", name, " at byte ", p.offset, ", then ", q.offset));
+      if (r.name != s.name || r.index != s.index) return where("other operands");
+      const auto operand = [&](const auto&... what) { return where(operand_name(r), what...); };
+      if (!(p.shape == q.shape)) return operand(" of shape ", p.shape, ", then ", q.shape);
+      if (p.dtype != q.dtype) return operand(" of ", p.dtype, ", then ", q.dtype);
+      if (p.offset != q.offset) return operand(" at byte ", p.offset, ", then ", q.offset);
       if (!matching.same(p, q))
-        return at(str(where, ": ", name,
-                      " is another array than before; change values in place "
-                      "(copy_, fill_) instead of making a new tensor"));
+        return operand(
+            " is another array than before; change values in place (copy_, fill_) "
+            "instead of making a new tensor");
     }
   }
   return "";

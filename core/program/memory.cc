@@ -34,18 +34,12 @@ int64_t memory_without_sharing(List& list) {
 int64_t memory(List& list, const Schedule& schedule) {
   Order order(list.entries.size());
   const bool in_order = schedule.lanes == 1;
-  std::vector<int> last(static_cast<size_t>(schedule.lanes), -1);
   std::vector<Block> blocks;
   std::unordered_map<uint64_t, size_t> block_of;
   for (size_t i = 0; i < list.entries.size(); ++i) {
     const auto entry = static_cast<int>(i);
-    if (!in_order) {
-      const Schedule::Place& place = schedule.places[i];
-      int& lane_last = last[static_cast<size_t>(place.lane)];
-      if (lane_last >= 0) order.add(lane_last, entry);
-      for (const int p : place.after) order.add(p, entry);
-      lane_last = entry;
-    }
+    if (!in_order)
+      for (const int p : schedule.places[i].after) order.add(p, entry);
     for (const OperandRef& ref : list.entries[i].operands) {
       Buffer& buffer = list.buffers.at(ref.operand->buffer);
       if (!buffer.is_virtual()) continue;

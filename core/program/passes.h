@@ -29,13 +29,13 @@ void dead(List& list);
 struct Schedule {
   struct Place {
     int lane = 0;
-    std::vector<int> after;  // what it waits for directly: indices into the list
+    std::vector<int> after;  // what it waits for directly
   };
   std::vector<Place> places;  // one an operator of the list
   int lanes = 1;
 };
-// With one lane: as they stand in the list.
-Schedule schedule(const List& list, int most_lanes);
+// With several lanes, what could begin much earlier than it stands in the list is moved forward.
+Schedule schedule(List& list, int most_lanes);
 
 // ---- memory -------------------------------------------------------------------------------------
 

@@ -247,7 +247,12 @@ void print_list(std::ostream& out, const List& list, const Schedule* schedule) {
   for (size_t i = 0; i < list.entries.size(); ++i) {
     const Entry& entry = list.entries[i];
     out << "  " << i;
-    if (schedule != nullptr && schedule->lanes > 1) out << " lane " << schedule->places[i].lane;
+    if (schedule != nullptr) {
+      const Schedule::Place& place = schedule->places[i];
+      out << " lane " << place.lane;
+      for (size_t k = 0; k < place.after.size(); ++k)
+        out << (k == 0 ? " after " : " ") << place.after[k];
+    }
     out << "  " << entry.op->name() << '(';
     entry.op->print_attributes(out);
     out << ')';
@@ -290,7 +295,10 @@ void Program::print(std::ostream& out) const {
     dead(list);
     show("after dead", nullptr);
   }
-  if (schedule_.lanes > 1) show("after schedule", &schedule_);
+  if (schedule_.lanes > 1) {
+    const Schedule schedule = sinter::schedule(list, kMostLanes);
+    show("after schedule", &schedule);
+  }
 }
 
 }  // namespace sinter

@@ -35,7 +35,7 @@ void Recorder::refuse(const char* what) {
 }
 
 std::shared_ptr<Storage> Recorder::make_virtual(Device device, size_t bytes) {
-  require_usable(device);
+  if (!has_device_) require_usable(device);
   if (!std::exchange(has_device_, true)) list_.device = device;
   require<GraphError>(device == list_.device, "a compiled function works on one device: on ",
                       list_.device, " so far, and now on ", device,

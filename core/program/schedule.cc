@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "order.h"
 #include "passes.h"
@@ -7,17 +8,40 @@ namespace sinter {
 
 namespace {
 
-// A side lane has no reason of its own to wait: without this it would run as far ahead as its
-// inputs allow, and fill memory and caches with what is needed much later.
-constexpr int kMostAhead = 16;
+// How many operators before its place in the recorded list one may begin: far enough for a training
+// step's batch to be gathered beside the step before, and no further, since what is made early
+// fills memory and caches.
+constexpr int kMostAhead = 12;
+
+// Moves operators that wait for nothing near them forward.
+void move_forward(List& list) {
+  const std::vector<std::vector<int>> before = dependencies(list);
+  const auto n = static_cast<int>(list.entries.size());
+  std::vector<std::pair<int, int>> keys;  // behind which operator, and the operator itself
+  for (int i = 0; i < n; ++i) {
+    const std::vector<int>& waits = before[static_cast<size_t>(i)];
+    const int last = waits.empty() ? -1 : waits.back();
+    // Those that wait for something near stay, and so most do.
+    const bool moves = last < i - kMostAhead / 2;
+    keys.emplace_back(moves ? std::max({i - kMostAhead, last, 0}) : i, i);
+  }
+  std::stable_sort(keys.begin(), keys.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<Entry> entries;
+  entries.reserve(list.entries.size());
+  for (const auto& [behind, i] : keys)
+    entries.push_back(std::move(list.entries[static_cast<size_t>(i)]));
+  list.entries = std::move(entries);
+}
 
 }  // namespace
 
-Schedule schedule(const List& list, int most_lanes) {
+Schedule schedule(List& list, int most_lanes) {
   const auto n = static_cast<int>(list.entries.size());
   Schedule result;
   result.places.resize(list.entries.size());
   if (most_lanes == 1) return result;
+  move_forward(list);
   const std::vector<std::vector<int>> before = dependencies(list);
   // The longest ways to the end and from the beginning; of each operator's successors, the one
   // whose way to the end is longest.
@@ -57,21 +81,28 @@ Schedule schedule(const List& list, int most_lanes) {
         last.push_back(-1);
       }
       place.lane = lane;
-      for (int p = i - kMostAhead; p >= 0; --p) {
-        if (result.places[p].lane != 0) continue;
-        waits.push_back(p);
-        break;
-      }
+      // What was moved forward begins where it stands now, no earlier.
+      if (last[0] >= 0 && (waits.empty() || depth[waits.back()] < depth[last[0]] - 2))
+        waits.push_back(last[0]);
     }
-    int& lane_last = last[static_cast<size_t>(place.lane)];
-    if (lane_last >= 0) order.add(lane_last, i);
+    const int earlier = std::exchange(last[static_cast<size_t>(place.lane)], i);
+    if (earlier >= 0) waits.push_back(earlier);
+    // The last first: they imply most of the others.
     std::sort(waits.rbegin(), waits.rend());
     for (const int p : waits) {
       if (order.precedes(p, i)) continue;
+      // An operator that waits for its lane alone is placed while the one before it still runs: so
+      // who is over anyway by then is waited for by one that waits for others already.
+      if (place.lane == 0 && earlier > p && result.places[earlier].after.size() > 1 &&
+          depth[p] < depth[earlier] - 1) {
+        order.add(p, earlier);
+        order.add(p, i);
+        result.places[earlier].after.push_back(p);
+        continue;
+      }
       order.add(p, i);
       place.after.push_back(p);
     }
-    lane_last = i;
   }
   result.lanes = static_cast<int>(last.size());
   return result;

@@ -141,8 +141,8 @@ void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, s
 
 // A part of a graph: work that is enqueued on one of several lanes.
 struct GraphTask {
-  int lane = 0;            // those of a lane run one after another; lane 0 is the urgent one
-  std::vector<int> after;  // earlier tasks, of other lanes, that it waits for
+  int lane = 0;            // whose scratch memory it takes; lane 0 is the urgent one
+  std::vector<int> after;  // earlier tasks that it waits for; that of its lane too
   std::function<void(const Cuda&)> work;           // enqueues
   std::vector<std::span<const std::byte>> writes;  // memory; what shares a block with it, too
 };
