@@ -52,11 +52,12 @@ template <class T> void gather_batch(const Cuda& ctx, const GatherBatch& o) {
     z.scale[c] = static_cast<T>(1.0 / (255.0 * static_cast<double>(g.std[c])));
     z.shift[c] = static_cast<T>(-static_cast<double>(g.mean[c]) / static_cast<double>(g.std[c]));
   }
+  // Not early: it runs beside a step, whose next kernels want the room.
   launch_early(ctx, {"gather_batch", g.n, g.c, g.h, g.w},
-               static_cast<unsigned>(std::min<int64_t>(g.n, 1 << 16)), kThreads, 0, {},
-               gather_batch_kernel<T>, g, z, o.images.data<uint8_t>(), o.labels.data<uint8_t>(),
-               o.index.data<int64_t>(), o.position.data<int64_t>(), o.x.data<T>(),
-               o.y.data<int64_t>(), stream_resources(ctx).ticket);
+               static_cast<unsigned>(std::min<int64_t>(g.n, 1 << 16)), kThreads, 0,
+               {.early = false}, gather_batch_kernel<T>, g, z, o.images.data<uint8_t>(),
+               o.labels.data<uint8_t>(), o.index.data<int64_t>(), o.position.data<int64_t>(),
+               o.x.data<T>(), o.y.data<int64_t>(), stream_resources(ctx).ticket);
 }
 
 }  // namespace

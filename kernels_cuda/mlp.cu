@@ -667,9 +667,10 @@ template <class T> void backward_weights(const Cuda& ctx, const MlpBackwardWeigh
     gradients.tiles += static_cast<int>(ceil_div(out, kTileOut)) * across;
   }
   if (gradients.tiles == 0) return;
+  // Not early: what goes on from the chain, towards the first layer, is to have the room first.
   launch_early(ctx, {o.name, g.n, gradients.layers, gradients.tiles},
-               static_cast<unsigned>(gradients.tiles), 32 * kGradientWarps<T>, 0,
-               {.early = g.n <= kBriefBatch}, mlp_dweight_kernel<T>, gradients);
+               static_cast<unsigned>(gradients.tiles), 32 * kGradientWarps<T>, 0, {.early = false},
+               mlp_dweight_kernel<T>, gradients);
 }
 
 }  // namespace
