@@ -46,7 +46,7 @@ void check_same_weights(Module& a, Module& b) {
   }
 }
 
-void check_same_gradients(const Module& a, const Module& b) {
+void check_same_gradients(Module& a, Module& b) {
   const std::vector<Tensor> left = a.parameters(), right = b.parameters();
   REQUIRE(left.size() == right.size());
   for (size_t i = 0; i < left.size(); ++i) {
