@@ -753,8 +753,8 @@ template <class T> void forward(const Cuda& ctx, const Conv2dReluPoolForward& o)
   ForwardPlan p = forward_plan<T>(g).value();
   const int threads = round_up(p.threads(), 32);
   p.copying = Copying(p.width(g.kw), in_pairs(x, g.w, g.pad_w), threads);
-  p.x_settled = settled(ctx, x);
-  p.weights_settled = settled(ctx, weight);
+  p.x_settled = settled(x);
+  p.weights_settled = settled(weight);
   const int weights = g.c * g.kh * p.groups * run_length(g.kw, p.channels);
   const auto shared = static_cast<size_t>(p.tile_size(g.kw) + weights) * sizeof(T);
   const dim3 grid(static_cast<unsigned>(ceil_div(g.n, p.images)),
@@ -780,8 +780,8 @@ template <class T> void backward_data(const Cuda& ctx, const Conv2dReluPoolBackw
   const T *weight = o.weight.data<T>(), *y = o.y.data<T>();
   const auto* choice = o.choice.data<uint8_t>();
   BackwardPlan p = backward_plan<T>(o.g, true);
-  p.operand_settled = settled(ctx, weight);
-  p.y_settled = settled(ctx, y) && settled(ctx, choice);
+  p.operand_settled = settled(weight);
+  p.y_settled = settled(y) && settled(choice);
   with_constant<3, 5>(o.g.kw, [&](auto k) {
     with_constant<1, 2, 3>(p.channels, [&](auto channels) {
       launch_backward<T>(ctx, o.name, o.g, p, relu_pool_dx_kernel<T, k(), channels()>, weight, y,
@@ -797,8 +797,8 @@ template <class T> void backward_weights(const Cuda& ctx, const Conv2dReluPoolBa
   BackwardPlan p = backward_plan<T>(g, false);
   // Copied from the even column at or before -pad_w on.
   p.copying = Copying(p.columns() + g.kw - 1, in_pairs(x, g.w, 0), p.threads());
-  p.operand_settled = settled(ctx, x);
-  p.y_settled = settled(ctx, y) && settled(ctx, choice);
+  p.operand_settled = settled(x);
+  p.y_settled = settled(y) && settled(choice);
   with_constant<3, 5>(g.kw, [&](auto k) {
     launch_backward<T>(ctx, o.name, g, p, relu_pool_dweight_kernel<T, k()>, x, y, choice,
                        o.dy.data<T>(), o.partial.data<T>());

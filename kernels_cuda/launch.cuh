@@ -38,10 +38,11 @@ struct LaunchSite {
       : ctx(ctx), file(file), line(line) {}
 };
 
-// Whether what p points to is there before a kernel that is launched next, by launch_early, begins,
+// Whether the array at p is there before a kernel that is launched next, by launch_early, begins,
 // so that it may be read before wait_for_earlier(): nothing that the kernel will have to wait for
-// writes to it. Known only while a graph is captured; false otherwise.
-bool settled(const Cuda& ctx, const void* p);
+// writes to it. Known only while a graph is captured (CudaGraph, runtime.h); false otherwise.
+bool settled(const void* p);
+void note_launch();  // for settled: of a kernel that the next one waits for
 
 // What kernel parameters hold with every driver; since CUDA 12.1 some drivers let them hold more.
 inline constexpr size_t kParameterBytes = 4096;
@@ -66,6 +67,7 @@ template <class... Params, class... Args> void launch(LaunchSite site, const Ope
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
     throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
+  note_launch();
 }
 
 // What the code that this build has for `device` was compiled for, 90 for compute capability 9.0:
@@ -130,6 +132,7 @@ void launch_early(LaunchSite site, const Operation& operation, dim3 grid, dim3 b
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
   if (error != cudaSuccess)
     throw_cuda_error(error, site.file, site.line, "launching " + operation.text());
+  note_launch();
 }
 
 // Up to so many images or rows the kernels of a layer are brief on any GPU that launches early.

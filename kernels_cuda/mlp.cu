@@ -551,7 +551,7 @@ void launch_chain(const Cuda& ctx, const char* name, Chain<T>& chain, int64_t ma
   const int64_t clusters = ceil_div(groups, ceil_div(groups, max_clusters));
   chain.weights_settled = true;
   for (int s = 0; s < chain.steps; ++s)
-    chain.weights_settled = chain.weights_settled && settled(ctx, chain.step[s].w);
+    chain.weights_settled = chain.weights_settled && settled(chain.step[s].w);
   launch_early(ctx, {name, chain.n, chain.steps}, static_cast<unsigned>(clusters * kCluster),
                kThreads, bytes, {.cluster = kCluster}, kernel, chain);
 }

@@ -300,12 +300,12 @@ template <class T> void adam_step(const Cuda& ctx, const AdamStep& o) {
                            static_cast<T>(c.eps)};
   const auto* lr = o.lr.data<double>();
   for_tables(slots, [&](SlotTable<AdamSlot<T>>& table, unsigned blocks) {
-    table.settled = settled(ctx, lr);
+    table.settled = settled(lr);
     for (int s = 0; s < table.count; ++s) {
       const AdamSlot<T>& slot = table.slot[s];
       for (const void* p : {static_cast<const void*>(slot.p), static_cast<const void*>(slot.m),
                             static_cast<const void*>(slot.v), static_cast<const void*>(slot.step)})
-        table.settled = table.settled && settled(ctx, p);
+        table.settled = table.settled && settled(p);
     }
     launch_early(ctx, {"adam_step", table.count, blocks}, blocks, kThreads, 0, {}, adam_kernel<T>,
                  table, c, k, lr, stream_resources(ctx).ticket);

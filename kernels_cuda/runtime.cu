@@ -44,8 +44,8 @@ struct Chunk {
 };
 
 // Free blocks, handed out again in the stream's order, and the chunk that new small ones are cut
-// from. A stream has one; a captured graph has another, since its replays write to the blocks that
-// it used however often they were freed and reused while it was captured.
+// from. A stream has one; each lane of a captured graph has another, since its replays write to the
+// blocks that it used however often they were freed and reused while it was captured.
 struct Pool {
   std::unordered_map<size_t, std::vector<void*>> free;  // by size class
   Chunk* open = nullptr;
@@ -79,32 +79,20 @@ struct Stream {
   volatile Fault* fault = nullptr;  // host address
   StreamResources resources{};
   Pool own;
-  Pool* pool = &own;  // the graph's while one is captured
+  Pool* pool = &own;  // a graph's while it carries a lane of one that is captured
 
-  // While a graph is captured: streams that carry its branches, and blocks freed since the first of
-  // them started, which it may still use.
-  std::vector<Stream*> branches;
-  size_t open_branches = 0;  // of `branches`, from the front
-  size_t next_branch = 0;    // which one the next Branch takes
-  std::vector<void*> deferred;
-  Stream* main = nullptr;  // of a branch: the stream it belongs to, whose memory it uses
+  std::vector<Stream*> lanes;  // beside this one, for graphs captured by its thread
 };
 
-// The stream that this thread captures, and where cuda_context leads meanwhile: there, or to a
-// branch.
+// What this thread captures.
 struct Capture {
-  Stream* stream = nullptr;
-  int device = 0;
-  cudaStream_t line = nullptr;
-  uint64_t branch = 0;  // the number of the branch that `line` is, or 0
-  struct Notes {
-    std::map<uint64_t, cudaStream_t> open;  // branches that the main line has not waited for
-    std::map<cudaGraphNode_t, Written> written;
-  };
-  Notes* notes = nullptr;  // of CudaGraph::capture
+  bool active = false;
+  // Of the task whose work is being captured: memory that work which it does not fully wait for may
+  // still write to, and memory that it writes to itself.
+  std::span<const std::span<const std::byte>> pending, own;
+  bool launched = false;  // a kernel of it
 };
 thread_local Capture capture;  // without a destructor: later ones of the thread may ask for it
-thread_local uint64_t branches_made = 0;  // numbers are never used twice by a thread
 
 // A freed block that work on other streams than its pool's may still use, and that work's ends.
 struct Lent {
@@ -116,7 +104,7 @@ struct Lent {
   std::vector<Use> uses;
 };
 
-struct Device {
+struct DeviceState {
   std::mutex mutex;
   bool verified = false;
   std::atomic<int> architecture{0};  // compiled_architecture; 0: not known yet
@@ -159,8 +147,8 @@ void require_device(int device) {
                         ", numbered from 0"));
 }
 
-Device& device_state(int device) {
-  static auto& devices = *new std::deque<Device>(static_cast<size_t>(probe().devices));
+DeviceState& device_state(int device) {
+  static auto& devices = *new std::deque<DeviceState>(static_cast<size_t>(probe().devices));
   return devices[static_cast<size_t>(device)];
 }
 
@@ -204,7 +192,7 @@ std::string why_unusable(int device) {
 // ---- streams ------------------------------------------------------------------------------------
 
 // Adopts `stream`, made by this file or by a caller. device.mutex is held and the device current.
-Stream& add_stream(Device& device, cudaStream_t stream) {
+Stream& add_stream(DeviceState& device, cudaStream_t stream) {
   auto added = std::make_unique<Stream>();
   added->stream = stream;
   void* host = nullptr;
@@ -235,22 +223,20 @@ cudaStream_t make_stream(Urgency urgency) {
   return stream;
 }
 
-// Makes the streams that carry the branches of graphs captured on `stream`; not while it captures,
+// Makes streams for so many further lanes of graphs captured on `stream`; not while it captures,
 // when memory can neither be had nor cleared. device.mutex is held and the device current.
-void add_branches(Device& device, Stream& stream) {
-  constexpr size_t kBranches = 4;
-  while (stream.branches.size() < kBranches) {
+void add_lanes(DeviceState& device, Stream& stream, size_t lanes) {
+  while (stream.lanes.size() < lanes) {
     cudaStream_t made = make_stream(Urgency::kLow);
-    Stream& branch = add_stream(device, made);
-    branch.main = &stream;
-    branch.resources.fault = stream.resources.fault;
+    Stream& lane = add_stream(device, made);
+    lane.resources.fault = stream.resources.fault;
     SINTER_CUDA_CHECK(cudaStreamSynchronize(made));  // its ticket is 0
-    stream.branches.push_back(&branch);
+    stream.lanes.push_back(&lane);
   }
 }
 
 // The record of ctx.stream; a stream that the caller made gets one here. ctx's mutex is held.
-Stream& stream_of(Device& device, const Cuda& ctx) {
+Stream& stream_of(DeviceState& device, const Cuda& ctx) {
   const auto found = device.streams.find(ctx.stream);
   if (found != device.streams.end()) return *found->second;
   const CurrentDevice current(ctx.device);
@@ -274,7 +260,7 @@ struct ThreadStreamsOwner {
     for (size_t d = 0; d < streams->size(); ++d) {
       if ((*streams)[d] == nullptr) continue;
       try {
-        Device& device = device_state(static_cast<int>(d));
+        DeviceState& device = device_state(static_cast<int>(d));
         const std::lock_guard lock(device.mutex);
         device.idle.push_back((*streams)[d]);
       } catch (const std::exception&) {
@@ -285,7 +271,7 @@ struct ThreadStreamsOwner {
 };
 
 Stream& take_stream(int index) {
-  Device& device = device_state(index);
+  DeviceState& device = device_state(index);
   const std::lock_guard lock(device.mutex);
   if (!device.verified) {
     const std::string why = why_unusable(index);
@@ -304,29 +290,24 @@ Stream& take_stream(int index) {
 
 // ---- memory: the allocator ----------------------------------------------------------------------
 
-Stream& main_of(Stream& stream) { return stream.main ? *stream.main : stream; }
-
-bool is_captured(Stream& stream) {
-  const Stream& main = main_of(stream);
-  return main.pool != &main.own;
-}
+bool is_captured(const Stream& stream) { return stream.pool != &stream.own; }
 
 // Makes a block free for the next that asks. device.mutex is held.
-void put_back(Device& device, void* p) {
+void put_back(DeviceState& device, void* p) {
   const Block& block = device.blocks.at(p);
   block.chunk->pool->free[block.bytes].push_back(p);
   --block.chunk->live_blocks;
 }
 
 // A freed block. device.mutex is held.
-void give_back(Device& device, void* p) {
+void give_back(DeviceState& device, void* p) {
   put_back(device, p);
   device.memory.in_use -= device.blocks.at(p).bytes;
 }
 
 // The end of what is on the stream now, unless that cannot be told yet. device.mutex is held and
 // the device current.
-void mark_end(Device& device, Lent::Use& use) {
+void mark_end(DeviceState& device, Lent::Use& use) {
   if (use.end != nullptr || is_captured(*use.stream)) return;
   cudaEvent_t event = nullptr;
   if (device.idle_events.empty()) {
@@ -341,7 +322,7 @@ void mark_end(Device& device, Lent::Use& use) {
 
 // A freed block that goes back when the work that is now on the streams of `uses` is over.
 // device.mutex is held.
-void lend(Device& device, int index, void* p, std::vector<Lent::Use> uses) {
+void lend(DeviceState& device, int index, void* p, std::vector<Lent::Use> uses) {
   const CurrentDevice current(index);
   device.lent.push_back({p, std::move(uses)});
   device.memory.in_use -= device.blocks.at(p).bytes;
@@ -350,7 +331,7 @@ void lend(Device& device, int index, void* p, std::vector<Lent::Use> uses) {
 
 // Puts back what was lent, in order, up to the first block that is still in use. device.mutex is
 // held.
-void take_back(Device& device, int index) {
+void take_back(DeviceState& device, int index) {
   if (device.lent.empty()) return;
   const CurrentDevice current(index);
   const UnrestrictedCalls unrestricted;
@@ -374,7 +355,7 @@ void take_back(Device& device, int index) {
 
 // Waits for all work of the current device but that of streams that are captured, by this thread or
 // another: neither they nor a device that has one can be waited for.
-void wait_for_streams(Device& device) {
+void wait_for_streams(DeviceState& device) {
   const auto captured = [](const auto& entry) { return is_captured(*entry.second); };
   if (std::none_of(device.streams.begin(), device.streams.end(), captured)) {
     SINTER_CUDA_CHECK(cudaDeviceSynchronize());
@@ -386,7 +367,7 @@ void wait_for_streams(Device& device) {
 
 // Gives every chunk without a live block back to the driver. device.mutex is held and the device
 // current.
-void release_chunks(Device& device, int index) {
+void release_chunks(DeviceState& device, int index) {
   const UnrestrictedCalls unrestricted;
   const auto unused = [](const Chunk* chunk) {
     return chunk->live_blocks == 0 && !chunk->pool->pinned;
@@ -421,7 +402,7 @@ std::string megabytes(size_t bytes) {
 
 // `wanted` bytes from the driver, which gets what is cached back if it has no more, or else
 // `bytes`; `wanted` becomes what came. `asked` is what the message speaks of. device.mutex is held.
-void* driver_malloc(Device& device, int index, size_t& wanted, size_t bytes, size_t asked) {
+void* driver_malloc(DeviceState& device, int index, size_t& wanted, size_t bytes, size_t asked) {
   const CurrentDevice current(index);
   const UnrestrictedCalls unrestricted;
   void* p = nullptr;
@@ -448,7 +429,7 @@ void* driver_malloc(Device& device, int index, size_t& wanted, size_t bytes, siz
 }
 
 // A new chunk that holds `bytes`, the size class of `asked`, or, for small blocks, more.
-Chunk* add_chunk(Device& device, int index, Pool& pool, size_t bytes, size_t asked) {
+Chunk* add_chunk(DeviceState& device, int index, Pool& pool, size_t bytes, size_t asked) {
   auto chunk = std::make_unique<Chunk>();
   device.chunks.reserve(device.chunks.size() + 1);
   size_t chunk_bytes = bytes <= kLargestShared ? kChunk : bytes;
@@ -473,7 +454,7 @@ __global__ void unpack_kernel(int n, Parcel parcel, unsigned char* dst) {
 }
 
 void refuse_in_capture(const char* what) {
-  if (capture.stream == nullptr) return;
+  if (!capture.active) return;
   throw GraphError(str(what,
                        " cannot be captured in a graph: it waits for the device or reads host "
                        "memory, which a replay would not; move it out of the captured function"));
@@ -553,13 +534,13 @@ UnrestrictedCalls::~UnrestrictedCalls() {
 }
 
 void* permanent_memory(const Cuda& ctx, size_t bytes) {
-  Device& device = device_state(ctx.device);
+  DeviceState& device = device_state(ctx.device);
   const std::lock_guard lock(device.mutex);
   return driver_malloc(device, ctx.device, bytes, bytes, bytes);
 }
 
 StreamResources stream_resources(const Cuda& ctx) {
-  Device& device = device_state(ctx.device);
+  DeviceState& device = device_state(ctx.device);
   const std::lock_guard lock(device.mutex);
   return stream_of(device, ctx).resources;
 }
@@ -611,10 +592,6 @@ CudaDeviceInfo cuda_device_info(int device) {
 }
 
 Cuda cuda_context(int device) {
-  if (capture.stream != nullptr && capture.device == device) {
-    SINTER_CUDA_CHECK(cudaSetDevice(device));
-    return {device, capture.line};
-  }
   Stream* stream = thread_stream(device);
   if (stream == nullptr) require_device(device);
   SINTER_CUDA_CHECK(cudaSetDevice(device));
@@ -628,19 +605,13 @@ Cuda cuda_context(int device) {
   return {device, stream->stream};
 }
 
-CUstream_st* cuda_stream(int device) {
-  Stream* const stream = thread_stream(device);
-  if (stream != nullptr) return stream->stream;
-  return cuda_context(device).stream;  // nothing is captured on a device without one
-}
-
 // ---- memory -------------------------------------------------------------------------------------
 
 void* allocate(const Cuda& ctx, size_t asked) {
-  Device& device = device_state(ctx.device);
+  DeviceState& device = device_state(ctx.device);
   const std::lock_guard lock(device.mutex);
   take_back(device, ctx.device);
-  Pool& pool = *main_of(stream_of(device, ctx)).pool;
+  Pool& pool = *stream_of(device, ctx).pool;
   const size_t bytes = block_bytes(asked);
 
   std::vector<void*>& free = pool.free[bytes];
@@ -668,19 +639,15 @@ void* allocate(const Cuda& ctx, size_t asked) {
 void deallocate(const Cuda& ctx, void* p, size_t, std::span<CUstream_st* const> others) noexcept {
   if (p == nullptr) return;
   try {
-    Device& device = device_state(ctx.device);
+    DeviceState& device = device_state(ctx.device);
     const std::lock_guard lock(device.mutex);
-    Stream& stream = main_of(stream_of(device, ctx));
-    if (!others.empty()) {
-      std::vector<Lent::Use> uses;
-      for (CUstream_st* other : others)
-        uses.push_back({&main_of(stream_of(device, {ctx.device, other}))});
-      if (stream.open_branches > 0) uses.push_back({&stream});
-      lend(device, ctx.device, p, std::move(uses));
-    } else if (stream.open_branches > 0)
-      stream.deferred.push_back(p);
-    else
+    if (others.empty()) {
       give_back(device, p);
+      return;
+    }
+    std::vector<Lent::Use> uses;
+    for (CUstream_st* other : others) uses.push_back({&stream_of(device, {ctx.device, other})});
+    lend(device, ctx.device, p, std::move(uses));
   } catch (const std::exception&) {
     // Without host memory for the list entry, or with a driver that is gone, the block stays in
     // use.
@@ -690,14 +657,14 @@ void deallocate(const Cuda& ctx, void* p, size_t, std::span<CUstream_st* const> 
 void release_cached_memory(int device) {
   require_device(device);
   const CurrentDevice current(device);
-  Device& state = device_state(device);
+  DeviceState& state = device_state(device);
   const std::lock_guard lock(state.mutex);
   release_chunks(state, device);
 }
 
 CudaMemory cuda_memory(int device) {
   require_device(device);
-  Device& state = device_state(device);
+  DeviceState& state = device_state(device);
   const std::lock_guard lock(state.mutex);
   return state.memory;
 }
@@ -712,7 +679,7 @@ void synchronize(const Cuda& ctx) {
                      str("in work on cuda:", ctx.device,
                          " since the last synchronization (CUDA_LAUNCH_BLOCKING=1 or "
                          "compute-sanitizer tells where)"));
-  Device& device = device_state(ctx.device);
+  DeviceState& device = device_state(ctx.device);
   Fault fault;
   {
     const std::lock_guard lock(device.mutex);
@@ -829,89 +796,24 @@ void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, s
 // ---- graphs -------------------------------------------------------------------------------------
 
 namespace cuda {
-namespace {
 
-// The nodes that the next one on the stream will depend on; empty, and false, unless it is
-// captured.
-bool dependencies(const Cuda& ctx, std::vector<cudaGraphNode_t>& nodes) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  const cudaGraphNode_t* of = nullptr;
-  size_t count = 0;
-#if CUDART_VERSION >= 13000
-  SINTER_CUDA_CHECK(
-      cudaStreamGetCaptureInfo(ctx.stream, &status, nullptr, nullptr, &of, nullptr, &count));
-#else
-  SINTER_CUDA_CHECK(
-      cudaStreamGetCaptureInfo_v3(ctx.stream, &status, nullptr, nullptr, &of, nullptr, &count));
-#endif
-  if (status != cudaStreamCaptureStatusActive) return false;
-  nodes.assign(of, of + count);
-  return true;
-}
+void note_launch() { capture.launched = true; }
 
-// Where the block of memory begins that p points into; nullptr if it is not of this device's cache.
-const void* block_of(Device& device, const void* p) {
-  auto next = device.blocks.upper_bound(p);
-  if (next == device.blocks.begin()) return nullptr;
-  const auto& [begin, block] = *--next;
-  const auto* end = static_cast<const std::byte*>(begin) + block.bytes;
-  return static_cast<const std::byte*>(p) < end ? begin : nullptr;
-}
-
-}  // namespace
-
-void note_written(const Cuda& ctx, const Written& written) {
-  std::vector<cudaGraphNode_t> last;
-  if (dependencies(ctx, last) && last.size() == 1) capture.notes->written[last[0]] = written;
-}
-
-bool settled(const Cuda& ctx, const void* p) {
-  std::vector<cudaGraphNode_t> nodes;
-  if (!capturing() || !dependencies(ctx, nodes)) return false;
-  Device& device = device_state(ctx.device);
-  const std::lock_guard lock(device.mutex);
-  const void* const block = block_of(device, p);
-  if (block == nullptr) return false;
-  for (const cudaGraphNode_t node : nodes) {
-    cudaGraphNodeType type{};
-    SINTER_CUDA_CHECK(cudaGraphNodeGetType(node, &type));
-    if (type != cudaGraphNodeTypeKernel) continue;  // over, and seen, before the kernel is placed
-    const auto found = capture.notes->written.find(node);
-    if (found == capture.notes->written.end() || found->second.unknown) return false;
-    for (const void* q : found->second.pointers)
-      if (block_of(device, q) == block) return false;
-  }
-  return true;
+bool settled(const void* p) {
+  if (!capture.active) return false;
+  const auto* byte = static_cast<const std::byte*>(p);
+  const auto holds = [byte](std::span<const std::byte> part) {
+    return part.data() <= byte && byte < part.data() + part.size();
+  };
+  // A second kernel of the task follows the first, which follows all that was pending.
+  const auto& writes = capture.launched ? capture.own : capture.pending;
+  return std::none_of(writes.begin(), writes.end(), holds);
 }
 
 namespace {
-
-// Ends the capture in whatever state it is: nullptr if it failed. Blocks freed under a branch are
-// free now.
-cudaError_t stop_capture(cudaGraph_t* graph) noexcept {
-  Stream& stream = *capture.stream;
-  Device& device = device_state(capture.device);
-  const cudaError_t error = cudaStreamEndCapture(stream.stream, graph);
-  if (error != cudaSuccess) {
-    cudaGetLastError();
-    *graph = nullptr;
-  }
-  const std::lock_guard lock(device.mutex);
-  stream.open_branches = stream.next_branch = 0;
-  try {
-    for (void* p : stream.deferred) give_back(device, p);
-  } catch (const std::exception&) {
-    // Without host memory for a list entry a block stays in use.
-  }
-  stream.deferred.clear();
-  stream.pool = &stream.own;
-  stream.own.pinned = false;
-  capture = {};
-  return error;
-}
 
 // What the graph kept goes to the stream it ran on. device.mutex is held.
-void merge_pool(Device& device, Pool& from, Stream& stream) {
+void merge_pool(DeviceState& device, Pool& from, Stream& stream) {
   for (auto& [bytes, list] : from.free) {
     auto& to = stream.own.free[bytes];
     to.insert(to.end(), list.begin(), list.end());
@@ -925,22 +827,39 @@ void merge_pool(Device& device, Pool& from, Stream& stream) {
 
 struct CudaGraph::Impl {
   int device = 0;
-  Stream* stream = nullptr;
+  std::vector<Stream*> streams;  // one a lane
+  std::vector<std::unique_ptr<Pool>> pools;
   cudaGraphExec_t exec = nullptr;
-  std::unique_ptr<Pool> pool;
   int64_t nodes = 0;
 
   ~Impl() {
     // A replay under way is finished first. What could fail is the process, at its end.
     if (exec != nullptr) static_cast<void>(cudaGraphExecDestroy(exec));
-    if (stream == nullptr) return;
+    if (streams.empty()) return;
     try {
-      Device& state = device_state(device);
+      DeviceState& state = device_state(device);
       const std::lock_guard lock(state.mutex);
-      merge_pool(state, *pool, *stream);
+      for (size_t lane = 0; lane < streams.size(); ++lane)
+        merge_pool(state, *pools[lane], *streams[0]);
     } catch (const std::exception&) {
-      pool.release();  // blocks may still point to it
+      for (auto& pool : pools) static_cast<void>(pool.release());  // blocks may still point to it
     }
+  }
+
+  // Ends the capture in whatever state it is: nullptr if it failed.
+  cudaError_t stop(cudaGraph_t* graph) noexcept {
+    const cudaError_t error = cudaStreamEndCapture(streams[0]->stream, graph);
+    if (error != cudaSuccess) {
+      cudaGetLastError();
+      *graph = nullptr;
+    }
+    const std::lock_guard lock(device_state(device).mutex);
+    for (Stream* stream : streams) {
+      stream->pool = &stream->own;
+      stream->own.pinned = false;
+    }
+    cuda::capture = {};
+    return error;
   }
 };
 
@@ -950,39 +869,101 @@ CudaGraph& CudaGraph::operator=(CudaGraph&&) noexcept = default;
 CudaGraph::~CudaGraph() = default;
 int64_t CudaGraph::nodes() const { return impl_ ? impl_->nodes : 0; }
 
-CudaGraph CudaGraph::capture(int device, const std::function<void()>& work) {
-  if (cuda::capture.stream != nullptr)
-    throw GraphError("a graph is being captured by this thread already");
+namespace {
+
+class Event {
+ public:
+  Event() { SINTER_CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
+  ~Event() { static_cast<void>(cudaEventDestroy(event_)); }  // kept until waits for it are over
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void record(const Stream& stream) { SINTER_CUDA_CHECK(cudaEventRecord(event_, stream.stream)); }
+  void hold(const Stream& stream) { SINTER_CUDA_CHECK(cudaStreamWaitEvent(stream.stream, event_)); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// Captures the tasks' work on the streams of their lanes, which all begin and end with the first.
+void capture_tasks(int device, std::span<const GraphTask> tasks, std::span<Stream* const> streams) {
+  std::vector<bool> is_awaited(tasks.size());
+  for (const GraphTask& task : tasks)
+    for (const int other : task.after) is_awaited[static_cast<size_t>(other)] = true;
+  std::vector<std::unique_ptr<Event>> ends(tasks.size());
+  std::vector<int> last(streams.size(), -1);
+  Event begin;
+  begin.record(*streams[0]);
+  std::vector<std::span<const std::byte>> pending;
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    const GraphTask& task = tasks[i];
+    const auto lane = static_cast<size_t>(task.lane);
+    const Stream& stream = *streams[lane];
+    pending.clear();
+    const auto follow = [&](int other) {
+      const auto& writes = tasks[static_cast<size_t>(other)].writes;
+      pending.insert(pending.end(), writes.begin(), writes.end());
+    };
+    if (last[lane] >= 0)
+      follow(last[lane]);
+    else if (lane > 0 && task.after.empty())
+      begin.hold(stream);
+    for (const int other : task.after) {
+      ends[static_cast<size_t>(other)]->hold(stream);
+      follow(other);
+    }
+    cuda::capture.pending = pending;
+    cuda::capture.own = task.writes;
+    cuda::capture.launched = false;
+    task.work({device, stream.stream});
+    if (is_awaited[i]) (ends[i] = std::make_unique<Event>())->record(stream);
+    last[lane] = static_cast<int>(i);
+  }
+  for (size_t lane = 1; lane < streams.size(); ++lane) {
+    if (last[lane] < 0) continue;
+    Event end;
+    end.record(*streams[lane]);
+    end.hold(*streams[0]);
+  }
+}
+
+}  // namespace
+
+CudaGraph CudaGraph::capture(int device, std::span<const GraphTask> tasks) {
+  if (cuda::capture.active) throw GraphError("a graph is being captured by this thread already");
   const Cuda ctx = cuda_context(device);
   CudaGraph graph;
   graph.impl_ = std::make_unique<Impl>();
   Impl& impl = *graph.impl_;
-  impl.pool = std::make_unique<Pool>();
-  cuda::Capture::Notes notes;
-  impl.pool->pinned = true;
+  impl.device = device;
+  int lanes = 1;
+  for (const GraphTask& task : tasks) lanes = std::max(lanes, task.lane + 1);
   {
-    Device& state = device_state(device);
+    DeviceState& state = device_state(device);
     const std::lock_guard lock(state.mutex);
     Stream& stream = stream_of(state, ctx);
-    add_branches(state, stream);
+    add_lanes(state, stream, static_cast<size_t>(lanes) - 1);
     // Other threads go on as they are: only this one's calls are restricted.
     SINTER_CUDA_CHECK(cudaStreamBeginCapture(ctx.stream, cudaStreamCaptureModeThreadLocal));
-    impl.device = device;
-    impl.stream = &stream;
-    stream.pool = impl.pool.get();
-    stream.own.pinned = true;
-    cuda::capture = {&stream, device, ctx.stream, 0, &notes};
+    impl.streams.push_back(&stream);
+    impl.streams.insert(impl.streams.end(), stream.lanes.begin(),
+                        stream.lanes.begin() + (lanes - 1));
+    for (Stream* of_lane : impl.streams) {
+      impl.pools.push_back(std::make_unique<Pool>());
+      impl.pools.back()->pinned = true;
+      of_lane->pool = impl.pools.back().get();
+      of_lane->own.pinned = true;
+    }
+    cuda::capture.active = true;
   }
   cudaGraph_t captured = nullptr;
   try {
-    work();
-    join_branches(ctx);
+    capture_tasks(device, tasks, impl.streams);
   } catch (...) {
-    stop_capture(&captured);
+    static_cast<void>(impl.stop(&captured));
     if (captured != nullptr) static_cast<void>(cudaGraphDestroy(captured));  // the other is thrown
     throw;
   }
-  cudaError_t error = stop_capture(&captured);
+  cudaError_t error = impl.stop(&captured);
   if (error != cudaSuccess) throw_cuda_error(error, __FILE__, __LINE__, "capturing a graph");
   size_t nodes = 0;
   error = cudaGraphGetNodes(captured, nullptr, &nodes);
@@ -1000,60 +981,10 @@ void CudaGraph::replay() {
   if (!impl_) throw GraphError("replay: an empty graph");
   refuse_in_capture("the replay of a graph");
   const Cuda ctx = cuda_context(impl_->device);
-  if (ctx.stream != impl_->stream->stream)
+  if (ctx.stream != impl_->streams[0]->stream)
     throw GraphError(
         "replay: expected the thread that captured the graph, whose stream it runs on");
   SINTER_CUDA_CHECK(cudaGraphLaunch(impl_->exec, ctx.stream));
-}
-
-bool capturing() { return cuda::capture.stream != nullptr; }
-
-Branch::Branch(const Cuda& ctx)
-    : ctx_(ctx), before_(cuda::capture.line), branch_before_(cuda::capture.branch) {
-  cuda::Capture& c = cuda::capture;
-  if (c.stream == nullptr || c.device != ctx.device) return;
-  if (ctx.stream != c.stream->stream) return;  // a branch of a branch goes on in it
-  Stream& main = *c.stream;
-  Stream& branch = *main.branches[main.next_branch];
-  order(ctx, {ctx.device, branch.stream});
-  main.next_branch = (main.next_branch + 1) % main.branches.size();
-  main.open_branches =
-      std::max(main.open_branches, main.next_branch == 0 ? main.branches.size() : main.next_branch);
-  ctx_.stream = c.line = branch.stream;
-  c.branch = ++branches_made;
-  c.notes->open[c.branch] = branch.stream;
-}
-
-Branch::~Branch() {
-  if (cuda::capture.stream == nullptr) return;
-  cuda::capture.line = before_;
-  cuda::capture.branch = branch_before_;
-}
-
-uint64_t current_branch() { return cuda::capture.branch; }
-
-void wait_for_branch(uint64_t branch) {
-  cuda::Capture& c = cuda::capture;
-  if (c.stream == nullptr) return;
-  auto& open = c.notes->open;
-  const auto found = open.find(branch);
-  if (branch == c.branch || found == open.end() || found->second == c.line) return;
-  order({c.device, found->second}, {c.device, c.line});
-  if (c.branch == 0) open.erase(found);
-}
-
-void join_branches(const Cuda& ctx) {
-  cuda::Capture& c = cuda::capture;
-  if (c.stream == nullptr || c.device != ctx.device || c.stream->open_branches == 0) return;
-  c.notes->open.clear();
-  Stream& main = *c.stream;
-  for (size_t i = 0; i < main.open_branches; ++i)
-    order({ctx.device, main.branches[i]->stream}, {ctx.device, main.stream});
-  Device& device = device_state(ctx.device);
-  const std::lock_guard lock(device.mutex);
-  main.open_branches = main.next_branch = 0;
-  for (void* p : main.deferred) give_back(device, p);
-  main.deferred.clear();
 }
 
 }  // namespace sinter

@@ -203,7 +203,6 @@ void Program::replay(const std::vector<Tensor>& arguments) {
 void Program::capture() {
   if constexpr (cuda_built()) {
     std::vector<GraphTask> tasks(list_.entries.size());
-    std::vector<int> last(static_cast<size_t>(schedule_.lanes), -1);
     for (size_t i = 0; i < tasks.size(); ++i) {
       const Schedule::Place& place = schedule_.places[i];
       const Entry& entry = list_.entries[i];
@@ -213,8 +212,9 @@ void Program::capture() {
       task.work = [op = entry.op.get()](const Cuda& ctx) { op->run(ctx); };
       for (const OperandRef& ref : entry.operands) {
         if (!ref.writes()) continue;
+        // All of the buffer: who reads it asks by its first element.
         const auto* address = static_cast<const std::byte*>(ref.operand->address);
-        task.writes.emplace_back(address, static_cast<size_t>(ref.operand->bytes()));
+        task.writes.emplace_back(address - ref.operand->offset, list_.buffer(*ref.operand).bytes);
       }
     }
     graph_ = CudaGraph::capture(list_.device.index, tasks);

@@ -139,8 +139,8 @@ void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, s
 struct GraphTask {
   int lane = 0;            // those of a lane run one after another; lane 0 is the urgent one
   std::vector<int> after;  // earlier tasks, of other lanes, that it waits for
-  std::function<void(const Cuda&)> work;  // enqueues
-  std::vector<std::span<const std::byte>> writes;
+  std::function<void(const Cuda&)> work;           // enqueues
+  std::vector<std::span<const std::byte>> writes;  // memory; what shares a block with it, too
 };
 // Work captured once and replayed with a single call.
 class CudaGraph {
