@@ -191,8 +191,8 @@ void Program::replay(const std::vector<Tensor>& arguments) {
     if (buffer.kind == Buffer::Kind::kOutside && on_gpu) buffer.storage->use();
   if (on_gpu) {
     if constexpr (cuda_built()) {
-      if (!is_captured_) capture();
-      graph_.replay();
+      if (graph_ == nullptr) capture();
+      graph_->replay();
     }
   } else {
     run();
@@ -217,8 +217,7 @@ void Program::capture() {
         task.writes.emplace_back(address - ref.operand->offset, list_.buffer(*ref.operand).bytes);
       }
     }
-    graph_ = CudaGraph::capture(list_.device.index, tasks);
-    is_captured_ = true;
+    graph_ = std::make_shared<CudaGraph>(CudaGraph::capture(list_.device.index, tasks));
   }
 }
 

@@ -73,8 +73,7 @@ class Program {
     DType dtype = kFloat32;
   };
   std::vector<Returned> returned_;
-  CudaGraph graph_;
-  bool is_captured_ = false;
+  std::shared_ptr<CudaGraph> graph_;  // from the first replay on
 };
 
 }  // namespace sinter

@@ -21,7 +21,7 @@ using BackwardFn = std::function<Grads(const Tensor& dy)>;
 //   The closure must hold what it needs as Saved, never as a Tensor that requires grad: the graph
 // would keep itself alive. `op` must outlive the graph (a string literal).
 Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs,
-              BackwardFn backward, std::function<Grads()> backward_one = {});
+              BackwardFn backward);
 // Whether record would enter an operator on `inputs`: the forward pass asks before it computes what
 // only the backward pass needs.
 bool recording(std::initializer_list<const Tensor*> inputs);

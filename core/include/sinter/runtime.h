@@ -64,7 +64,7 @@ bool allow_tf32();
 
 // ---- CUDA ---------------------------------------------------------------------------------------
 // Declared in every build, so that `if constexpr (cuda_built())` may stand before a use; a build
-// without CUDA defines none of it.
+// without CUDA defines cuda_device_count() alone, which is 0.
 
 constexpr bool cuda_built() {
 #ifdef SINTER_WITH_CUDA
@@ -87,7 +87,11 @@ struct CudaDeviceInfo {
 
 // Devices the driver shows. Never throws: without a driver or device it is 0 and cuda_unavailable()
 // says why and what to do.
+#ifdef SINTER_WITH_CUDA
 int cuda_device_count() noexcept;
+#else
+inline int cuda_device_count() noexcept { return 0; }
+#endif
 std::string cuda_unavailable();
 // Throws DeviceError unless 0 <= device < cuda_device_count().
 CudaDeviceInfo cuda_device_info(int device);
