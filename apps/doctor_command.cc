@@ -43,11 +43,11 @@ void check_gpus(const Machine& m) {
     report(Verdict::kNote, "CUDA", why_not_cuda());
     return;
   }
-#ifdef SINTER_WITH_CUDA
-  report(Verdict::kOk, "CUDA",
-         str("driver ", m.driver, ", built with toolkit ", m.toolkit, " for sm ",
-             cuda_built_architectures()));
-#endif
+  if constexpr (cuda_built()) {
+    report(Verdict::kOk, "CUDA",
+           str("driver ", m.driver, ", built with toolkit ", m.toolkit, " for sm ",
+               cuda_built_architectures()));
+  }
   for (size_t i = 0; i < m.gpus.size(); ++i) {
     const std::string fault = why_not_cuda(static_cast<int>(i));
     report(fault.empty() ? Verdict::kOk : Verdict::kWarning, str("cuda:", i),

@@ -26,7 +26,7 @@ void eval_command(const Options& options) {
   Tensor logits;
   if (!options.logits.empty())
     logits = empty({data.test.size(), data.test.classes}, {kFloat32, job.device});
-  const Evaluation result = evaluate(*model, data.test, logits);
+  const Evaluation result = Evaluator(*model, data.test, options.job.eager)(logits);
   // Finite weights can be far out too.
   require<Error>(std::isfinite(result.loss), "--weights: ", options.weights.string(),
                  ": the test loss is ", result.loss, ", expected a finite number");

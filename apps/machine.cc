@@ -37,11 +37,9 @@ std::string cpu_name() {
   return name;
 }
 
-#ifdef SINTER_WITH_CUDA
 std::string cuda_version(int version) {  // 13000
   return str(version / 1000, ".", version % 1000 / 10);
 }
-#endif
 
 // "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul …": the first word that is a
 // version.
@@ -58,45 +56,40 @@ std::string kernel_driver() {
 
 std::string driver_text() {
   const std::string kernel = kernel_driver();
-#ifdef SINTER_WITH_CUDA
-  const int supported = cuda_driver_version();
-  if (supported != 0) {
-    return str(kernel.empty() ? "unknown version" : kernel, " (CUDA ", cuda_version(supported),
-               ")");
+  if constexpr (cuda_built()) {
+    const int supported = cuda_driver_version();
+    if (supported != 0) {
+      return str(kernel.empty() ? "unknown version" : kernel, " (CUDA ", cuda_version(supported),
+                 ")");
+    }
   }
-#endif
   return kernel.empty() ? "none" : kernel;
 }
 
 std::string toolkit_text() {
-#ifdef SINTER_WITH_CUDA
-  return cuda_version(cuda_toolkit_version());
-#else
+  if constexpr (cuda_built()) return cuda_version(cuda_toolkit_version());
   return "none (CPU-only build)";
-#endif
 }
 
 }  // namespace
 
 std::string version_text() {
   std::string text = str("sinter ", SINTER_VERSION, " (", SINTER_COMMIT, "), CPU");
-#ifdef SINTER_WITH_CUDA
-  text += str(" and CUDA ", toolkit_text(), " for sm ", cuda_built_architectures());
-#endif
+  if constexpr (cuda_built())
+    text += str(" and CUDA ", toolkit_text(), " for sm ", cuda_built_architectures());
   return text;
 }
 
-std::string why_not_cuda([[maybe_unused]] int index) {
-#ifdef SINTER_WITH_CUDA
-  if (cuda_device_count() == 0) return cuda_unavailable();
-  return cuda_device_info(index).usable;
-#else
+std::string why_not_cuda(int index) {
+  if constexpr (cuda_built()) {
+    if (cuda_device_count() == 0) return cuda_unavailable();
+    return cuda_device_info(index).usable;
+  }
   if (!kernel_driver().empty()) {
     return "this machine has an NVIDIA driver, but this build has no CUDA backend; reconfigure "
            "with -DSINTER_CUDA=ON";
   }
   return "this build has no CUDA backend, and this machine no NVIDIA driver";
-#endif
 }
 
 std::vector<Device> usable_devices() {
@@ -126,10 +119,10 @@ std::vector<Device> devices_asked_for(const char* option, const std::vector<std:
   return devices;
 }
 
-std::string describe([[maybe_unused]] Device device) {
-#ifdef SINTER_WITH_CUDA
-  if (device.is_cuda()) return cuda_device_info(device.index).name;
-#endif
+std::string describe(Device device) {
+  if constexpr (cuda_built()) {
+    if (device.is_cuda()) return cuda_device_info(device.index).name;
+  }
   return str(cpu_name(), ", ", num_threads(), num_threads() == 1 ? " thread" : " threads");
 }
 
@@ -143,13 +136,13 @@ Machine this_machine() {
   m.simd = simd_target();
   const BlasInfo blas = blas_info();
   m.blas = blas.name + (blas.kernels.empty() ? "" : ", " + blas.kernels + " kernels");
-#ifdef SINTER_WITH_CUDA
-  for (int i = 0; i < cuda_device_count(); ++i) {
-    const CudaDeviceInfo info = cuda_device_info(i);
-    m.gpus.push_back(str(info.name, " (sm_", info.major, info.minor, ", ", info.multiprocessors,
-                         " multiprocessors, ", info.total_bytes >> 20, " MiB)"));
+  if constexpr (cuda_built()) {
+    for (int i = 0; i < cuda_device_count(); ++i) {
+      const CudaDeviceInfo info = cuda_device_info(i);
+      m.gpus.push_back(str(info.name, " (sm_", info.major, info.minor, ", ", info.multiprocessors,
+                           " multiprocessors, ", info.total_bytes >> 20, " MiB)"));
+    }
   }
-#endif
   m.driver = driver_text();
   m.toolkit = toolkit_text();
 #ifdef __clang__

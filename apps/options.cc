@@ -204,14 +204,12 @@ void add_job_options(CLI::App& app, Options& o) {
   app.add_option("--max-steps", o.job.max_steps, "stop after N updates")
       ->transform(integer_in(1, std::numeric_limits<int64_t>::max()))
       ->type_name("N");
-  // By functions: CLI11 would print "--no-graph{false}".
-  const auto add_negation = [&](const char* name, bool& value, const char* text) {
-    app.add_flag_function(
-        name, [&value](int64_t count) { value = count <= 0; }, text);
-  };
-  add_negation("--no-graph", o.job.graph,
-               "launch every kernel of a training step on a GPU by itself: what the graph gains");
-  add_negation("--no-shuffle", o.job.shuffle, "take the images in their stored order");
+  app.add_flag("--eager", o.job.eager,
+               "run operators one by one, as they are called: what compiling the step gains");
+  // By a function: CLI11 would print "--no-shuffle{false}".
+  app.add_flag_function(
+      "--no-shuffle", [&](int64_t count) { o.job.shuffle = count <= 0; },
+      "take the images in their stored order");
   app.add_option("--metrics", o.metrics, "write every loss and accuracy, one JSON object a line")
       ->type_name("FILE.jsonl");
 }

@@ -105,8 +105,8 @@ struct StepProfile {
   Device device;
   std::string device_name;
   int64_t batch_size = 0;
-  bool graph = false;
-  std::string why_eager;                               // empty with a graph
+  bool eager = false;
+  int64_t steps_a_call = 1;                            // that are launched together
   int64_t steps = 0, passes = 0;                       // timed passes of so many steps
   double step_us = 0, fastest_us = 0, slowest_us = 0;  // a step, without the profiler; median
   StepTrace trace;

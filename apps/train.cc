@@ -24,6 +24,7 @@ std::string describe(const Job& job) {
   if (job.weight_decay) out << ", weight decay " << *job.weight_decay;
   if (job.max_steps > 0) out << ", at most " << job.max_steps << " steps";
   if (!job.shuffle) out << ", not shuffled";
+  if (job.eager) out << ", eager";
   if (job.conv_algo != "auto") out << ", conv-algo " << job.conv_algo;
   if (job.tf32) out << ", TF32";
   if (job.detect_anomaly) out << ", anomalies looked for";
@@ -46,6 +47,7 @@ nlohmann::ordered_json to_json(const Job& job) {
   if (job.max_steps > 0) json["max_steps"] = job.max_steps;
   if (job.conv_algo != "auto") json["conv_algo"] = job.conv_algo;
   if (job.tf32) json["tf32"] = true;
+  if (job.eager) json["eager"] = true;
   if (job.detect_anomaly) json["detect_anomaly"] = true;
   if (job.initial) json["init"] = state_hash(*job.initial);
   return json;
@@ -86,39 +88,47 @@ int64_t total_steps(const Job& job, const Dataset& data) {
 
 void train_step(Module& model, Optimizer& optimizer, const Batch& batch, const Tensor& loss_slot) {
   const Tensor loss = cross_entropy(model(batch.x), batch.y);
-  optimizer.zero_grad();
   loss.backward();
-  {
-    const branch_guard beside(loss.device());
-    loss_slot.reshape({}).copy_(loss.detach());
-  }
   optimizer.step();
+  // Last: gradients that are still there would be results of a compiled step.
+  optimizer.zero_grad();
+  loss_slot.reshape({}).copy_(loss.detach());
 }
 
-Evaluation evaluate(Module& model, const ImageSet& set, const Tensor& logits) {
+Evaluator::Evaluator(Module& model, const ImageSet& set, bool eager)
+    : model_(model),
+      batches_(set, {.batch_size = 1000, .shuffle = false}),
+      images_(set.size()),
+      correct_(zeros({1}, {kInt64, set.images.device()})),
+      loss_(zeros({}, {kFloat64, set.images.device()})),
+      eager_(eager),
+      compiled_(Body{this}) {}
+
+Tensor Evaluator::batch(int64_t images) {
+  const Batch batch = batches_.next(images);
+  const Tensor y = model_(batch.x);
+  add_correct(correct_, y, batch.y);
+  loss_ += cross_entropy(y, batch.y, {.reduction = Reduction::kSum}).to(kFloat64);
+  return y;
+}
+
+Evaluation Evaluator::operator()(const Tensor& logits) {
   const no_grad guard;
-  const bool was_training = model.is_training();
-  model.eval();
-  const Device device = set.images.device();
-  const Batches batches(set, {.batch_size = 1000, .shuffle = false});
+  const bool was_training = model_.is_training();
+  model_.eval();
+  batches_.seek(0);
+  correct_.fill_(0);
+  loss_.fill_(0);
   // Results stay on the device until all batches are through: one wait, not one a batch.
-  const Tensor correct = zeros({1}, {kInt64, device});
-  const Tensor losses = empty({batches.size()}, {kFloat32, device});
-  int64_t first = 0;
-  for (int64_t i = 0; i < batches.size(); ++i) {
+  for (int64_t first = 0; first < images_;) {
     check_interrupt("during evaluation");
-    const Batch batch = batches.get(i);
-    const Tensor y = model(batch.x);
-    add_correct(correct, y, batch.y);
-    losses.narrow(i, 1).reshape({}).copy_(
-        cross_entropy(y, batch.y, {.reduction = Reduction::kSum}));
-    if (logits.defined()) logits.narrow(first, y.size(0)).copy_(y);
-    first += y.size(0);
+    const int64_t images = std::min<int64_t>(1000, images_ - first);
+    const Tensor y = eager_ ? batch(images) : compiled_(images);
+    if (logits.defined()) logits.narrow(first, images).copy_(y);
+    first += images;
   }
-  model.train(was_training);
-  const std::vector<double> sums = losses.to_vector<double>();
-  return {correct.item<int64_t>(), set.size(),
-          std::accumulate(sums.begin(), sums.end(), 0.) / static_cast<double>(set.size())};
+  model_.train(was_training);
+  return {correct_.item<int64_t>(), images_, loss_.item<double>() / static_cast<double>(images_)};
 }
 
 // ---- metrics ------------------------------------------------------------------------------------
@@ -246,26 +256,29 @@ void Metrics::sync() {
 
 // ---- the loop -----------------------------------------------------------------------------------
 
-GraphedSteps::GraphedSteps(Module& model, Optimizer& optimizer, Batches& batches, Device device)
-    : batches_(batches), losses_(empty({kSteps}, {kFloat32, device})) {
-  graph_ = Graph::capture(device, [&] {
-    Batch next = batches.next();
-    for (int64_t i = 0; i < kSteps; ++i) {
-      Batch batch = std::move(next);
-      if (i + 1 < kSteps) {
-        const branch_guard beside(device);
-        next = batches.next();
-      }
-      train_step(model, optimizer, batch, losses_.narrow(i, 1));
-    }
-  });
+TrainSteps::TrainSteps(Module& model, Optimizer& optimizer, Batches& batches, Device device,
+                       bool eager)
+    : model_(model),
+      optimizer_(optimizer),
+      batches_(batches),
+      losses_(empty({kMost}, {kFloat32, device})),
+      eager_(eager),
+      compiled_(Body{this}) {}
+
+void TrainSteps::steps(int64_t count, int64_t images) {
+  for (int64_t i = 0; i < count; ++i)
+    train_step(model_, optimizer_, batches_.next(images), losses_.narrow(i, 1));
 }
 
-void GraphedSteps::run(int64_t first, Tensor losses) {
+void TrainSteps::run(int64_t first, int64_t count, int64_t images, const Tensor& losses) {
   if (at_ != first) batches_.seek(first);
-  graph_.replay();
-  losses.copy_(losses_);
-  at_ = first + kSteps;
+  at_ = -1;  // should this throw
+  if (eager_)
+    steps(count, images);
+  else
+    compiled_(count, images);
+  losses.copy_(losses_.narrow(0, count));
+  at_ = first + count;
 }
 
 namespace {
@@ -317,9 +330,9 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
 
   const int64_t full_epoch = epoch_steps(job, data), total = total_steps(job, data);
   const int64_t epochs = (total - 1) / full_epoch + 1;
-  std::optional<GraphedSteps> graphed;
-  bool ran = false;  // a step of this process: what a capture needs
-  bool graph = job.graph && job.device.is_cuda() && !anomaly_enabled();
+  TrainSteps run_steps(*result.model, *optimizer, batches, job.device, job.eager);
+  Evaluator evaluate(*result.model, data.test, job.eager);
+  bool ran = false;  // a step of this process
 
   // Redrawing the bar reads losses. On the CPU that is free; a GPU has to be waited for, and its
   // queue runs dry meanwhile.
@@ -365,41 +378,33 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
     };
 
     const int64_t full_batches = data.train.size() / job.batch_size;
-    // The steps that the next replay may stand for: full batches, no checkpoint in between.
-    const auto replay_fits = [&] {
-      if (done + GraphedSteps::kSteps > std::min(steps, full_batches)) return false;
-      for (int64_t i = 1; checkpoints != nullptr && i < GraphedSteps::kSteps; ++i) {
-        if (checkpoints->due(first + done + i)) return false;
+    // The steps of the next call: on a GPU several, of full batches, with no checkpoint in between.
+    const auto next_steps = [&]() -> int64_t {
+      constexpr int64_t kMost = TrainSteps::kMost;
+      if (!job.device.is_cuda() || job.eager || anomaly_enabled() ||
+          done + kMost > std::min(steps, full_batches))
+        return 1;
+      for (int64_t i = 1; checkpoints != nullptr && i < kMost; ++i) {
+        if (checkpoints->due(first + done + i)) return 1;
       }
-      return true;
+      return kMost;
     };
 
     double redrawn = 0;
     batches.start_epoch(static_cast<uint64_t>(epoch));
     while (done < steps && !interrupted()) {
-      if (graph && ran && replay_fits()) {
-        try {
-          if (!graphed) graphed.emplace(*result.model, *optimizer, batches, job.device);
-        } catch (const Error& e) {
-          progress.warning(str("steps are launched one by one: ", e.what()));
-          graph = false;
-          continue;
-        }
-        graphed->run(done, losses.narrow(done, GraphedSteps::kSteps));
-        done += GraphedSteps::kSteps;
-      } else {
-        try {
-          train_step(*result.model, *optimizer, batches.get(done), losses.narrow(done, 1));
-        } catch (const AnomalyError& e) {
-          throw AnomalyError(str(e.what(), ", at step ", first + done + 1));
-        }
-        ++done;
-        if (!ran) {
-          synchronize(job.device);
-          result.first_step = command_clock().seconds();
-          if (metrics != nullptr) metrics->flush();  // it runs: what was there may go
-        }
-        ran = true;
+      const int64_t count = next_steps();
+      const int64_t in_batch = std::min(job.batch_size, data.train.size() - done * job.batch_size);
+      try {
+        run_steps.run(done, count, in_batch, losses.narrow(done, count));
+      } catch (const AnomalyError& e) {
+        throw AnomalyError(str(e.what(), ", at step ", first + done + 1));
+      }
+      done += count;
+      if (!std::exchange(ran, true)) {
+        synchronize(job.device);
+        result.first_step = command_clock().seconds();
+        if (metrics != nullptr) metrics->flush();  // it runs: what was there may go
       }
       if (checkpoints != nullptr && done < steps && checkpoints->due(first + done)) {
         take_stock();
@@ -433,7 +438,7 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
     result.train_loss = mean_of(at.losses);
     progress.bar(title, 1, "evaluating");
     try {
-      result.test = evaluate(*result.model, data.test);
+      result.test = evaluate();
     } catch (const Interrupted&) {
       checkpoint();
       throw;

@@ -10,9 +10,9 @@
 
 #include "console.h"
 #include "sinter/data.h"
-#include "sinter/graph.h"
 #include "sinter/nn.h"
 #include "sinter/optim.h"
+#include "sinter/program.h"
 
 namespace sinter {
 class File;
@@ -33,7 +33,7 @@ struct Job {
   std::string conv_algo = "auto";  // see ConvAlgo; set for the process by main, like tf32
   bool tf32 = false;
   bool detect_anomaly = false;          // which runs fused operators apart: other bits
-  bool graph = true;                    // on a GPU, replay captured steps; the weights are the same
+  bool eager = false;                   // operators one by one; the weights may differ by rounding
   uint64_t seed = 0;                    // of the initial weights and the shuffling
   std::optional<NamedTensors> initial;  // weights to start from; unset: drawn from seed
   Device device;
@@ -49,25 +49,36 @@ double weight_decay(const Job& job);  // the job's, or its optimizer's default
 int64_t epoch_steps(const Job& job, const Dataset& data);
 int64_t total_steps(const Job& job, const Dataset& data);
 // Forward, backward and update; loss_slot (one element, the model's device) receives the loss.
-// Does not wait for the device; can be captured.
+// Does not wait for the device; can be compiled.
 void train_step(Module& model, Optimizer& optimizer, const Batch& batch, const Tensor& loss_slot);
 
-// Several steps as one graph, whose replay is a single call: the kernels of a small network are
-// over before the host has launched the next. Each step gathers the batch of the one after it on
-// the side.
-class GraphedSteps {
+// Training steps as compiled functions, of one step or several: on a GPU the kernels of a small
+// network are over before the host has launched the next, so several are one launch.
+class TrainSteps {
  public:
-  static constexpr int64_t kSteps = 20;
+  static constexpr int64_t kMost = 20;  // steps of a call
 
-  // Captures steps on full batches, from wherever `batches` stands. One must have run eagerly.
-  GraphedSteps(Module& model, Optimizer& optimizer, Batches& batches, Device device);
-  // Steps on batches first .. first + kSteps - 1 of the epoch; losses (kSteps) receives theirs.
-  void run(int64_t first, Tensor losses);
+  // From wherever `batches` stands. eager: not compiled.
+  TrainSteps(Module& model, Optimizer& optimizer, Batches& batches, Device device, bool eager);
+  // `count` steps, each on `images` images, from batch `first` of the epoch on; losses (count)
+  // receives theirs.
+  void run(int64_t first, int64_t count, int64_t images, const Tensor& losses);
+  ProgramStats stats() const { return compiled_.stats(); }
+  void print(std::ostream& out) const { compiled_.print(out); }
 
  private:
+  void steps(int64_t count, int64_t images);
+
+  struct Body {
+    TrainSteps* self;
+    void operator()(int64_t count, int64_t images) const { self->steps(count, images); }
+  };
+  Module& model_;
+  Optimizer& optimizer_;
   Batches& batches_;
   Tensor losses_;
-  Graph graph_;
+  bool eager_;
+  Compiled<Body> compiled_;
   int64_t at_ = -1;  // the batch that `batches` stands at; -1: unknown
 };
 
@@ -76,9 +87,29 @@ struct Evaluation {
   double loss = 0;                                             // mean over the images
   double accuracy() const { return 100. * correct / images; }  // percent
 };
-// Over all images of `set`, on the device that holds it. `logits`, if defined, is (N, classes) and
-// receives the model's outputs in the set's order. Throws Interrupted after Ctrl-C.
-Evaluation evaluate(Module& model, const ImageSet& set, const Tensor& logits = {});
+// What a model makes of a set, on the device that holds both. Compiled: made once, it evaluates
+// again and again.
+class Evaluator {
+ public:
+  Evaluator(Module& model, const ImageSet& set, bool eager);
+  // Over all images. `logits`, if defined, is (N, classes) and receives the model's outputs in the
+  // set's order. Throws Interrupted after Ctrl-C.
+  Evaluation operator()(const Tensor& logits = {});
+
+ private:
+  Tensor batch(int64_t images);  // the next ones; the logits
+
+  struct Body {
+    Evaluator* self;
+    Tensor operator()(int64_t images) const { return self->batch(images); }
+  };
+  Module& model_;
+  Batches batches_;
+  int64_t images_;
+  Tensor correct_, loss_;  // so far
+  bool eager_;
+  Compiled<Body> compiled_;
+};
 
 // One JSON object a line: the run's configuration, each step's loss, each epoch's result. Written
 // through at the end of every epoch, so that it can be followed while the run goes on.

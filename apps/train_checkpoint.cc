@@ -85,13 +85,14 @@ std::string fingerprint(const ImageSet& set) {
 }
 
 // The options that the weights depend on, and what else they do; not how far the training goes, nor
-// what leaves every bit alone: --threads, --no-graph.
+// what leaves every bit alone: --threads.
 std::map<std::string, std::string> configuration(const Job& job, const Dataset& data) {
   return {{"--model", job.model},
           {"--dataset", data.name},
           {data.synthetic ? "--synthetic-size" : "training images", exact(data.train.size())},
           {"--batch-size", exact(job.batch_size)},
           {"--no-shuffle", job.shuffle ? "off" : "on"},
+          {"--eager", job.eager ? "on" : "off"},
           {"--optimizer", job.optimizer},
           {"--lr", exact(job.lr)},
           {"--momentum", exact(job.momentum)},

@@ -17,7 +17,6 @@ struct Buffer {
   enum class Kind {
     kVirtual,   // memory of the program, of nobody's concern outside
     kResult,    // held outside when the recording ended
-    kReturned,  // what is returned is made of it
     kOutside,   // was there before
     kConstant,  // values that the host gave
     kInput,     // receives an argument

@@ -66,8 +66,8 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
     const auto same = std::find_if(returned_.begin(), returned_.end(), [&](const Returned& r) {
       return r.storage != nullptr && r.storage->number == number;
     });
-    const bool is_first =
-        found != recorded_.buffers.end() && found->second.kind == Buffer::Kind::kResult;
+    const bool is_first = same == returned_.end() && found != recorded_.buffers.end() &&
+                          found->second.kind == Buffer::Kind::kResult;
     if (is_first || same != returned_.end()) {
       if (is_first) {
         // From now on the program writes to memory behind what is returned.
@@ -76,7 +76,6 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
         kept.memory = std::make_shared<Storage>(storage->device, storage->bytes);
         storage->adopt(kept.memory);
         storage = kept.memory;
-        found->second.kind = Buffer::Kind::kReturned;
       } else {
         kept.storage = same->storage;
         kept.memory = same->memory;
@@ -190,10 +189,8 @@ void Program::replay(const std::vector<Tensor>& arguments) {
   for (auto& [number, buffer] : recorded_.buffers)
     if (buffer.kind == Buffer::Kind::kOutside && on_gpu) buffer.storage->use();
   if (on_gpu) {
-    if constexpr (cuda_built()) {
-      if (graph_ == nullptr) capture();
-      graph_->replay();
-    }
+    if (!launch_) capture();
+    launch_();
   } else {
     run();
   }
@@ -217,7 +214,8 @@ void Program::capture() {
         task.writes.emplace_back(address - ref.operand->offset, list_.buffer(*ref.operand).bytes);
       }
     }
-    graph_ = std::make_shared<CudaGraph>(CudaGraph::capture(list_.device.index, tasks));
+    const auto graph = std::make_shared<CudaGraph>(CudaGraph::capture(list_.device.index, tasks));
+    launch_ = [graph] { graph->replay(); };
   }
 }
 

@@ -1,6 +1,7 @@
 // A recorded program, ready to run. Private to core.
 #pragma once
 
+#include <functional>
 #include <iosfwd>
 #include <memory>
 #include <thread>
@@ -73,7 +74,7 @@ class Program {
     DType dtype = kFloat32;
   };
   std::vector<Returned> returned_;
-  std::shared_ptr<CudaGraph> graph_;  // from the first replay on
+  std::function<void()> launch_;  // on a GPU, once it is captured
 };
 
 }  // namespace sinter

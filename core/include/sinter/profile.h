@@ -22,7 +22,8 @@ struct GpuActivity {
   uint64_t graph_node = 0;  // 0: not from a graph
 };
 
-#ifdef SINTER_WITH_CUDA
+// Defined in builds with CUDA only.
+//
 // Empty if there is a profiler, else why not and what to do: this build has no CUPTI, or its
 // library is not found. Loads the library, which by itself records nothing.
 std::string profiler_unavailable();
@@ -44,6 +45,5 @@ class Profiler {
   // Throws CudaError if activities were lost.
   std::vector<GpuActivity> take();
 };
-#endif
 
 }  // namespace sinter

@@ -1,0 +1,191 @@
+// Measuring a training step on a GPU. Of builds with CUDA only.
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "machine.h"
+#include "profile.h"
+#include "sinter/ops.h"
+#include "sinter/profile.h"
+#include "sinter/random.h"
+#include "train.h"
+
+namespace sinter::app {
+
+namespace {
+
+// The training loop's steps without its bookkeeping.
+class Steps {
+ public:
+  static constexpr int64_t kMost = 400;
+
+  Steps(const Job& job, const ImageSet& images)
+      : job_(job),
+        model_(initial_model(job)),
+        optimizer_(make_optimizer(job, *model_)),
+        batches_(images.to(job.device),
+                 {.batch_size = job.batch_size, .shuffle = job.shuffle, .seed = job.seed}) {
+    const int64_t full = images.size() / job.batch_size;
+    at_once_ = job.eager || full < TrainSteps::kMost ? 1 : TrainSteps::kMost;
+    count_ = std::clamp<int64_t>(full, 1, kMost);
+    count_ -= count_ % at_once_;
+    losses_ = empty({count_}, {kFloat32, job.device});
+  }
+
+  int64_t count() const { return count_; }      // in a pass
+  int64_t at_once() const { return at_once_; }  // in a call
+
+  // What comes before the steps of a pass and is not theirs: the epoch's order, recording the
+  // program and capturing it.
+  void prepare() {
+    batches_.start_epoch(epoch_++);
+    if (!steps_) {
+      steps_.emplace(*model_, *optimizer_, batches_, job_.device, job_.eager);
+      for (int i = 0; i < 3; ++i) call(0);
+    }
+    synchronize(job_.device);
+  }
+  // The pass; waits for it.
+  void run() {
+    for (int64_t i = 0; i < count_; i += at_once_) call(i);
+    synchronize(job_.device);
+  }
+  // So that the next prepare captures anew.
+  void drop_graph() { steps_.reset(); }
+
+ private:
+  void call(int64_t first) {
+    steps_->run(first, at_once_, job_.batch_size, losses_.narrow(first, at_once_));
+  }
+
+  Job job_;
+  std::unique_ptr<Module> model_;
+  std::unique_ptr<Optimizer> optimizer_;
+  Batches batches_;
+  Tensor losses_;
+  std::optional<TrainSteps> steps_;
+  int64_t count_ = 0, at_once_ = 1;
+  uint64_t epoch_ = 0;
+};
+
+// Seconds that a call takes when `calls` of them follow each other: the best of three rounds.
+template <class F> double seconds_a_call(Device device, int64_t calls, F&& f) {
+  f();
+  double best = 0;
+  for (int round = 0; round < 3; ++round) {
+    synchronize(device);
+    const Stopwatch clock;
+    for (int64_t i = 0; i < calls; ++i) f();
+    synchronize(device);
+    const double seconds = clock.seconds() / static_cast<double>(calls);
+    best = round == 0 ? seconds : std::min(best, seconds);
+  }
+  return best;
+}
+
+Ceilings measure_ceilings(Device device) {
+  Ceilings ceilings;
+  const CudaDeviceInfo info = cuda_device_info(device.index);
+  const TensorOptions floats{kFloat32, device};
+  {
+    // A block for each multiprocessor, about.
+    Tensor x = empty({int64_t{256} * info.multiprocessors}, floats);
+    const auto small_kernel = [&] { x.fill_(0); };
+    ceilings.launch_us = 1e6 * seconds_a_call(device, 5000, small_kernel);
+    constexpr int kNodes = 100;
+    auto chain = compile([&] {
+      for (int i = 0; i < kNodes; ++i) small_kernel();
+    });
+    for (int i = 0; i < 2; ++i) chain();
+    ceilings.node_us = 1e6 / kNodes * seconds_a_call(device, 200, [&] { chain(); });
+  }
+  {
+    // Far larger than any cache.
+    const auto bytes = std::min<size_t>(size_t{1} << 30, info.free_bytes / 4);
+    const auto n = static_cast<int64_t>(bytes / sizeof(float));
+    const Tensor from = zeros({n}, floats);
+    Tensor to = empty({n}, floats);
+    const double seconds = seconds_a_call(device, 10, [&] { to.copy_(from); });
+    ceilings.copy_bytes_s = 2 * static_cast<double>(from.bytes()) / seconds;
+  }
+  release_cached_memory(device.index);
+  {
+    ceilings.matrix = info.free_bytes > size_t{4} << 30 ? 8192 : 2048;
+    // Of many values: arithmetic on a constant takes less power, and so runs at higher clocks.
+    const Tensor row = empty({1, ceilings.matrix}, floats);
+    uniform_(row, -1, 1);
+    const Tensor a = mul(row.reshape({ceilings.matrix, 1}), row);
+    const double seconds = seconds_a_call(device, 4, [&] { matmul(a, a); });
+    const auto m = static_cast<double>(ceilings.matrix);
+    ceilings.fp32_flops_s = 2 * m * m * m / seconds;
+  }
+  release_cached_memory(device.index);
+  return ceilings;
+}
+
+uint64_t peak_resident_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+}  // namespace
+
+StepProfile profile_steps(const Job& job, const Dataset& data, Progress& progress) {
+  require_usable(job.device);
+  progress.line(str("profile: ", job.device.str(), ", ", describe(job)));
+  StepProfile profile;
+  profile.device = job.device;
+  profile.device_name = describe(job.device);
+  profile.batch_size = job.batch_size;
+  const Shape& images = data.train.images.shape();
+  profile.work = step_work(job, {images[1], images[2], images[3]});
+  Steps steps(job, data.train);
+  profile.steps = steps.count();
+
+  // All that is timed comes before the profiler, which slows down what follows.
+  constexpr int kPasses = 7;
+  constexpr double kEnoughSeconds = 10;
+  std::vector<double> passes;
+  steps.prepare();
+  steps.run();  // clocks rise, caches fill
+  for (double spent = 0; passes.size() < kPasses && (passes.empty() || spent < kEnoughSeconds);) {
+    check_interrupt("while profiling");
+    steps.prepare();
+    const Stopwatch clock;
+    steps.run();
+    const double seconds = clock.seconds();
+    spent += seconds;
+    passes.push_back(1e6 * seconds / static_cast<double>(profile.steps));
+  }
+  std::sort(passes.begin(), passes.end());
+  profile.passes = static_cast<int64_t>(passes.size());
+  profile.fastest_us = passes.front();
+  profile.step_us = passes[passes.size() / 2];
+  profile.slowest_us = passes.back();
+  // Before the ceilings, which take large arrays.
+  const CudaMemory memory = cuda_memory(job.device.index);
+  profile.device_peak_bytes = memory.peak_in_use;
+  profile.device_reserved_bytes = memory.reserved;
+  profile.host_peak_bytes = peak_resident_bytes();
+
+  profile.ceilings = measure_ceilings(job.device);
+
+  steps.drop_graph();
+  {
+    Profiler profiler;
+    steps.prepare();
+    steps.run();
+    steps.prepare();
+    profiler.take();  // what was not yet a step
+    steps.run();
+    profile.trace = summarize(profiler.take(), profile.steps);
+    steps.drop_graph();
+  }
+  profile.eager = job.eager;
+  profile.steps_a_call = steps.at_once();
+  return profile;
+}
+
+}  // namespace sinter::app
