@@ -605,6 +605,11 @@ Cuda cuda_context(int device) {
   return {device, stream->stream};
 }
 
+CUstream_st* cuda_stream(int device) {
+  Stream* const stream = thread_stream(device);
+  return stream != nullptr ? stream->stream : cuda_context(device).stream;
+}
+
 // ---- memory -------------------------------------------------------------------------------------
 
 void* allocate(const Cuda& ctx, size_t asked) {

@@ -104,7 +104,7 @@ int cuda_toolkit_version() noexcept;  // the toolkit this was built with
 // have streams of their own, so independent trainings run side by side. Throws DeviceError if the
 // device cannot run this build's kernels.
 Cuda cuda_context(int device);
-// Its stream; while it captures a graph, the one that the graph's branches start from.
+// Its stream.
 CUstream_st* cuda_stream(int device);
 
 // Stream-ordered: the block may be used by later work on ctx.stream, and is reused by later work on
