@@ -1,6 +1,10 @@
 // Checks of arguments that operators share.
 #pragma once
 
+#include <new>
+#include <stdexcept>
+#include <vector>
+
 #include "sinter/tensor.h"
 
 namespace sinter {
@@ -14,6 +18,15 @@ inline void require_defined(const char* op, const char* argument, const Tensor& 
 // Throws DtypeError, naming the operator, unless x is float32 or float64.
 inline void require_floating(const char* op, const Tensor& x) {
   require<DtypeError>(is_floating(x.dtype()), op, ": expected float32 or float64, got ", x.dtype());
+}
+
+// Values on the host, zeros, to be filled.
+template <class T> std::vector<T> host_values(int64_t n) try {
+  return std::vector<T>(static_cast<size_t>(n));
+} catch (const std::bad_alloc&) {
+  throw OutOfMemoryError(str("out of host memory: cannot allocate ", n, " numbers"));
+} catch (const std::length_error&) {
+  throw OutOfMemoryError(str("out of host memory: cannot allocate ", n, " numbers"));
 }
 
 }  // namespace sinter

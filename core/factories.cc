@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 
+#include "arguments.h"
 #include "sinter/emit.h"
 #include "sinter/tensor.h"
 
@@ -11,7 +12,7 @@ namespace {
 // value(i) for i in [0, n), in x's dtype.
 template <class F> Tensor made_of(int64_t n, DType dtype, Device device, F value) {
   return with_any(dtype, [&]<class T>() {
-    std::vector<T> values(static_cast<size_t>(n));
+    std::vector<T> values = host_values<T>(n);
     for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = static_cast<T>(value(i));
     return from_vector(values, {n}, device);
   });
@@ -78,7 +79,7 @@ Tensor linspace(double start, double end, int64_t steps, TensorOptions options) 
 Tensor eye(int64_t n, TensorOptions options) {
   const int64_t elements = Shape{n, n}.numel("eye");
   return with_any(options.dtype, [&]<class T>() {
-    std::vector<T> values(static_cast<size_t>(elements));
+    std::vector<T> values = host_values<T>(elements);
     for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i * (n + 1))] = 1;
     return from_vector(values, {n, n}, options.device);
   });

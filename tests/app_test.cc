@@ -181,9 +181,9 @@ TEST_CASE("app: flags and numbers mean what they say", "[app]") {
     args.insert(args.begin(), "sinter");
     return app::parse_options(static_cast<int>(args.size()), args.data());
   };
-  CHECK(parse({"train"}).job.graph);
+  CHECK(!parse({"train"}).job.eager);
   CHECK(parse({"train"}).job.shuffle);
-  CHECK(!parse({"train", "--no-graph"}).job.graph);
+  CHECK(parse({"train", "--eager"}).job.eager);
   CHECK(!parse({"bench", "--no-shuffle"}).job.shuffle);
   CHECK(parse({"bench", "--no-shuffle=false", "--quiet=true", "--quiet"}).job.shuffle);
   CHECK(!std::signbit(*parse({"train", "--weight-decay", "-0"}).job.weight_decay));
@@ -729,16 +729,17 @@ DEVICE_TEST("app: every usable device trains and agrees with the CPU", "[app]") 
   CHECK(agreement.at("devices").size() == (device.is_cuda() ? 1 : 0));
 }
 
-CUDA_TEST("app: replayed graphs and single launches train to the same weights", "[app][graph]") {
+DEVICE_TEST("app: compiled steps and eager ones train to the same weights", "[app][program]") {
   const Folder folder;
-  // 64 steps an epoch: three replays of 20, and the last ones, of which one is a smaller batch.
-  // Under a sanitizer 24.
+  const test::NoFusePass exact(device);
+  // 64 steps an epoch: on a GPU three calls of 20, and the last ones, of which one is a smaller
+  // batch. Under a sanitizer 24.
   const char* const size = test::under_sanitizer() ? "750" : "2030";
   const std::vector<std::string> train = {
       "train", "--device",     device.str(), "--dataset", "synthetic", "--synthetic-size",
       size,    "--batch-size", "32",         "--epochs",  "2",         "--quiet"};
   std::vector<std::string> one_by_one = train;
-  one_by_one.emplace_back("--no-graph");
+  one_by_one.emplace_back("--eager");
   const auto hash = [](const Result& result) {
     INFO(result.err);
     REQUIRE(result.code == 0);

@@ -11,6 +11,7 @@
 
 #include <cstdlib>
 #include <iostream>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,28 @@ inline bool under_sanitizer() {
   static const bool set = std::getenv("SINTER_TEST_SANITIZER") != nullptr;
   return set;
 }
+
+// While one lives, programs on a GPU run without the pass that lets one operator do what another
+// did: it rounds in another way there.
+class NoFusePass {
+ public:
+  explicit NoFusePass(Device device) {
+    if (device.is_cuda()) setenv(kName, before_ ? (*before_ + ",-fuse").c_str() : "-fuse", 1);
+  }
+  ~NoFusePass() {
+    if (before_)
+      setenv(kName, before_->c_str(), 1);
+    else
+      unsetenv(kName);
+  }
+  NoFusePass(const NoFusePass&) = delete;
+  NoFusePass& operator=(const NoFusePass&) = delete;
+
+ private:
+  static constexpr const char* kName = "SINTER_PASSES";
+  const std::optional<std::string> before_ =
+      std::getenv(kName) ? std::optional<std::string>(std::getenv(kName)) : std::nullopt;
+};
 
 // Expects f() to throw E with all of `parts` in its message.
 template <class E, class F> void check_throws(F&& f, const std::vector<std::string>& parts) {

@@ -7,7 +7,7 @@ namespace sinter::test {
 
 #ifdef SINTER_WITH_CUDA
 // All three passes by Winograd's algorithm, with these bounds (conv2d_bounds.cc).
-template <class T> void winograd_in_slices(const Cuda& ctx, const Conv2dShape& g,
+template <class T> void winograd_in_slices(const Cuda& ctx, const op::Conv2dShape& g,
                                            int64_t scratch_bytes, int splits, const T* x,
                                            const T* w, const T* b, const T* dy, T* y, T* dx, T* dw);
 #endif
@@ -359,7 +359,7 @@ CUDA_TEST("conv2d: Winograd's algorithm in slices of the batch and of the sums",
   const Array x = noise({kN, kC, kH, kW}, 1), w = noise({kO, kC, 3, 3}, 2), b = noise({kO}, 3);
   const Array y = oracle::conv2d(x, w, &b, p), dy = noise(y.shape, 4);
   const std::vector<Array> gradients = oracle::conv2d_gradients(x, w, dy, p);
-  Conv2dShape g;
+  op::Conv2dShape g;
   g.n = kN;
   g.c = kC;
   g.h = g.oh = kH;

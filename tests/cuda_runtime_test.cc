@@ -1,4 +1,5 @@
 // Memory, streams and launches of a GPU where threads meet, and copies within a tensor.
+#include <sinter/emit.h>
 #include <sinter/fused.h>
 
 #include <future>
@@ -128,19 +129,19 @@ CUDA_TEST("runtime: threads launch one kernel with more and with less shared mem
   };
   // Both more than the 48 KB that need not be asked for: images of a block's in shared memory.
   const std::vector<Layer> layers = {Layer(48, device), Layer(64, device)};
-  const Conv2dShape larger{.n = 2,
-                           .c = 3,
-                           .h = 64,
-                           .w = 64,
-                           .o = 4,
-                           .kh = 5,
-                           .kw = 5,
-                           .pad_h = 2,
-                           .pad_w = 2,
-                           .oh = 64,
-                           .ow = 64};
+  const op::Conv2dShape larger{.n = 2,
+                               .c = 3,
+                               .h = 64,
+                               .w = 64,
+                               .o = 4,
+                               .kh = 5,
+                               .kw = 5,
+                               .pad_h = 2,
+                               .pad_w = 2,
+                               .oh = 64,
+                               .ow = 64};
   if (cuda_device_info(device.index).major >= 8)
-    CHECK(conv2d_relu_pool_fits<float>(cuda_context(device.index), larger));
+    CHECK(conv2d_relu_pool_fits(cuda_context(device.index), larger, kFloat32));
   std::vector<std::vector<Tensor>> alone;
   for (const Layer& layer : layers) alone.push_back(layer.gradients());
   synchronize(device);
@@ -160,6 +161,125 @@ CUDA_TEST("runtime: threads launch one kernel with more and with less shared mem
     });
   for (std::thread& thread : threads) thread.join();
   for (const std::string& failure : failures) CHECK(failure.empty());
+}
+
+namespace {
+
+// y = alpha * x as a part of a graph.
+GraphTask scale_task(double alpha, const Tensor& x, const Tensor& y) {
+  op::Scale scale{alpha, in(x), out(y)};
+  each_operand(scale, bind_operand);
+  GraphTask task;
+  task.work = [scale](const Cuda& ctx) { run(ctx, scale); };
+  task.writes.push_back(std::as_bytes(std::span(y.data<float>(), kElements)));
+  return task;
+}
+
+GraphTask task_of(std::function<void(const Cuda&)> work) {
+  GraphTask task;
+  task.work = std::move(work);
+  return task;
+}
+
+}  // namespace
+
+CUDA_TEST("runtime: tasks of a graph wait for those that they come after", "[runtime]") {
+  // Lanes 0 and 1 in turn, each reading what the other made, and a lane beside them.
+  constexpr int kTasks = 12;
+  const Tensor x = tensor(noise({kElements}, 1), {kFloat32, device});
+  std::vector<Tensor> made(kTasks);
+  for (Tensor& t : made) t = zeros({kElements}, {kFloat32, device});
+  const Tensor beside = zeros({kElements}, {kFloat32, device});
+  std::vector<GraphTask> tasks;
+  for (int i = 0; i < kTasks; ++i) {
+    const auto k = static_cast<size_t>(i);
+    tasks.push_back(scale_task(2, i == 0 ? x : made[k - 1], made[k]));
+    tasks[k].lane = i % 2;
+    if (i > 0) tasks[k].after = {i - 1};
+  }
+  tasks.push_back(scale_task(3, made[1], beside));
+  tasks.back().lane = 2;
+  tasks.back().after = {1};
+  CudaGraph graph = CudaGraph::capture(device.index, tasks);
+  CHECK(graph.nodes() >= kTasks + 1);
+  CHECK(all_equal(made.back().to_vector<float>(), 0));  // capturing has computed nothing
+  for (int i = 0; i < 5; ++i) {
+    for (const Tensor& t : made) Tensor(t).fill_(0);
+    Tensor(beside).fill_(0);
+    graph.replay();
+    CHECK(same_bits(made.back(), x * 4096.0));
+    CHECK(same_bits(beside, (x * 4.0) * 3.0));
+  }
+}
+
+CUDA_TEST("runtime: a graph refuses what a replay could not repeat", "[runtime]") {
+  const Tensor x = ones({kElements}, {kFloat32, device});
+  const Tensor y = zeros({kElements}, {kFloat32, device});
+  const auto check_refused = [&](const std::function<void(const Cuda&)>& work,
+                                 const std::vector<std::string>& parts) {
+    const GraphTask tasks[] = {scale_task(2, x, y), task_of(work)};
+    check_throws<GraphError>([&] { CudaGraph::capture(device.index, tasks); }, parts);
+  };
+  std::vector<float> host(kElements, 1.F);
+  check_refused([&](const Cuda& ctx) { synchronize(ctx); }, {"waiting for the device", "captured"});
+  check_refused([&](const Cuda& ctx) { copy_to_host(ctx, host.data(), x.read(), x.bytes()); },
+                {"captured"});
+  check_refused([&](const Cuda& ctx) { copy_from_host(ctx, y.raw(), host.data(), y.bytes()); },
+                {"host memory"});
+  check_refused([&](const Cuda&) { CudaGraph::capture(device.index, {}); }, {"already"});
+  // What a task throws, and then the device goes on as if nothing had been.
+  const GraphTask failing[] = {scale_task(2, x, y),
+                               task_of([](const Cuda&) { throw ValueError("no"); })};
+  check_throws<ValueError>([&] { CudaGraph::capture(device.index, failing); }, {"no"});
+  CHECK(all_equal((x + 1.0).to_vector<float>(), 2));
+  const GraphTask working[] = {scale_task(2, y, y)};
+  CudaGraph graph = CudaGraph::capture(device.index, working);
+  Tensor(y).fill_(1);
+  for (int i = 0; i < 3; ++i) graph.replay();
+  CHECK(all_equal(y.to_vector<float>(), 8));
+  std::thread([&] { check_throws<GraphError>([&] { graph.replay(); }, {"thread"}); }).join();
+  CudaGraph empty;
+  check_throws<GraphError>([&] { empty.replay(); }, {"replay"});
+  CHECK(empty.nodes() == 0);
+}
+
+CUDA_TEST("runtime: another thread runs out of memory while one captures", "[runtime]") {
+  const Tensor x = tensor(noise({kElements}, 1), {kFloat32, device});
+  const Tensor y = zeros({kElements}, {kFloat32, device});
+  synchronize(device);
+  const auto total = static_cast<int64_t>(cuda_device_info(device.index).total_bytes);
+  bool refused = false;
+  std::string otherwise;
+  // Through scratch memory, which is freed at once.
+  const GraphTask copy = task_of([&](const Cuda& ctx) {
+    void* const scratch = allocate(ctx, x.bytes());
+    copy_on_device(ctx, scratch, x.read(), x.bytes());
+    copy_on_device(ctx, y.raw(), scratch, x.bytes());
+    deallocate(ctx, scratch, x.bytes());
+  });
+  const GraphTask out_of_memory = task_of([&](const Cuda&) {
+    std::thread([&] {
+      try {
+        empty({total + 1}, {kUInt8, device});
+      } catch (const OutOfMemoryError&) {
+        refused = true;
+      } catch (const Error& e) {
+        otherwise = e.what();
+      }
+    }).join();
+  });
+  const GraphTask tasks[] = {copy, out_of_memory, copy};
+  CudaGraph graph = CudaGraph::capture(device.index, tasks);
+  INFO(otherwise);
+  CHECK(refused);
+  for (int i = 0; i < 3; ++i) {
+    // What the driver has to give comes from what it was given back, if it was.
+    const Tensor other = full({1 << 22}, 7, {kFloat32, device});
+    Tensor(y).fill_(0);
+    graph.replay();
+    CHECK(same_bits(y, x));
+    CHECK(all_equal(other.to_vector<float>(), 7));
+  }
 }
 
 CUDA_TEST("runtime: what the code for a GPU was compiled for", "[runtime]") {

@@ -317,6 +317,59 @@ DEVICE_TEST("batches: without shuffle the order of the set", "[data]") {
   CHECK(order(batches) == ascending(23));
 }
 
+DEVICE_TEST("batches: next goes through the epoch as get does", "[data]") {
+  Batches batches(synthetic_dataset(40, 10).train.to(device), {.batch_size = 16, .seed = 2});
+  batches.start_epoch(3);
+  const auto equal = [](const Batch& a, const Batch& b) {
+    return same_bits(a.x, b.x) && same_bits(a.y, b.y);
+  };
+  CHECK(equal(batches.next(), batches.get(0)));
+  CHECK(equal(batches.next(), batches.get(1)));
+  const Batch wrapped = batches.next();  // 8 images are left: 8 from the beginning follow
+  CHECK(equal({wrapped.x.narrow(0, 8), wrapped.y.narrow(0, 8)}, batches.get(2)));
+  CHECK(same_bits(wrapped.x.narrow(8, 8), batches.get(0).x.narrow(0, 8)));
+  batches.seek(1);
+  CHECK(equal(batches.next(), batches.get(1)));
+  check_throws<ValueError>([&] { batches.seek(3); }, {"seek", "3"});
+  check_throws<ValueError>([&] { batches.seek(-1); }, {"seek", "-1"});
+}
+
+DEVICE_TEST("batches: next takes as many images as it is told to", "[data]") {
+  Batches batches(numbered(10, device), {.batch_size = 4, .seed = 3});
+  const std::vector<int64_t> all = order(batches);
+  std::vector<int64_t> expected, taken;
+  for (int64_t count : {1, 5, 4, 7, 10, 23}) {
+    const Batch batch = batches.next(count);
+    CHECK(batch.x.size(0) == count);
+    for (int64_t label : batch.y.to_vector<int64_t>()) taken.push_back(label);
+    while (expected.size() < taken.size()) expected.push_back(all[expected.size() % 10]);
+  }
+  CHECK(taken == expected);
+  CHECK(batches.next().y.size(0) == 4);
+  check_throws<ValueError>([&] { batches.next(0); }, {"next", "0"});
+  check_throws<ValueError>([&] { batches.next(-2); }, {"next", "-2"});
+}
+
+DEVICE_TEST("batches: a copy goes on from the same place by itself", "[data]") {
+  for (bool shuffle : {true, false}) {
+    const auto labels = [](const Batch& batch) { return batch.y.to_vector<int64_t>(); };
+    Batches batches(numbered(12, device), {.batch_size = 4, .shuffle = shuffle, .seed = 3});
+    batches.start_epoch(2);
+    batches.next();
+    Batches copy = batches, assigned(numbered(3, device), {});
+    assigned = batches;
+    const std::vector<int64_t> second = labels(batches.get(1)), third = labels(batches.get(2));
+    CHECK(labels(batches.next()) == second);
+    CHECK(labels(batches.next()) == third);
+    CHECK(labels(copy.next()) == second);
+    copy.seek(0);
+    CHECK(labels(assigned.next()) == second);
+    batches.start_epoch(5);
+    CHECK(labels(assigned.next()) == third);
+    CHECK(labels(copy.next()) == labels(assigned.get(0)));
+  }
+}
+
 DEVICE_TEST("batches: pixels are scaled and then normalized by channel", "[data]") {
   ImageSet set;
   set.images = from_vector<uint8_t>({0, 51, 255, 102, 204, 0}, {1, 3, 1, 2});

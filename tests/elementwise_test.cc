@@ -1,4 +1,4 @@
-#include <sinter/dispatch.h>
+#include <sinter/emit.h>
 
 #include "gradient_check.h"
 #include "oracle.h"
@@ -215,10 +215,8 @@ DEVICE_TEST("kernels: accumulate and scale in place", "[elementwise]") {
     for (int64_t n : {1, 3, 255, 257, 1025, 70001}) {
       const Array a = noise({n}, 1), b = noise({n}, 2);
       const Tensor x = tensor(a, {dtype, device}), y = tensor(b, {dtype, device});
-      dispatch("test", x, [&]<class T>(const auto& ctx) {
-        accumulate(ctx, n, static_cast<const T*>(x.data<T>()), y.data<T>());
-        scale(ctx, n, static_cast<T>(-0.5), static_cast<const T*>(x.data<T>()), x.data<T>());
-      });
+      emit(op::Accumulate{in(x), inout(y)});
+      emit(op::Scale{-0.5, in(x), out(x)});
       Array total = a;
       for (size_t i = 0; i < total.v.size(); ++i) total.v[i] += b.v[i];
       check_close("accumulate", y, total, 1);

@@ -329,13 +329,13 @@ CUDA_TEST("fused_conv: the layers of LeNet have fused kernels", "[fused]") {
 #ifdef SINTER_WITH_CUDA
   const Cuda ctx = cuda_context(device.index);
   for (int n : {1, 64, 1024}) {
-    const Conv2dShape first{
+    const op::Conv2dShape first{
         .n = n, .c = 3, .h = 32, .w = 32, .o = 6, .kh = 5, .kw = 5, .oh = 28, .ow = 28};
-    const Conv2dShape second{
+    const op::Conv2dShape second{
         .n = n, .c = 6, .h = 14, .w = 14, .o = 16, .kh = 5, .kw = 5, .oh = 10, .ow = 10};
-    for (const Conv2dShape& g : {first, second}) {
-      CHECK(conv2d_relu_pool_fits<float>(ctx, g));
-      CHECK(conv2d_relu_pool_fits<double>(ctx, g));
+    for (const op::Conv2dShape& g : {first, second}) {
+      CHECK(conv2d_relu_pool_fits(ctx, g, kFloat32));
+      CHECK(conv2d_relu_pool_fits(ctx, g, kFloat64));
     }
   }
 #endif

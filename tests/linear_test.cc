@@ -1,4 +1,4 @@
-#include <sinter/dispatch.h>
+#include <sinter/emit.h>
 
 #include "gradient_check.h"
 #include "oracle.h"
@@ -171,7 +171,8 @@ DEVICE_TEST("gemm: transposes and batches and shared operands", "[gemm]") {
             const int64_t m = mnk[0], n = mnk[1], k = mnk[2], batch = 3;
             INFO("m, n, k " << m << ' ' << n << ' ' << k << " ta " << ta << " tb " << tb
                             << " shared " << shared);
-            const Gemm g{ta, tb, m, n, k, batch, shared == 1 ? 0 : m * k, shared == 2 ? 0 : k * n};
+            const op::GemmShape g{
+                ta, tb, m, n, k, batch, shared == 1 ? 0 : m * k, shared == 2 ? 0 : k * n};
             const Array a = noise({shared == 1 ? 1 : batch, m * k}, 1);
             const Array b = noise({shared == 2 ? 1 : batch, k * n}, 2);
             Array expected = filled({batch, m, n});
@@ -185,10 +186,7 @@ DEVICE_TEST("gemm: transposes and batches and shared operands", "[gemm]") {
             const TensorOptions options{dtype, device};
             const Tensor ta_ = tensor(a, options), tb_ = tensor(b, options);
             const Tensor y = full({batch, m, n}, 99, options);
-            dispatch("gemm", y, [&]<class T>(const auto& ctx) {
-              gemm(ctx, g, static_cast<const T*>(ta_.data<T>()),
-                   static_cast<const T*>(tb_.data<T>()), y.data<T>());
-            });
+            emit(op::Gemm{g, in(ta_), in(tb_), out(y)});
             check_close("gemm", y, expected, static_cast<double>(k));
           }
 }

@@ -3,7 +3,7 @@
 
 #include "profile.h"
 
-#include <sinter/graph.h>
+#include <sinter/program.h>
 
 #include <cmath>
 #include <filesystem>
@@ -170,7 +170,7 @@ TEST_CASE("profile: the floor, and the report in words and as JSON", "[profile]"
   profile.device = cuda();
   profile.device_name = "a GPU";
   profile.batch_size = 64;
-  profile.graph = true;
+  profile.steps_a_call = 20;
   profile.steps = 1;
   profile.passes = 7;
   profile.step_us = 40;
@@ -193,11 +193,14 @@ TEST_CASE("profile: the floor, and the report in words and as JSON", "[profile]"
   const json report = to_json(profile);
   CHECK(report.at("kernels").size() == 2);
   CHECK(report.at("floor_us").at("dependent_stages") == 8);
-  CHECK(report.at("why_eager").is_null());
-  profile.graph = false;
-  profile.why_eager = "--no-graph";
-  CHECK(contains(markdown(profile), "launched one by one: --no-graph"));
-  CHECK(to_json(profile).at("why_eager") == "--no-graph");
+  CHECK(report.at("eager") == false);
+  CHECK(report.at("steps_a_call") == 20);
+  CHECK(contains(page, "compiled, 20 steps a launch"));
+  profile.steps_a_call = 1;
+  CHECK(contains(markdown(profile), "compiled, 1 step a launch"));
+  profile.eager = true;
+  CHECK(contains(markdown(profile), "eager: operators one by one"));
+  CHECK(to_json(profile).at("eager") == true);
 }
 
 TEST_CASE("profile: without a GPU among the devices it is refused before any work", "[profile]") {
@@ -220,14 +223,14 @@ CUDA_TEST("profile: the recorder sees every kernel and those in a graph", "[prof
   Tensor x = zeros({1000}, {kFloat32, device});
   for (int round = 0; round < 2; ++round) {  // a second profiler works as the first
     Profiler profiler;
-    Graph graph = Graph::capture(device, [&] {
+    auto fills = compile([&] {
       for (int i = 0; i < 5; ++i) x.fill_(i);
     });
-    graph.replay();
+    for (int i = 0; i < 3; ++i) fills();  // a graph from the second call on
     profiler.take();
     x.fill_(1);
-    graph.replay();
-    graph.replay();
+    fills();
+    fills();
     const std::vector<GpuActivity> activities = profiler.take();
     REQUIRE(activities.size() == 11);
     std::set<uint64_t> nodes;
@@ -251,7 +254,7 @@ CUDA_TEST("profile: the recorder sees every kernel and those in a graph", "[prof
 
 CUDA_TEST("profile: bench --profile accounts for a training step", "[profile][app]") {
   const test::TempDir folder;
-  for (const bool graph : {true, false}) {
+  for (const bool eager : {false, true}) {
     std::vector<std::string> args = {"bench",
                                      "--profile",
                                      "--devices",
@@ -268,7 +271,7 @@ CUDA_TEST("profile: bench --profile accounts for a training step", "[profile][ap
                                      folder / "b.json",
                                      "--markdown",
                                      folder / "b.md"};
-    if (!graph) args.emplace_back("--no-graph");
+    if (eager) args.emplace_back("--eager");
     const test::Result result = test::run(folder, args);
     INFO(result.err);
     REQUIRE(result.code == 0);
@@ -276,9 +279,10 @@ CUDA_TEST("profile: bench --profile accounts for a training step", "[profile][ap
     CHECK(contains(test::read_file(folder / "b.md"), "Profile of a training step"));
     const json profile = json::parse(test::read_file(folder / "b.json")).at("profile");
     INFO(profile.dump(2));
-    CHECK(profile.at("graph") == graph);
+    CHECK(profile.at("eager") == eager);
+    CHECK(profile.at("steps_a_call") == (eager ? 1 : 20));
     const int64_t steps = profile.at("steps");
-    CHECK(steps == (graph ? 120 : 125));
+    CHECK(steps == (eager ? 125 : 120));
 
     const json& trace = profile.at("trace");
     CHECK(trace.at("steps") == steps);
@@ -290,17 +294,14 @@ CUDA_TEST("profile: bench --profile accounts for a training step", "[profile][ap
       CHECK(row.at("mean_us").get<double>() > 0);
       const bool in_graph = row.at("in_graph");
       any_in_graph = any_in_graph || in_graph;
-      // What a graph launches, it launches in every step; so does an eager step. But gradients that
-      // Adam adds up itself are made only of the last step, for those who look at them then.
-      const bool once = graph && row.at("name") == "sum_slices_kernel";
-      if (once)
-        CHECK(row.at("launches").get<int64_t>() % (steps / 20) == 0);
-      else if (in_graph || !graph)
+      // What a graph launches, it launches in every step; so does an eager step, but for the copies
+      // that move the position before the first.
+      if (in_graph || (eager && row.at("name") != "copy"))
         CHECK(row.at("launches").get<int64_t>() % steps == 0);
       if (row.at("stage") == "loss") losses += row.at("per_step").get<double>();
       if (row.at("stage") == "update") updates += row.at("per_step").get<double>();
     }
-    CHECK(any_in_graph == graph);
+    CHECK(any_in_graph == !eager);
     CHECK(losses == 1);
     CHECK(updates == 1);
     const double step = trace.at("step_us"), gaps = trace.at("gaps_us");

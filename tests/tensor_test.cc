@@ -1,11 +1,7 @@
-#include <sinter/dispatch.h>
-
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <set>
 #include <sstream>
-#include <thread>
 
 #include "values.h"
 
@@ -217,100 +213,6 @@ DEVICE_TEST("tensor: changes in place", "[tensor]") {
   // Rows of a view.
   t.narrow(1, 1).copy_(full({1, 3}, 9, {kFloat64, kCpu}));
   CHECK(t.to_vector<double>() == std::vector<double>{1, 2, 3, 9, 9, 9});
-}
-
-DEVICE_TEST("tensor: values put off are computed once when they are asked for", "[tensor]") {
-  int computed = 0;
-  const auto put_off = [&] {
-    Tensor t = empty({2, 3}, {kFloat32, device});
-    // Into another tensor first: what computes may use operators.
-    t.defer([&computed, device, bytes = t.bytes()](void* to) {
-      ++computed;
-      const Tensor values = full({2, 3}, 7, {kFloat32, device});
-      dispatch_device(device, [&](const auto& ctx) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(ctx)>, Cpu>)
-          std::memcpy(to, values.read(), bytes);
-#ifdef SINTER_WITH_CUDA
-        else
-          copy_on_device(ctx, to, values.read(), bytes);
-#endif
-      });
-    });
-    return t;
-  };
-  { const Tensor unread = put_off(); }
-  CHECK(computed == 0);
-  const Tensor t = put_off();
-  const Tensor view = t.reshape({6}).narrow(1, 2), copy = t;
-  CHECK(t.shape() == Shape{2, 3});
-  CHECK(computed == 0);
-  CHECK(view.to_vector<float>() == std::vector<float>{7, 7});
-  CHECK(computed == 1);
-  CHECK((copy + t).to_vector<float>() == std::vector<float>(6, 14));
-  CHECK(computed == 1);
-
-  // In whichever thread asks first.
-  const Tensor shared = put_off();
-  std::vector<std::vector<float>> read(3);
-  std::vector<std::thread> threads;
-  for (auto& values : read)
-    threads.emplace_back([&values, &shared] { values = shared.to_vector<float>(); });
-  for (std::thread& thread : threads) thread.join();
-  for (const auto& values : read) CHECK(values == std::vector<float>(6, 7));
-  CHECK(computed == 2);
-
-  const Tensor early = put_off();
-  { const Tensor gone = put_off(); }
-  compute_deferred();
-  CHECK(computed == 3);
-  Tensor(early).fill_(1);
-  CHECK(early.to_vector<float>() == std::vector<float>(6, 1));
-  CHECK(computed == 3);
-}
-
-TEST_CASE("tensor: values that cannot be computed are asked for again", "[tensor]") {
-  bool works = false;
-  const Tensor t = empty({1});
-  t.defer([&](void* to) {
-    require<ValueError>(works, "not yet");
-    *static_cast<float*>(to) = 5;
-  });
-  check_throws<ValueError>([&] { t.item<float>(); }, {"not yet"});
-  works = true;
-  CHECK(t.item<float>() == 5);
-}
-
-TEST_CASE("tensor: an origin holds until somebody may write", "[tensor]") {
-  struct Origin {
-    int value;
-  };
-  struct Other {};
-  const auto with_origin = [] {
-    const Tensor t = zeros({2, 3});
-    t.set_origin(Origin{4});
-    return t;
-  };
-  const Tensor t = with_origin();
-  REQUIRE(t.origin<Origin>() != nullptr);
-  CHECK(t.origin<Origin>()->value == 4);
-  CHECK(t.origin<Other>() == nullptr);
-  CHECK(t.reshape({6}).origin<Origin>() == nullptr);
-  CHECK(t.narrow(0, 1).origin<Origin>() == nullptr);
-  CHECK(t.clone().origin<Origin>() == nullptr);
-  CHECK(t.detach().origin<Origin>() != nullptr);
-  (void)t.data<const float>();
-  (void)t.to_vector<float>();
-  CHECK(t.origin<Origin>() != nullptr);
-  (void)t.narrow(1, 1).data<float>();
-  CHECK(t.origin<Origin>() == nullptr);
-  const Tensor filled = with_origin(), copied = with_origin(), untyped = with_origin();
-  Tensor(filled).fill_(1);
-  CHECK(filled.origin<Origin>() == nullptr);
-  Tensor(copied).copy_(zeros({2, 3}));
-  CHECK(copied.origin<Origin>() == nullptr);
-  (void)untyped.raw();
-  CHECK(untyped.origin<Origin>() == nullptr);
-  CHECK(Tensor().origin<Origin>() == nullptr);
 }
 
 CUDA_TEST("tensor: copies between host and device", "[tensor]") {

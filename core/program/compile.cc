@@ -115,12 +115,10 @@ std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Ten
       stand_ins.push_back(
           Recorder::tensor_of(std::make_shared<Tensor::Impl>(input, 0, x.shape(), x.dtype())));
     }
-    std::vector<Tensor> returned;
-    std::shared_ptr<Program> program;
     {
       Recorder recorder;
       for (const std::shared_ptr<Storage>& input : slot.inputs) recorder.add_input(input);
-      returned = body(stand_ins);
+      std::vector<Tensor> returned = body(stand_ins);
       for (Tensor& y : returned) y = y.detach();
       Recorder::Result result = recorder.finish();
       recorder.stop();
@@ -145,19 +143,20 @@ std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Ten
       } else {
         slot.recordings = 1;
       }
-      program = std::make_shared<Program>(std::move(result), returned, slot.inputs);
+      const auto program = std::make_shared<Program>(std::move(result), returned, slot.inputs);
+      returned.clear();
+      if (slot.is_stable)
+        program->replay(arguments);
+      else
+        program->run();
       recorder.commit();
+      slot.program = program;
     }
-    slot.program = program;
   } catch (...) {
     slot.is_stable = false;
     forget();
     throw;
   }
-  if (slot.is_stable)
-    slot.program->replay(arguments);
-  else
-    slot.program->run();
   return slot.program->results();
 }
 

@@ -6,11 +6,9 @@
 // NaN and infinities, and compared at sampled elements with float64 sums on the host. A case that
 // fails prints an error in place of a time, and the program ends with 1.
 //
-// The time is the median of 20. On a GPU each is taken by events around the replay of a graph of
+// The time is the median of 20. On a GPU each is taken by events around a compiled function of
 // several launches, so that what the host needs for a launch does not count.
 #include <benchmark/benchmark.h>
-#include <sinter/dispatch.h>
-#include <sinter/graph.h>
 #include <sinter/sinter.h>
 
 #include <algorithm>
@@ -21,7 +19,6 @@
 #include <functional>
 #include <limits>
 #include <memory>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -85,10 +82,10 @@ double tolerance_of(double terms) { return (terms + 4) * 0x1p-23; }
 // ---- timing -------------------------------------------------------------------------------------
 
 struct Work {
-  std::function<void()> run;             // once; on a GPU it enqueues
-  std::function<std::string()> check;    // of what run left; empty if it is right
-  double flops = 0, bytes = 0;           // of one run
-  std::shared_ptr<void> keep = nullptr;  // settings to hold meanwhile
+  std::function<void()> run;           // once; what it writes is there before, so that several
+                                       // in one function run one after another
+  std::function<std::string()> check;  // of what run left; empty if it is right
+  double flops = 0, bytes = 0;         // of one run
 };
 
 double median(std::vector<double> v) {
@@ -142,13 +139,13 @@ double seconds_on_cuda(Device device, const std::function<void()>& run) {
   run();
   const double once = timed(run);
   const int launches = static_cast<int>(std::clamp(2e-3 / once, 1.0, 50.0));
-  Graph graph = Graph::capture(device, [&] {
+  auto several = compile([&] {
     for (int i = 0; i < launches; ++i) run();
   });
-  const auto replay = [&] { graph.replay(); };
-  for (int i = 0; i < 3; ++i) timed(replay);
+  const auto call = [&] { several(); };
+  for (int i = 0; i < 5; ++i) timed(call);  // two to record it
   std::vector<double> times;
-  for (int i = 0; i < kTimes; ++i) times.push_back(timed(replay) / launches);
+  for (int i = 0; i < kTimes; ++i) times.push_back(timed(call) / launches);
   return median(times);
 }
 #endif
@@ -192,8 +189,8 @@ void add(const std::string& name, Device device, std::function<Work()> make) {
 
 struct Layer {
   int n, c, size, o, k, pad;
-  Conv2dShape shape() const {
-    Conv2dShape g;
+  op::Conv2dShape shape() const {
+    op::Conv2dShape g;
     g.n = n;
     g.c = c;
     g.h = g.w = size;
@@ -207,7 +204,7 @@ struct Layer {
 
 // A layer's arrays on the host, and on the device; those of the last layer timed are kept.
 struct LayerArrays {
-  Conv2dShape g;
+  op::Conv2dShape g;
   std::vector<float> x, w, dy;
   Tensor device_x, device_w, device_dy;
 
@@ -288,54 +285,36 @@ const char* name(Pass pass) {
   return pass == Pass::kForward ? "forward" : pass == Pass::kBackwardData ? "data" : "weights";
 }
 
-// Holds the algorithm until it goes out of scope.
-struct AlgorithmSet {
-  explicit AlgorithmSet(const Algorithm& a) {
-    set_conv_algo(a.algo);
-    set_allow_tf32(a.tf32);
-  }
-  ~AlgorithmSet() {
-    set_conv_algo(ConvAlgo::kAuto);
-    set_allow_tf32(false);
-  }
-  AlgorithmSet(const AlgorithmSet&) = delete;
-  AlgorithmSet& operator=(const AlgorithmSet&) = delete;
-};
-
 Work conv_work(const Layer& layer, Pass pass, const Algorithm& algorithm, Device device) {
   const auto a = arrays_of(layer, device);
-  const Conv2dShape& g = a->g;
+  op::Conv2dShape g = a->g;
+  g.algo = algorithm.algo;
+  g.tf32 = algorithm.tf32;
   const double window = g.kh * g.kw, places = double(g.n) * g.oh * g.ow;
   const int64_t size = static_cast<int64_t>(pass == Pass::kForward        ? a->dy.size()
                                             : pass == Pass::kBackwardData ? a->x.size()
                                                                           : a->w.size());
-  const Tensor out = poisoned(device, size);
+  const Tensor result = poisoned(device, size);
   const double terms = pass == Pass::kForward        ? g.c * window
                        : pass == Pass::kBackwardData ? g.o * window
                                                      : places;
   Work work;
-  work.keep = std::make_shared<AlgorithmSet>(algorithm);
   work.flops = 2 * places * g.o * g.c * window;
-  work.run = [a, out, pass, device] {
-    dispatch_device(device, [&](const auto& ctx) {
-      const float *x = a->device_x.data<const float>(), *w = a->device_w.data<const float>();
-      const float* dy = a->device_dy.data<const float>();
-      float* const to = out.data<float>();
-      float* const none = nullptr;
-      if (pass == Pass::kForward)
-        conv2d_forward(ctx, a->g, x, w, static_cast<const float*>(nullptr), to);
-      else if (pass == Pass::kBackwardData)
-        conv2d_backward_data(ctx, a->g, dy, w, to);
-      else
-        conv2d_backward_weights(ctx, a->g, x, dy, to, none);
-    });
+  work.run = [a, g, result, pass] {
+    const In x = in(a->device_x), w = in(a->device_w), dy = in(a->device_dy);
+    if (pass == Pass::kForward)
+      emit(op::Conv2dForward{g, x, w, {}, out(result)});
+    else if (pass == Pass::kBackwardData)
+      emit(op::Conv2dBackwardData{g, dy, w, out(result)});
+    else
+      emit(op::Conv2dBackwardWeights{g, x, dy, optional_out(result), {}});
   };
   // TF32: each product is off by up to 2^-10 of itself, in a random direction.
   const double tolerance = tolerance_of(terms) + (algorithm.tf32 ? std::sqrt(terms) * 0x1p-10 : 0);
-  work.check = [a, out, pass, tolerance] {
+  work.check = [a, result, pass, tolerance] {
     const int64_t samples = pass == Pass::kBackwardWeights ? 24 : 512;
     return compare(
-        out, samples,
+        result, samples,
         [&](int64_t e) {
           return pass == Pass::kForward        ? a->y_at(e)
                  : pass == Pass::kBackwardData ? a->dx_at(e)
@@ -390,12 +369,9 @@ void add_conv_cases(Device device) {
 
 // ---- the other operators ------------------------------------------------------------------------
 
-template <class F> std::function<void()> run_on(Device device, F f) {
-  return [device, f] { dispatch_device(device, f); };
-}
-
 void add_linear_cases(Device device) {
-  for (const LinearShape& g : {LinearShape{64, 400, 120}, LinearShape{1024, 1024, 1024}}) {
+  for (const op::LinearShape& g :
+       {op::LinearShape{64, 400, 120}, op::LinearShape{1024, 1024, 1024}}) {
     const std::string size = str(g.n, "x", g.in, "_", g.out);
     const double flops = 2. * static_cast<double>(g.n * g.in * g.out);
     const auto x = [g] { return noise(g.n * g.in, 1); };
@@ -407,10 +383,7 @@ void add_linear_cases(Device device) {
       const Tensor y = poisoned(device, g.n * g.out);
       Work work;
       work.flops = flops;
-      work.run = run_on(device, [=](const auto& ctx) {
-        linear_forward(ctx, g, tx.data<const float>(), tw.data<const float>(),
-                       tb.data<const float>(), y.data<float>());
-      });
+      work.run = [=] { emit(op::LinearForward{g, in(tx), in(tw), in(tb), out(y)}); };
       work.check = [=] {
         return compare(
             y, 512,
@@ -431,10 +404,7 @@ void add_linear_cases(Device device) {
       const Tensor dx = poisoned(device, g.n * g.in);
       Work work;
       work.flops = flops;
-      work.run = run_on(device, [=](const auto& ctx) {
-        linear_backward_data(ctx, g, tdy.data<const float>(), tw.data<const float>(),
-                             dx.data<float>());
-      });
+      work.run = [=] { emit(op::LinearBackwardData{g, in(tdy), in(tw), out(dx)}); };
       work.check = [=] {
         return compare(
             dx, 512,
@@ -455,10 +425,9 @@ void add_linear_cases(Device device) {
       const Tensor dw = poisoned(device, g.out * g.in), db = poisoned(device, g.out);
       Work work;
       work.flops = flops;
-      work.run = run_on(device, [=](const auto& ctx) {
-        linear_backward_weights(ctx, g, tx.data<const float>(), tdy.data<const float>(),
-                                dw.data<float>(), db.data<float>());
-      });
+      work.run = [=] {
+        emit(op::LinearBackwardWeights{g, in(tx), in(tdy), optional_out(dw), optional_out(db)});
+      };
       work.check = [=] {
         const double tolerance = tolerance_of(static_cast<double>(g.n));
         const std::string wrong = compare(
@@ -488,13 +457,13 @@ void add_linear_cases(Device device) {
 
 void add_pool_cases(Device device) {
   for (const auto& [n, c, size] : {std::tuple{64, 6, 28}, std::tuple{512, 64, 32}}) {
-    Pool2dShape g;
+    op::Pool2dShape g;
     g.n = n;
     g.c = c;
     g.h = g.w = size;
     g.kh = g.kw = g.stride_h = g.stride_w = 2;
     g.oh = g.ow = size / 2;
-    const int64_t in = int64_t{n} * c * size * size, out = in / 4;
+    const int64_t inputs = int64_t{n} * c * size * size, outputs = inputs / 4;
     // Where window e's first maximum is, in x.
     const auto first_maximum = [g](const std::vector<float>& x, int64_t e) {
       const int64_t plane = e / g.ow / g.oh;
@@ -508,14 +477,12 @@ void add_pool_cases(Device device) {
     };
     const std::string size_name = str(n, "x", c, "x", size, "x", size, "k2");
     add("max_pool2d/" + size_name + "/forward", device, [=] {
-      const std::vector<float> hx = noise(in, 1);
-      const Tensor x = on(device, hx), y = poisoned(device, out);
-      const Tensor argmax = empty({out}, {kInt32, device});
+      const std::vector<float> hx = noise(inputs, 1);
+      const Tensor x = on(device, hx), y = poisoned(device, outputs);
+      const Tensor argmax = empty({outputs}, {kInt32, device});
       Work work;
-      work.bytes = 4. * static_cast<double>(in + 2 * out);
-      work.run = run_on(device, [=](const auto& ctx) {
-        max_pool2d_forward(ctx, g, x.data<const float>(), y.data<float>(), argmax.data<int32_t>());
-      });
+      work.bytes = 4. * static_cast<double>(inputs + 2 * outputs);
+      work.run = [=] { emit(op::MaxPool2dForward{g, in(x), out(y), out(argmax)}); };
       work.check = [=] {
         return compare(
             y, 512,
@@ -524,18 +491,13 @@ void add_pool_cases(Device device) {
       return work;
     });
     add("max_pool2d/" + size_name + "/data", device, [=] {
-      const std::vector<float> hx = noise(in, 1), hdy = noise(out, 2);
-      const Tensor x = on(device, hx), dy = on(device, hdy), y = poisoned(device, out);
-      const Tensor dx = poisoned(device, in), argmax = empty({out}, {kInt32, device});
-      dispatch_device(device, [&](const auto& ctx) {
-        max_pool2d_forward(ctx, g, x.data<const float>(), y.data<float>(), argmax.data<int32_t>());
-      });
+      const std::vector<float> hx = noise(inputs, 1), hdy = noise(outputs, 2);
+      const Tensor x = on(device, hx), dy = on(device, hdy), y = poisoned(device, outputs);
+      const Tensor dx = poisoned(device, inputs), argmax = empty({outputs}, {kInt32, device});
+      emit(op::MaxPool2dForward{g, in(x), out(y), out(argmax)});
       Work work;
-      work.bytes = 4. * static_cast<double>(in + 2 * out);
-      work.run = run_on(device, [=](const auto& ctx) {
-        max_pool2d_backward(ctx, g, dy.data<const float>(), argmax.data<const int32_t>(),
-                            dx.data<float>());
-      });
+      work.bytes = 4. * static_cast<double>(inputs + 2 * outputs);
+      work.run = [=] { emit(op::MaxPool2dBackward{g, in(dy), in(argmax), out(dx)}); };
       work.check = [=] {
         return compare(
             dx, 512,
@@ -558,9 +520,7 @@ void add_elementwise_cases(Device device) {
       const Tensor x = on(device, hx), y = poisoned(device, n);
       Work work;
       work.bytes = 8. * static_cast<double>(n);
-      work.run = run_on(device, [=](const auto& ctx) {
-        relu_forward(ctx, n, x.data<const float>(), y.data<float>());
-      });
+      work.run = [=] { emit(op::ReluForward{in(x), out(y)}); };
       work.check = [=] {
         return compare(
             y, 512, [&](int64_t e) { return std::max(0.0, double(hx[static_cast<size_t>(e)])); },
@@ -573,9 +533,7 @@ void add_elementwise_cases(Device device) {
       const Tensor y = on(device, hy), dy = on(device, hdy), dx = poisoned(device, n);
       Work work;
       work.bytes = 12. * static_cast<double>(n);
-      work.run = run_on(device, [=](const auto& ctx) {
-        relu_backward(ctx, n, y.data<const float>(), dy.data<const float>(), dx.data<float>());
-      });
+      work.run = [=] { emit(op::ReluBackward{in(y), in(dy), out(dx)}); };
       work.check = [=] {
         return compare(
             dx, 512,
@@ -603,9 +561,7 @@ void add_loss_cases(Device device) {
       const std::vector<float> hx = noise(n * kClasses, 1);
       const Tensor x = on(device, hx), y = poisoned(device, n * kClasses);
       Work work;
-      work.run = run_on(device, [=](const auto& ctx) {
-        log_softmax_forward(ctx, {n, kClasses, 1}, x.data<const float>(), y.data<float>());
-      });
+      work.run = [=] { emit(op::LogSoftmaxForward{{n, kClasses, 1}, in(x), out(y)}); };
       work.check = [=] {
         return compare(
             y, 512, [&](int64_t e) { return std::log(probability(hx, e)); }, tolerance_of(16));
@@ -620,10 +576,9 @@ void add_loss_cases(Device device) {
       const Tensor x = on(device, hx), dx = poisoned(device, n * kClasses);
       const Tensor loss = poisoned(device, 1), tl = from_vector(labels, Shape{n}, device);
       Work work;
-      work.run = run_on(device, [=](const auto& ctx) {
-        cross_entropy(ctx, {n, kClasses}, x.data<const float>(), tl.data<const int64_t>(),
-                      loss.data<float>(), dx.data<float>());
-      });
+      work.run = [=] {
+        emit(op::CrossEntropy{{n, kClasses}, in(x), in(tl), out(loss), optional_out(dx)});
+      };
       work.check = [=] {
         const auto is_label = [&](int64_t e) {
           return labels[static_cast<size_t>(e / kClasses)] == e % kClasses;
@@ -655,7 +610,7 @@ void add_loss_cases(Device device) {
 // conv2d_relu_pool forward, and backward with or without dx.
 Work fused_conv_work(const Layer& layer, bool forward, bool wants_dx, Device device) {
   const auto a = arrays_of(layer, device);
-  const Conv2dShape g = a->g;
+  const op::Conv2dShape g = a->g;
   const int ph = g.oh / 2, pw = g.ow / 2;
   const int64_t size = int64_t{g.n} * g.o * ph * pw;
   const std::vector<float> hdy = noise(size, 5), hb = noise(g.o, 6);
@@ -664,30 +619,31 @@ Work fused_conv_work(const Layer& layer, bool forward, bool wants_dx, Device dev
   const Tensor dx = poisoned(device, static_cast<int64_t>(a->x.size()));
   const Tensor dw = poisoned(device, static_cast<int64_t>(a->w.size()));
   const Tensor db = poisoned(device, g.o);
-  const auto run_forward = run_on(device, [=](const auto& ctx) {
-    conv2d_relu_pool_forward(ctx, g, a->device_x.data<const float>(),
-                             a->device_w.data<const float>(), b.data<const float>(),
-                             y.data<float>(), choice.data<uint8_t>());
-  });
-  const auto run_backward = run_on(device, [=](const auto& ctx) {
-    const float *x = a->device_x.data<const float>(), *w = a->device_w.data<const float>();
-    const auto* chosen = choice.data<const uint8_t>();
-    float* to_dx = wants_dx ? dx.data<float>() : nullptr;
-    if constexpr (std::is_same_v<std::decay_t<decltype(ctx)>, Cpu>) {
-      conv2d_relu_pool_backward(ctx, g, x, w, y.data<const float>(), chosen, dy.data<const float>(),
-                                to_dx, dw.data<float>(), db.data<float>());
-    } else {
-      // The sums over slices, which the optimizer reads, and here the check.
-      const int64_t weights = dw.numel(), slices = conv2d_relu_pool_slices<float>(ctx, g);
-      const Tensor partial = empty({slices, weights + g.o}, {kFloat32, device});
-      conv2d_relu_pool_backward(ctx, g, x, w, y.data<const float>(), chosen, dy.data<const float>(),
-                                to_dx, partial.data<float>());
-      sum_slices(ctx, slices, weights + g.o, weights, partial.data<const float>(),
-                 dw.data<float>());
-      sum_slices(ctx, slices, weights + g.o, int64_t{g.o}, partial.data<const float>() + weights,
-                 db.data<float>());
+  const auto run_forward = [=] {
+    emit(
+        op::Conv2dReluPoolForward{g, in(a->device_x), in(a->device_w), in(b), out(y), out(choice)});
+  };
+  // The sums over slices, which the optimizer reads, and here the check.
+  Tensor partial;
+  if constexpr (cuda_built()) {
+    if (device.is_cuda()) {
+      const int64_t slices = conv2d_relu_pool_slices(cuda_context(device.index), g, kFloat32);
+      partial = empty({slices, dw.numel() + g.o}, {kFloat32, device});
     }
-  });
+  }
+  const auto run_backward = [=] {
+    const In x = in(a->device_x), w = in(a->device_w);
+    if (!device.is_cuda()) {
+      emit(op::Conv2dReluPoolBackward{g, x, w, in(y), in(choice), in(dy),
+                                      optional_out(wants_dx ? dx : Tensor()), optional_out(dw),
+                                      optional_out(db)});
+      return;
+    }
+    if (wants_dx) emit(op::Conv2dReluPoolBackwardData{g, w, in(y), in(choice), in(dy), out(dx)});
+    emit(op::Conv2dReluPoolBackwardWeights{g, x, in(y), in(choice), in(dy), out(partial)});
+    emit(op::SumSlices{0, in(partial), out(dw)});
+    emit(op::SumSlices{dw.numel(), in(partial), out(db)});
+  };
   Work work;
   const double window = g.c * g.kh * g.kw;
   // Of the parts: what a backward pass saves by leaving zeros out shows as a higher rate.
@@ -745,10 +701,10 @@ Work fused_conv_work(const Layer& layer, bool forward, bool wants_dx, Device dev
 void add_fused_conv_cases(Device device) {
   for (const Layer& l : {Layer{64, 3, 32, 6, 5, 0}, Layer{64, 6, 14, 16, 5, 0},
                          Layer{1024, 3, 32, 6, 5, 0}, Layer{1024, 6, 14, 16, 5, 0}}) {
-    bool fits = false;
-    dispatch_device(device,
-                    [&](const auto& ctx) { fits = conv2d_relu_pool_fits<float>(ctx, l.shape()); });
-    if (!fits) continue;
+    if (!with_context(device, [&](const auto& ctx) {
+          return conv2d_relu_pool_fits(ctx, l.shape(), kFloat32);
+        }))
+      continue;
     const std::string name = str("conv2d_relu_pool/", l.n, "x", l.c, "x", l.size, "x", l.size, "_",
                                  l.o, "k", l.k, "p", l.pad, "/");
     add(name + "forward", device, [=] { return fused_conv_work(l, true, false, device); });
@@ -759,8 +715,8 @@ void add_fused_conv_cases(Device device) {
 
 // The three linear layers of the reference network.
 constexpr int kLayers = 3;
-MlpShape mlp_shape(int64_t n) {
-  MlpShape g;
+op::MlpShape mlp_shape(int64_t n) {
+  op::MlpShape g;
   g.n = n;
   g.layers = kLayers;
   const std::array<int64_t, kLayers + 1> width = {400, 120, 84, 10};
@@ -769,12 +725,12 @@ MlpShape mlp_shape(int64_t n) {
 }
 
 Work mlp_work(int64_t n, bool forward, Device device) {
-  const MlpShape g = mlp_shape(n);
+  const op::MlpShape g = mlp_shape(n);
   const std::vector<int64_t> width(g.width, g.width + kLayers + 1);
   const std::vector<float> hx = noise(n * width[0], 1), hdy = noise(n * width[kLayers], 2);
   const Tensor x = on(device, hx), dy = on(device, hdy), dx = poisoned(device, n * width[0]);
   std::vector<std::vector<float>> hw, hb;
-  std::vector<Tensor> w, b, y, dw, db;
+  std::vector<Tensor> w, b, y, dz, dw, db;
   Work work;
   for (size_t l = 0; l < kLayers; ++l) {
     hw.push_back(noise(width[l] * width[l + 1], 3 + l));
@@ -786,27 +742,44 @@ Work mlp_work(int64_t n, bool forward, Device device) {
     y.push_back(poisoned(device, n * width[l + 1]));
     dw.push_back(poisoned(device, width[l] * width[l + 1]));
     db.push_back(poisoned(device, width[l + 1]));
+    // The last layer's is dy.
+    if (l + 1 < kLayers) dz.push_back(poisoned(device, n * width[l + 1]));
     work.flops += 2. * static_cast<double>(n * width[l] * width[l + 1]) * (forward ? 1 : 2);
   }
-  const auto run_forward = run_on(device, [=](const auto& ctx) {
-    std::array<MlpLayer<float>, kLayers> layers;
-    for (size_t l = 0; l < kLayers; ++l)
-      layers[l] = {w[l].data<const float>(), b[l].data<const float>(), y[l].data<float>()};
-    mlp_forward(ctx, g, x.data<const float>(), std::span<const MlpLayer<float>>(layers));
-  });
-  const auto run_backward = run_on(device, [=](const auto& ctx) {
-    std::array<MlpLayer<float>, kLayers> layers;
-    std::array<MlpGrads<float>, kLayers> grads;
+  const auto run_forward = [=] {
+    op::MlpForward op;
+    op.g = g;
+    op.x = in(x);
     for (size_t l = 0; l < kLayers; ++l) {
-      layers[l] = {w[l].data<const float>(), b[l].data<const float>(), y[l].data<float>()};
-      grads[l] = {dw[l].data<float>(), db[l].data<float>()};
+      op.w.push_back(in(w[l]));
+      op.b.push_back(in(b[l]));
+      op.y.push_back(out(y[l]));
     }
-    mlp_backward(ctx, g, x.data<const float>(), std::span<const MlpLayer<float>>(layers),
-                 MlpGradient<float>{.dy = dy.data<const float>()}, dx.data<float>(),
-                 std::span<const MlpGrads<float>>(grads));
-  });
+    emit(std::move(op));
+  };
+  const auto run_backward = [=] {
+    op::MlpBackwardChain chain;
+    op::MlpBackwardWeights sums;
+    chain.g = sums.g = g;
+    chain.dy = in(dy);
+    chain.dx = optional_out(dx);
+    sums.x = in(x);
+    for (size_t l = 0; l < kLayers; ++l) {
+      const bool is_last = l + 1 == kLayers;
+      const Tensor h = is_last ? Tensor() : y[l];
+      chain.w.push_back(in(w[l]));
+      chain.y.push_back(in(h));
+      chain.dz.push_back(is_last ? Out() : out(dz[l]));
+      sums.y.push_back(in(h));
+      sums.dz.push_back(in(is_last ? dy : dz[l]));
+      sums.dw.push_back(optional_out(dw[l]));
+      sums.db.push_back(optional_out(db[l]));
+    }
+    emit(std::move(chain));
+    emit(std::move(sums));
+  };
   if (!forward) run_forward();
-  work.run = forward ? run_forward : run_backward;
+  work.run = forward ? std::function<void()>(run_forward) : run_backward;
   work.check = [=] {
     // Layer by layer from the device's own activations.
     std::vector<std::vector<float>> h = {hx};
@@ -869,9 +842,9 @@ Work mlp_work(int64_t n, bool forward, Device device) {
 
 void add_mlp_cases(Device device) {
   for (const int64_t n : {64, 1024}) {
-    bool fits = false;
-    dispatch_device(device, [&](const auto& ctx) { fits = mlp_fits<float>(ctx, mlp_shape(n)); });
-    if (!fits) continue;
+    if (!with_context(device,
+                      [&](const auto& ctx) { return mlp_fits(ctx, mlp_shape(n), kFloat32); }))
+      continue;
     const std::string name = str("mlp/", n, "x400_120_84_10/");
     add(name + "forward", device, [=] { return mlp_work(n, true, device); });
     add(name + "backward", device, [=] { return mlp_work(n, false, device); });
@@ -886,12 +859,10 @@ void add_adam_case(Device device, int64_t n) {
     const Tensor lr = full({1}, 1e-3, {kFloat64, device}), step = zeros({1}, {kInt64, device});
     Work work;
     work.bytes = 28. * static_cast<double>(n);
-    work.run = run_on(device, [=](const auto& ctx) {
-      const AdamSlot<float> slot{n, p.data<float>(), g.data<const float>(), m.data<float>(),
-                                 v.data<float>()};
-      adam_step(ctx, AdamConfig{}, std::span<const AdamSlot<float>>(&slot, 1),
-                lr.data<const double>(), step.data<int64_t>());
-    });
+    work.run = [=] {
+      emit(op::AdamStep{
+          {}, {0}, {}, in(lr), {in(g)}, {inout(p)}, {inout(m)}, {inout(v)}, inout(step)});
+    };
     // After the first step m / (1 - beta1) = g and v / (1 - beta2) = g^2.
     work.check = [=] {
       return compare(
@@ -914,7 +885,7 @@ void add_gather_case(Device device, int64_t n) {
     for (size_t i = 0; i < labels.size(); ++i) labels[i] = static_cast<uint8_t>(mix(2, i) % 10);
     std::vector<int64_t> index(kSize);
     for (size_t i = 0; i < index.size(); ++i) index[i] = static_cast<int64_t>(mix(3, i) % kSize);
-    GatherShape g;
+    op::GatherShape g;
     g.n = n;
     g.size = kSize;
     g.c = 3;
@@ -926,11 +897,7 @@ void add_gather_case(Device device, int64_t n) {
     const Tensor x = poisoned(device, n * kPixels), y = empty({n}, {kInt64, device});
     Work work;
     work.bytes = 5. * static_cast<double>(n) * kPixels;
-    work.run = run_on(device, [=](const auto& ctx) {
-      gather_batch(ctx, g, ti.data<const uint8_t>(), tl.data<const uint8_t>(),
-                   tx.data<const int64_t>(), static_cast<int64_t*>(nullptr), x.data<float>(),
-                   y.data<int64_t>());
-    });
+    work.run = [=] { emit(op::GatherBatch{g, in(ti), in(tl), in(tx), {}, out(x), out(y)}); };
     work.check = [=] {
       const std::vector<int64_t> got = y.to_vector<int64_t>();
       for (size_t i = 0; i < got.size(); ++i)

@@ -64,7 +64,7 @@ bool allow_tf32();
 
 // ---- CUDA ---------------------------------------------------------------------------------------
 // Declared in every build, so that `if constexpr (cuda_built())` may stand before a use; a build
-// without CUDA defines none of it.
+// without CUDA defines cuda_device_count() alone, which is 0.
 
 constexpr bool cuda_built() {
 #ifdef SINTER_WITH_CUDA

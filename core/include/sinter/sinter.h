@@ -10,6 +10,7 @@
 #include "sinter/gradcheck.h"
 #include "sinter/models.h"
 #include "sinter/nn.h"
+#include "sinter/operand.h"
 #include "sinter/operators.h"
 #include "sinter/ops.h"
 #include "sinter/optim.h"
@@ -19,4 +20,5 @@
 #include "sinter/random.h"
 #include "sinter/runtime.h"
 #include "sinter/safetensors.h"
+#include "sinter/shape.h"
 #include "sinter/tensor.h"

@@ -238,9 +238,6 @@ Tensor eye(int64_t n, TensorOptions options = {});  // (n, n): ones on the diago
 template <class T>
 Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device = kCpu);
 
-// Computes what this thread has put off (Tensor::defer) and what is still wanted of it.
-void compute_deferred();
-
 // A state: tensors by name, in a fixed order.
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 // What two states do not have in common, in their order.
