@@ -1,0 +1,149 @@
+// Convolution, ReLU and pooling.
+#include "rewrite.h"
+
+namespace sinter {
+
+namespace {
+
+bool is_2x2(const op::Pool2dShape& g) {
+  return g.kh == 2 && g.kw == 2 && g.stride_h == 2 && g.stride_w == 2 && g.pad_h == 0 &&
+         g.pad_w == 0;
+}
+
+// Whether windows of 2 x 2 over the convolution's results are what was pooled.
+bool pools(const op::Pool2dShape& pool, const op::Conv2dShape& g) {
+  return is_2x2(pool) && pool.n == g.n && pool.c == g.o && pool.h == g.oh && pool.w == g.ow;
+}
+
+bool fits(const List& list, const op::Conv2dShape& g, DType dtype) {
+  return with_context(list.device,
+                      [&](const auto& ctx) { return conv2d_relu_pool_fits(ctx, g, dtype); });
+}
+
+// y = max_pool2d(relu(conv2d(x)), 2), from its end.
+void forward(Rewriting& list, int i) {
+  const auto* pool = list.at<op::MaxPool2dForward>(i);
+  if (pool == nullptr) return;
+  const int relu_at = list.producer(pool->x, i);
+  const auto* relu = list.at<op::ReluForward>(relu_at);
+  if (relu == nullptr) return;
+  const int conv_at = list.producer(relu->x, relu_at);
+  const auto* conv = list.at<op::Conv2dForward>(conv_at);
+  if (conv == nullptr || !pools(pool->g, conv->g) || !fits(list.list(), conv->g, conv->x.dtype))
+    return;
+  for (const In& x : {conv->x, conv->weight, conv->b})
+    if (!list.unchanged(x, conv_at, i)) return;
+  list.replace(
+      i, op::Conv2dReluPoolForward{conv->g, conv->x, conv->weight, conv->b, pool->y, pool->choice});
+}
+
+// What the gradient of a convolution's result was made of: y, choice and dy of the three together.
+struct Pooled {
+  In y, choice, dy;
+};
+bool is_pooled(const Rewriting& list, const op::Conv2dShape& g, const In& dz, int i, Pooled& made) {
+  const int pool_at = list.producer(dz, i);
+  const auto* pool = list.at<op::MaxPool2dBackward>(pool_at);
+  if (pool == nullptr || !pools(pool->g, g) || !fits(list.list(), g, dz.dtype)) return false;
+  const int relu_at = list.producer(pool->dy, pool_at);
+  const auto* relu = list.at<op::ReluBackward>(relu_at);
+  if (relu == nullptr) return false;
+  made = {relu->y, pool->choice, relu->dy};
+  return list.unchanged(made.y, relu_at, i) && list.unchanged(made.dy, relu_at, i) &&
+         list.unchanged(made.choice, pool_at, i);
+}
+
+// dx. On a CPU it is made with the weights' gradients where there are some: see below.
+void backward_data(Rewriting& list, int i) {
+  const auto* conv = list.at<op::Conv2dBackwardData>(i);
+  Pooled from;
+  if (conv == nullptr || !is_pooled(list, conv->g, conv->dy, i, from)) return;
+  if (list.list().device.is_cuda()) {
+    list.replace(i, op::Conv2dReluPoolBackwardData{conv->g, conv->weight, from.y, from.choice,
+                                                   from.dy, conv->dx});
+  } else {
+    list.replace(
+        i, op::Conv2dReluPoolBackward{
+               conv->g, In(), conv->weight, from.y, from.choice, from.dy, {conv->dx}, {}, {}});
+  }
+}
+
+void backward_weights(Rewriting& list, int i) {
+  const auto* conv = list.at<op::Conv2dBackwardWeights>(i);
+  Pooled from;
+  if (conv == nullptr || !is_pooled(list, conv->g, conv->dy, i, from)) return;
+  const op::Conv2dShape& g = conv->g;
+  if (list.list().device.is_cuda()) {
+    const int64_t weights = int64_t{g.o} * (g.c / g.groups) * g.kh * g.kw;
+    const int64_t slices = with_context(list.list().device, [&](const auto& ctx) -> int64_t {
+      if constexpr (std::is_same_v<decltype(ctx), const Cuda&>)
+        return conv2d_relu_pool_slices(ctx, g, conv->x.dtype);
+      return 0;
+    });
+    const Operand partial = list.make({slices, weights + g.o}, conv->x.dtype);
+    list.insert_before(i, op::Conv2dReluPoolBackwardWeights{g, conv->x, from.y, from.choice,
+                                                            from.dy, Out{partial}});
+    list.remove(i);
+    if (conv->dweight.buffer != 0)
+      list.insert_before(i, op::SumSlices{0, In{partial}, Out{conv->dweight}});
+    if (conv->db.buffer != 0)
+      list.insert_before(i, op::SumSlices{weights, In{partial}, Out{conv->db}});
+    return;
+  }
+  op::Conv2dReluPoolBackward all{g,       conv->x, In(),          from.y,  from.choice,
+                                 from.dy, {},      conv->dweight, conv->db};
+  // dx too, if it was made of the same just before.
+  for (int k = i - 1; k >= 0 && k >= i - 2; --k) {
+    const auto* data = list.at<op::Conv2dBackwardData>(k);
+    if (data == nullptr || !(data->g == g) || !same_range(data->dy, conv->dy) ||
+        !list.unchanged(data->dy, k, i) || !list.unchanged(data->weight, k, i) ||
+        !list.unchanged(data->dx, k, i) || list.is_read(data->dx, k, i))
+      continue;
+    all.weight = data->weight;
+    all.dx = OptionalOut{data->dx};
+    break;
+  }
+  list.replace(i, std::move(all));
+}
+
+}  // namespace
+
+// dr = pool_backward(dy, choice), dz = relu_backward(r, dr), where y and choice are the pooled r,
+// becomes d = relu_backward(y, dy), dz = pool_backward(d, choice): the same, bit for bit, as an
+// element gets the gradients of the windows that chose it, whose y it is; and nothing reads the
+// larger r any more.
+void move_relu_before_pooling(List& list) {
+  Rewriting rewriting(list);
+  for (int i = 0; i < static_cast<int>(rewriting.size()); ++i) {
+    const auto* relu = rewriting.at<op::ReluBackward>(i);
+    if (relu == nullptr) continue;
+    const int back_at = rewriting.producer(relu->dy, i);
+    const auto* back = rewriting.at<op::MaxPool2dBackward>(back_at);
+    if (back == nullptr) continue;
+    const int pool_at = rewriting.producer(back->choice, back_at);
+    const auto* pool = rewriting.at<op::MaxPool2dForward>(pool_at);
+    if (pool == nullptr || !same_range(pool->x, relu->y) ||
+        !rewriting.unchanged(relu->y, pool_at, i) || !rewriting.unchanged(pool->y, pool_at, i) ||
+        !rewriting.unchanged(pool->choice, pool_at, i) ||
+        !rewriting.unchanged(back->dy, back_at, i))
+      continue;
+    const Operand d = rewriting.make(back->dy.shape, back->dy.dtype);
+    rewriting.insert_before(i, op::ReluBackward{In{pool->y}, back->dy, Out{d}});
+    rewriting.replace(i, op::MaxPool2dBackward{back->g, In{d}, back->choice, relu->dx});
+  }
+  rewriting.finish();
+}
+
+// Convolution, bias, ReLU and pooling in one operator, and back: one on a CPU; on a GPU dx and the
+// weights' gradients apart, the latter as sums over slices of the images.
+void fuse_conv2d_relu_pool(List& list) {
+  Rewriting rewriting(list);
+  for (int i = 0; i < static_cast<int>(rewriting.size()); ++i) {
+    forward(rewriting, i);
+    backward_data(rewriting, i);
+    backward_weights(rewriting, i);
+  }
+  rewriting.finish();
+}
+
+}  // namespace sinter
