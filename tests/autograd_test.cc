@@ -61,6 +61,30 @@ DEVICE_TEST("autograd: diamonds", "[autograd]") {
   CHECK(value(w.grad()) == std::ldexp(1.0, 60));
 }
 
+DEVICE_TEST("autograd: whoever holds a leaf's gradient sees it grow", "[autograd]") {
+  const TensorOptions options{kFloat32, device};
+  const Tensor x = leaf({{2}, {1, 2}}, options);
+  sum(x * 2.0).backward();
+  const Tensor held = x.grad(), view = held.narrow(1, 1), copy = held.clone();
+  const uint64_t version = held.version();
+  sum(x * 3.0).backward();
+  CHECK(held.to_vector<double>() == std::vector<double>{5, 5});
+  CHECK(view.item<double>() == 5);
+  CHECK(copy.to_vector<double>() == std::vector<double>{2, 2});
+  CHECK(held.version() > version);
+  // One that somebody else gave is the leaf's own.
+  const Tensor given = tensor({{2}, {1, 1}}, options), dy = tensor({{2}, {4, 8}}, options);
+  x.set_grad(given);
+  x.backward(dy);
+  CHECK(given.to_vector<double>() == std::vector<double>{5, 9});
+  // But not the gradient that the pass starts from.
+  x.set_grad({});
+  x.backward(dy);
+  x.backward(dy);
+  CHECK(x.grad().to_vector<double>() == std::vector<double>{8, 16});
+  CHECK(dy.to_vector<double>() == std::vector<double>{4, 8});
+}
+
 DEVICE_TEST("autograd: leaves accumulate over backward passes", "[autograd]") {
   for (DType dtype : {kFloat32, kFloat64}) {
     const Tensor x = leaf({{2}, {1, 2}}, {dtype, device});

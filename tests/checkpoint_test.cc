@@ -286,8 +286,8 @@ constexpr const char* kFile = "checkpoint.safetensors";
 DEVICE_TEST("checkpoint: a training killed again and again ends as one left alone",
             "[checkpoint][app]") {
   const TempDir dir;
-  // Long enough to be killed in. On a GPU the whole run replays graphs, and those that save every
-  // third step launch every kernel by itself.
+  // Long enough to be killed in. On a GPU the whole run makes twenty steps a launch, and those that
+  // save every third step one.
   const int epochs = device.is_cuda() ? 13 : 3, steps = 75 * epochs;
   const Args train = job({"--device", device.str(), "--epochs", std::to_string(epochs)});
   const auto timed = [&](const Args& more) {
