@@ -7,7 +7,6 @@
 
 #include "machine.h"
 #include "sinter/autograd.h"
-#include "sinter/fused.h"
 #include "sinter/ops.h"
 #include "sinter/random.h"
 
@@ -84,7 +83,6 @@ StepWork step_work(const Job& job, const Shape& image) {
   Job on_cpu = job;
   on_cpu.device = kCpu;
   const std::unique_ptr<Module> model = initial_model(on_cpu);
-  const no_fusion layer_by_layer;
   const Tensor logits = (*model)(zeros({1, image[0], image[1], image[2]}));
   const std::vector<Layer> layers =
       layers_of(recorded_ops(logits), static_cast<double>(image.numel()));

@@ -12,7 +12,6 @@
 
 #include "leaf_use.h"
 #include "program/recorder.h"
-#include "sinter/fused.h"
 #include "sinter/random.h"
 
 namespace sinter {
@@ -154,11 +153,6 @@ class ForwardCall : private LeafWatch {
   static void require_mode(const Module& module) {
     if (innermost != nullptr && innermost->unlisted_ && &innermost->module_ == &module)
       refuse(innermost->outer_->module_, module);
-  }
-
-  static void require_all_listed(std::span<Module* const> children) {
-    if (innermost == nullptr) return;
-    for (Module* child : children) require_listed(innermost->module_, *child);
   }
 
  private:
@@ -437,12 +431,6 @@ Conv2d::Conv2d(int in_channels, int out_channels, Pair kernel_size, const Option
 
 Tensor Conv2d::forward(const Tensor& x) { return conv2d(x, weight, bias, options_); }
 
-bool MaxPool2d::is_2x2() const {
-  const Pair stride = options_.stride;
-  return kernel_.h == 2 && kernel_.w == 2 && (stride.h == 0 || stride.h == 2) &&
-         (stride.w == 0 || stride.w == 2) && options_.padding.h == 0 && options_.padding.w == 0;
-}
-
 void Conv2d::visit(Visitor& v) {
   v.parameter("weight", weight);
   v.parameter("bias", bias);
@@ -463,66 +451,11 @@ void Linear::visit(Visitor& v) {
 
 // ---- sequences ----------------------------------------------------------------------------------
 
-namespace {
-
-// module as exactly M, not as something derived from it that may compute otherwise.
-template <class M> M* exactly(Module* module) {
-  return typeid(*module) == typeid(M) ? static_cast<M*>(module) : nullptr;
-}
-
-// The layers from the front that one fused operator computes, and its result; none if there is no
-// such operator.
-struct Fused {
-  size_t layers = 0;
-  Tensor y;
-};
-
-Fused fuse_front(const Tensor& x, std::span<Module* const> modules) {
-  const auto is_relu = [&](size_t i) {
-    return i < modules.size() && exactly<ReLU>(modules[i]) != nullptr;
-  };
-  if (const auto* conv = exactly<Conv2d>(modules[0])) {
-    const auto* pool = is_relu(1) && modules.size() > 2 ? exactly<MaxPool2d>(modules[2]) : nullptr;
-    if (pool == nullptr || !pool->is_2x2()) return {};
-    return {3, conv2d_relu_pool(x, conv->weight, conv->bias, conv->options())};
-  }
-  std::vector<Tensor> weights, biases;
-  size_t layers = 0;
-  bool relu_last = false;
-  while (layers < modules.size()) {
-    const auto* linear = exactly<Linear>(modules[layers]);
-    if (linear == nullptr || (layers > 0 && !relu_last)) break;
-    weights.push_back(linear->weight);
-    biases.push_back(linear->bias);
-    relu_last = is_relu(layers + 1);
-    layers += relu_last ? 2 : 1;
-  }
-  if (layers < 2) return {};
-  return {layers, mlp(x, weights, biases, relu_last)};
-}
-
-}  // namespace
-
 Tensor run_sequence(const Tensor& x, std::span<Module* const> modules) {
   require<ValueError>(std::find(modules.begin(), modules.end(), nullptr) == modules.end(),
                       "run_sequence: expected modules, got null");
-  ForwardCall::require_all_listed(modules);  // fused layers are not called one by one
   Tensor y = x;
-  while (!modules.empty()) {
-    Fused front;
-    try {
-      if (fusion_enabled()) front = fuse_front(y, modules);
-    } catch (const CudaError&) {
-      throw;
-    } catch (const OutOfMemoryError&) {
-      throw;
-    } catch (const Error&) {
-      // Arguments that do not fit: the layer at fault is named when they run one by one.
-    }
-    if (front.layers == 0) front = {1, (*modules[0])(y)};
-    y = front.y;
-    modules = modules.subspan(front.layers);
-  }
+  for (Module* module : modules) y = (*module)(y);
   return y;
 }
 

@@ -38,12 +38,13 @@ class Matching {
     if (bx.kind != by.kind || bx.bytes != by.bytes) return false;
     if (bx.kind == Buffer::Kind::kOutside || bx.kind == Buffer::Kind::kInput)
       return x.buffer == y.buffer;
-    return pairs_.emplace(x.buffer, y.buffer).first->second == y.buffer;
+    return pairs_.emplace(x.buffer, y.buffer).first->second == y.buffer &&
+           reverse_.emplace(y.buffer, x.buffer).first->second == x.buffer;
   }
 
  private:
   const List &a_, &b_;
-  std::unordered_map<uint64_t, uint64_t> pairs_;
+  std::unordered_map<uint64_t, uint64_t> pairs_, reverse_;
 };
 
 }  // namespace

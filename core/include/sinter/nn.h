@@ -200,8 +200,6 @@ class MaxPool2d : public Module {
       : kernel_(kernel_size), options_{stride, padding} {}
   Tensor forward(const Tensor& x) override { return max_pool2d(x, kernel_, options_); }
   std::string extra_repr() const override;
-  // Windows of 2 x 2 side by side, which a convolution's kernel can make on the way.
-  bool is_2x2() const;
 
  private:
   Pair kernel_;
@@ -230,9 +228,7 @@ class Flatten : public Module {
   int first_, last_;
 };
 
-// Modules one after another. Neighbours that a fused operator computes in one pass (fused.h) are
-// handed to it: a Conv2d, ReLU and MaxPool2d(2); Linear layers with ReLU between them. Layers of
-// derived classes are left as they are.
+// Modules one after another.
 Tensor run_sequence(const Tensor& x, std::span<Module* const> modules);
 
 // run_sequence as a module; children are named "0", "1", …. A copy has copies of the children,

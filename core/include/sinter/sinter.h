@@ -6,7 +6,6 @@
 #include "sinter/checkpoint.h"
 #include "sinter/data.h"
 #include "sinter/emit.h"
-#include "sinter/fused.h"
 #include "sinter/gradcheck.h"
 #include "sinter/models.h"
 #include "sinter/nn.h"
