@@ -230,6 +230,8 @@ Options parse_options(int argc, const char* const* argv) {
   add_common_options(*train, o);
   train->add_option("--save", o.save, "write the trained weights")->type_name("W.safetensors");
   train->add_option("--init", o.init, "start from these weights")->type_name("W.safetensors");
+  train->add_flag("--print-program", o.job.print_program,
+                  "print the compiled step that ran last, as recorded and after each pass");
   train->add_flag("--detect-anomaly", o.job.detect_anomaly,
                   "stop at the first operator that makes a NaN or an infinity, and name it (slow)");
 

@@ -462,6 +462,11 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
     }
     at = {.epoch = epoch + 1, .losses = {}, .seconds = result.seconds};
   }
+  if (job.print_program) {
+    std::ostringstream program;
+    run_steps.print(program);
+    result.program = program.str();
+  }
   return result;
 }
 

@@ -33,6 +33,7 @@ struct Job {
   std::string conv_algo = "auto";  // see ConvAlgo; set for the process by main, like tf32
   bool tf32 = false;
   bool detect_anomaly = false;          // which runs fused operators apart: other bits
+  bool print_program = false;           // into the result: the compiled step that ran last
   bool eager = false;                   // operators one by one; the weights may differ by rounding
   uint64_t seed = 0;                    // of the initial weights and the shuffling
   std::optional<NamedTensors> initial;  // weights to start from; unset: drawn from seed
@@ -148,6 +149,7 @@ struct TrainResult {
   double first_step = 0;          // the end of this process's first update, on command_clock()
   double train_loss = 0;          // mean over the last epoch
   Evaluation test;                // after the last epoch
+  std::string program;            // if the job asks for it
 };
 // Trains and, after each epoch, evaluates. Takes the data set by value so that, moved in, the
 // host's copy is gone once the device has its own. metrics and checkpoints may be null; with

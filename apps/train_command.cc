@@ -76,9 +76,9 @@ void train_command(const Options& options) {
             " after the start, apart from ", duration(context_seconds), " for the device and ",
             duration(data_seconds), " for the data\n");
   progress.clear();
-  std::cout << "test accuracy " << fixed(result.test.accuracy(), 2) << " % (" << result.test.correct
-            << " of " << result.test.images << "), loss " << fixed(result.test.loss, 4) << ", "
-            << name << "\n"
+  std::cout << result.program << "test accuracy " << fixed(result.test.accuracy(), 2) << " % ("
+            << result.test.correct << " of " << result.test.images << "), loss "
+            << fixed(result.test.loss, 4) << ", " << name << "\n"
             << "training time " << duration(result.seconds)
             << (resumed ? ", with that before resuming," : "") << " on " << job.device << ", "
             << grouped(result.steps) << " steps, "
