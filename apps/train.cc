@@ -102,7 +102,7 @@ Evaluator::Evaluator(Module& model, const ImageSet& set, bool eager)
       correct_(zeros({1}, {kInt64, set.images.device()})),
       loss_(zeros({}, {kFloat64, set.images.device()})),
       eager_(eager),
-      compiled_(Body{this}) {}
+      compiled_(Body{this}, {}) {}
 
 Tensor Evaluator::batch(int64_t images) {
   const Batch batch = batches_.next(images);
@@ -263,7 +263,7 @@ TrainSteps::TrainSteps(Module& model, Optimizer& optimizer, Batches& batches, De
       batches_(batches),
       losses_(empty({kMost}, {kFloat32, device})),
       eager_(eager),
-      compiled_(Body{this}) {}
+      compiled_(Body{this}, {}) {}
 
 void TrainSteps::steps(int64_t count, int64_t images) {
   for (int64_t i = 0; i < count; ++i)

@@ -40,12 +40,16 @@ struct CompiledFunction::Impl {
   };
   std::vector<Slot> slots;  // the one that ran last at the end
   int64_t recordings = 0;
+  CompileOptions options;
 
   // The slot for a call, moved to the end; a new one if there is none.
   Slot& find(const Key& key, const std::vector<Signature>& arguments);
 };
 
-CompiledFunction::CompiledFunction() : impl_(std::make_unique<Impl>()) {}
+CompiledFunction::CompiledFunction(const CompileOptions& options)
+    : impl_(std::make_unique<Impl>()) {
+  impl_->options = options;
+}
 CompiledFunction::~CompiledFunction() = default;
 CompiledFunction::CompiledFunction(CompiledFunction&&) noexcept = default;
 CompiledFunction& CompiledFunction::operator=(CompiledFunction&&) noexcept = default;
@@ -143,7 +147,8 @@ std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Ten
       } else {
         slot.recordings = 1;
       }
-      const auto program = std::make_shared<Program>(std::move(result), returned, slot.inputs);
+      const auto program =
+          std::make_shared<Program>(std::move(result), returned, slot.inputs, impl_->options);
       returned.clear();
       if (slot.is_stable)
         program->replay(arguments);

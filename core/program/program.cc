@@ -1,7 +1,9 @@
 #include "program.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <ostream>
 #include <set>
 
@@ -53,8 +55,9 @@ Passes Passes::from_environment() {
 }
 
 Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
-                 const std::vector<std::shared_ptr<Storage>>& inputs)
-    : recorded_(std::move(recorded.list)),
+                 const std::vector<std::shared_ptr<Storage>>& inputs, const CompileOptions& options)
+    : options_(options),
+      recorded_(std::move(recorded.list)),
       guards_(std::move(recorded.guards)),
       gradients_(std::move(recorded.gradients)),
       inputs_(inputs) {
@@ -138,14 +141,36 @@ void Program::bind() {
 }
 
 void Program::run() {
-  if constexpr (cuda_built()) {
-    if (list_.device.is_cuda()) {
-      const Cuda ctx = cuda_context(list_.device.index);
-      for (const Entry& entry : list_.entries) entry.op->run(ctx);
-      return;
+  with_context(list_.device, [&](const auto& ctx) {
+    for (size_t i = 0; i < list_.entries.size(); ++i) {
+      list_.entries[i].op->run(ctx);
+      if (options_.check_finite) check_finite(i);
     }
+  });
+}
+
+void Program::check_finite(size_t i) const {
+  const Entry& entry = list_.entries[i];
+  for (const OperandRef& ref : entry.operands) {
+    const Operand& x = *ref.operand;
+    if (!ref.writes() || !is_floating(x.dtype)) continue;
+    std::vector<std::byte> bytes(static_cast<size_t>(x.bytes()));
+    with_context(list_.device, [&](const auto& ctx) {
+      copy_to_host(ctx, bytes.data(), x.address, bytes.size());
+    });
+    with_floating(x, [&]<class T>() {
+      for (int64_t k = 0; k < x.numel(); ++k) {
+        T value;
+        std::memcpy(&value, bytes.data() + static_cast<size_t>(k) * sizeof(T), sizeof(T));
+        if (std::isfinite(value)) continue;
+        throw AnomalyError(
+            str("compile: operator ", i, ", ", entry.op->name(),
+                entry.module != nullptr && !entry.module->empty() ? " of " + *entry.module : "",
+                entry.forward != nullptr ? str(" (backward of ", entry.forward, ")") : "", ": ",
+                ref.name, " of shape ", x.shape, " has ", value, " at element ", k));
+      }
+    });
   }
-  for (const Entry& entry : list_.entries) entry.op->run(Cpu());
 }
 
 // Values that the last call returned, and that somebody still holds, move out of the way.
@@ -188,7 +213,7 @@ void Program::replay(const std::vector<Tensor>& arguments) {
   }
   for (auto& [number, buffer] : recorded_.buffers)
     if (buffer.kind == Buffer::Kind::kOutside && on_gpu) buffer.storage->use();
-  if (on_gpu) {
+  if (on_gpu && !options_.check_finite) {
     if (!launch_) capture();
     launch_();
   } else {

@@ -24,7 +24,7 @@ class Program {
  public:
   // Returned tensors, of the recording and of what was there before.
   Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
-          const std::vector<std::shared_ptr<Storage>>& inputs);
+          const std::vector<std::shared_ptr<Storage>>& inputs, const CompileOptions& options);
   ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
@@ -49,10 +49,12 @@ class Program {
 
  private:
   void bind();
+  void check_finite(size_t i) const;  // what entry i wrote
   void keep_returned();
   void capture();
   void after_call();
 
+  CompileOptions options_;
   std::thread::id thread_ = std::this_thread::get_id();
   List recorded_, list_;
   Guards guards_;

@@ -34,6 +34,13 @@ struct ProgramStats {
   int64_t lanes = 1;         // in which its operators run side by side
 };
 
+struct CompileOptions {
+  // Runs the program operator by operator, as it is after all passes, and throws AnomalyError at
+  // the first that makes a NaN or an infinity: it names the operator, the module it comes from and
+  // the element. For finding an error: it waits for the device at every operator.
+  bool check_finite = false;
+};
+
 // What compile's result is made of.
 class CompiledFunction {
  public:
@@ -44,7 +51,7 @@ class CompiledFunction {
   };
   using Body = std::function<std::vector<Tensor>(const std::vector<Tensor>&)>;
 
-  CompiledFunction();
+  explicit CompiledFunction(const CompileOptions& options);
   ~CompiledFunction();
   CompiledFunction(CompiledFunction&&) noexcept;
   CompiledFunction& operator=(CompiledFunction&&) noexcept;
@@ -79,7 +86,8 @@ class CompiledFunction {
 // belongs to the thread that recorded it: one Compiled is not for several threads at once.
 template <class F> class Compiled {
  public:
-  explicit Compiled(F function) : function_(std::move(function)) {}
+  Compiled(F function, const CompileOptions& options)
+      : function_(std::move(function)), calls_(options) {}
 
   // Throws GraphError for an argument that requires grad (hold it by reference, or detach it) or
   // that the function changes, and what the function throws.
@@ -110,14 +118,14 @@ template <class F> class Compiled {
         add_results(results, std::apply(function_, all));
       return results;
     };
-    const std::vector<Tensor> results = function_calls_.call(key, tensors, body);
+    const std::vector<Tensor> results = calls_.call(key, tensors, body);
     if constexpr (!std::is_void_v<Result>) return make_result<Result>(results);
   }
 
-  ProgramStats stats() const { return function_calls_.stats(); }
+  ProgramStats stats() const { return calls_.stats(); }
   // The program that ran last, as recorded and after each pass: one operator a line, with shapes,
   // bytes, lane and the module it comes from.
-  void print(std::ostream& out) const { function_calls_.print(out); }
+  void print(std::ostream& out) const { calls_.print(out); }
 
  private:
   template <class A> static constexpr bool is_tensor = std::is_same_v<std::decay_t<A>, Tensor>;
@@ -159,13 +167,14 @@ template <class F> class Compiled {
   }
 
   F function_;
-  CompiledFunction function_calls_;
+  CompiledFunction calls_;
 };
 
 // `function` compiled. It takes tensors and values that can be compared, and returns nothing, a
 // tensor, a vector, pair or tuple of tensors. What it refers to must outlive the result.
-template <class F> Compiled<std::decay_t<F>> compile(F&& function) {
-  return Compiled<std::decay_t<F>>(std::forward<F>(function));
+template <class F>
+Compiled<std::decay_t<F>> compile(F&& function, const CompileOptions& options = {}) {
+  return {std::forward<F>(function), options};
 }
 
 }  // namespace sinter

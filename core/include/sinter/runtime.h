@@ -141,9 +141,9 @@ void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, s
 
 // A part of a graph: work that is enqueued on one of several lanes.
 struct GraphTask {
-  int lane = 0;            // whose scratch memory it takes; lane 0 is the urgent one
-  std::vector<int> after;  // earlier tasks that it waits for; that of its lane too
-  std::function<void(const Cuda&)> work;           // enqueues
+  int lane = 0;                           // whose scratch memory it takes; lane 0 is the urgent one
+  std::vector<int> after;                 // earlier tasks that it waits for; that of its lane too
+  std::function<void(const Cuda&)> work;  // enqueues
   std::vector<std::span<const std::byte>> writes;  // memory; what shares a block with it, too
 };
 // Work captured once and replayed with a single call.
@@ -167,6 +167,9 @@ class CudaGraph {
 
 // Host memory, all of it.
 inline void copy_from_host(const Cpu&, void* dst, const void* src, size_t bytes) {
+  std::memcpy(dst, src, bytes);
+}
+inline void copy_to_host(const Cpu&, void* dst, const void* src, size_t bytes) {
   std::memcpy(dst, src, bytes);
 }
 inline void copy_on_device(const Cpu&, void* dst, const void* src, size_t bytes) {
