@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "sinter/program.h"
+
 namespace sinter::app {
 
 using oracle::Array;
@@ -25,6 +27,30 @@ Array array(const Tensor& t) {
 double epsilon(DType dtype) {
   return dtype == kFloat64 ? std::numeric_limits<double>::epsilon()
                            : std::numeric_limits<float>::epsilon();
+}
+
+const char* name(Mode mode) { return mode == Mode::kEager ? "eager" : "compiled"; }
+
+std::vector<Tensor> results(Mode mode, const std::function<std::vector<Tensor>()>& f) {
+  if (mode == Mode::kEager) return f();
+  std::vector<bool> is_there;
+  auto program = compile([&] {
+    std::vector<Tensor> there;
+    is_there.clear();
+    for (const Tensor& t : f()) {
+      is_there.push_back(t.defined());
+      if (t.defined()) there.push_back(t);
+    }
+    return there;
+  });
+  for (int i = 0; i < 2; ++i) program();
+  const std::vector<Tensor> there = program();
+  require<Error>(program.stats().recordings == 2, "compile: recorded ", program.stats().recordings,
+                 " times, expected 2, and then a replay");
+  std::vector<Tensor> all;
+  size_t next = 0;
+  for (const bool is : is_there) all.push_back(is ? there[next++] : Tensor());
+  return all;
 }
 
 namespace {

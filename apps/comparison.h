@@ -18,6 +18,19 @@ Tensor leaf(const oracle::Array& a, TensorOptions options = {});  // requires gr
 oracle::Array array(const Tensor& t);
 double epsilon(DType dtype);  // 2^-23 or 2^-52
 
+// ---- ways to run --------------------------------------------------------------------------------
+
+// Operators one by one, or as a compiled function's program (program.h), in which passes may have
+// put others in their place.
+enum class Mode { kEager, kCompiled };
+inline constexpr Mode kModes[] = {Mode::kEager, Mode::kCompiled};
+const char* name(Mode mode);
+
+// What f returns, undefined tensors among it: called, or compiled and called three times, of which
+// the third is a replay. f must do the same at each call, and begin with dropping gradients that it
+// makes.
+std::vector<Tensor> results(Mode mode, const std::function<std::vector<Tensor>()>& f);
+
 // ---- one result ---------------------------------------------------------------------------------
 
 struct Comparison {
@@ -47,7 +60,7 @@ Comparison compare_recorded(const std::string& what, const Tensor& actual, const
 // ---- many ---------------------------------------------------------------------------------------
 
 // Runs on a device in a dtype and compares with what was prepared.
-using Check = std::function<std::vector<Comparison>(TensorOptions)>;
+using Check = std::function<std::vector<Comparison>(TensorOptions, Mode)>;
 
 struct PreparedCheck {
   std::string what;  // shapes and attributes: "x (2, 3, 7, 5), kernel 2"

@@ -9,6 +9,7 @@
 #include "sinter/models.h"
 #include "sinter/ops.h"
 #include "sinter/optim.h"
+#include "sinter/program.h"
 #include "sinter/safetensors.h"
 
 namespace sinter::app {
@@ -145,7 +146,7 @@ const std::map<std::string, Replay>& operators() {
 // One recorded case, forward and backward. Roles: the inputs' names, "y", "dy", and "d<input>" for
 // inputs that have a gradient.
 std::vector<Comparison> replay(const Replay& op, const json& attributes, const Recorded& recorded,
-                               TensorOptions options) {
+                               TensorOptions options, Mode mode) {
   Recorded inputs;
   for (const auto& [role, tensor] : recorded) {
     if (role == "y" || role == "dy" || recorded.count(role.substr(1))) continue;
@@ -154,13 +155,23 @@ std::vector<Comparison> replay(const Replay& op, const json& attributes, const R
     inputs[role] = x;
   }
   const double allowed = tolerance(options.dtype);
-  const Tensor y = op(inputs, attributes);
-  std::vector<Comparison> all = {compare_recorded("y", y, recorded.at("y"), allowed)};
-  if (!all.back().wrong.empty()) return all;  // dy may not fit it
-  y.backward(recorded.at("dy").to(options.device).to(options.dtype));
+  const Tensor dy = recorded.at("dy").to(options.device).to(options.dtype);
+  const std::vector<Tensor> computed = results(mode, [&] {
+    for (const auto& [role, x] : inputs) x.set_grad({});
+    const Tensor y = op(inputs, attributes);
+    std::vector<Tensor> all = {y};
+    if (!(y.shape() == dy.shape())) return all;
+    y.backward(dy);
+    for (const auto& [role, x] : inputs)
+      if (recorded.count("d" + role)) all.push_back(x.grad());
+    return all;
+  });
+  std::vector<Comparison> all = {compare_recorded("y", computed[0], recorded.at("y"), allowed)};
+  if (!all.back().wrong.empty()) return all;
   for (const auto& [role, x] : inputs)
     if (recorded.count("d" + role))
-      all.push_back(compare_recorded("d" + role, x.grad(), recorded.at("d" + role), allowed));
+      all.push_back(
+          compare_recorded("d" + role, computed.at(all.size()), recorded.at("d" + role), allowed));
   return all;
 }
 
@@ -198,15 +209,20 @@ std::unique_ptr<Optimizer> make_optimizer(const std::vector<Tensor>& params, jso
 
 // p after each step with the recorded gradients; the learning rate is halved before the fourth.
 std::vector<Comparison> replay_steps(const json& job, const Recorded& recorded,
-                                     TensorOptions options) {
+                                     TensorOptions options, Mode mode) {
   const auto at = [&](const char* role, int step) { return recorded.at(str(role, step)); };
   Tensor p = at("p", 0).clone().to(options.device).to(options.dtype).set_requires_grad();
+  p.set_grad(zeros_like(p));
   const std::unique_ptr<Optimizer> optimizer = make_optimizer({p}, job);
+  auto compiled_step = compile([&] { optimizer->step(); });
   std::vector<Comparison> all;
   for (int step = 1; recorded.count(str("g", step)); ++step) {
     if (step == 4) optimizer->set_lr(job.at("lr").get<double>() / 2);
-    p.set_grad(at("g", step).to(options.device).to(options.dtype));
-    optimizer->step();
+    p.grad().copy_(at("g", step).to(options.device));
+    if (mode == Mode::kCompiled)
+      compiled_step();
+    else
+      optimizer->step();
     all.push_back(compare_recorded(str("step ", step), p, at("p", step), tolerance(options.dtype)));
   }
   return all;
@@ -239,18 +255,24 @@ NamedTensors named(const Recorded& tensors) { return {tensors.begin(), tensors.e
 
 std::vector<Comparison> replay_training(const json& job, const Recorded& first,
                                         const Recorded& last, const Tensor& losses,
-                                        TensorOptions options) {
+                                        TensorOptions options, Mode mode) {
   CifarCnn net;
   net.to(options.dtype).to(options.device);
   net.load_state_dict(named(first));
   Adam adam(net.parameters(), {.lr = job.at("lr").get<double>()});
+  const auto train = [&](const Tensor& x, const Tensor& y) {
+    const Tensor loss = cross_entropy(net(x), y);
+    loss.backward();
+    adam.step();
+    adam.zero_grad();
+    return loss;
+  };
+  auto compiled_train = compile(train);
   std::vector<double> curve;
   for (int step = 0; step < job.at("steps").get<int>(); ++step) {
     const Batch batch = batch_of(step, job.at("batch").get<int>(), options);
-    adam.zero_grad();
-    const Tensor loss = cross_entropy(net(batch.x), batch.y);
-    loss.backward();
-    adam.step();
+    const Tensor loss =
+        mode == Mode::kCompiled ? compiled_train(batch.x, batch.y) : train(batch.x, batch.y);
     curve.push_back(loss.item<double>());
   }
   const bool exact = options.dtype == kFloat64;
@@ -282,8 +304,8 @@ std::vector<VerifyCase> golden_operators(const std::filesystem::path& dir) {
                   " has no result or no gradient");
     const std::string what = str("recorded ", name, " ", attributes);
     all.push_back({op, Reference::kPyTorch, [=, a = golden.attributes(name)] {
-                     return PreparedCheck{what, [=](TensorOptions o) {
-                                            return replay(operators().at(op), a, recorded, o);
+                     return PreparedCheck{what, [=](TensorOptions o, Mode mode) {
+                                            return replay(operators().at(op), a, recorded, o, mode);
                                           }};
                    }});
     ops.insert(op);
@@ -312,8 +334,9 @@ std::vector<VerifyCase> golden_optimizers(const std::filesystem::path& dir) {
         "optimizer ", name, " has not p and g of four steps or more");
     const std::string what = str("recorded optimizer ", name, " ", attributes);
     all.push_back({kNames.at(kind), Reference::kPyTorch, [=] {
-                     return PreparedCheck{
-                         what, [=](TensorOptions o) { return replay_steps(job, recorded, o); }};
+                     return PreparedCheck{what, [=](TensorOptions o, Mode mode) {
+                                            return replay_steps(job, recorded, o, mode);
+                                          }};
                    }});
     kinds.insert(kind);
   }
@@ -340,8 +363,9 @@ std::vector<VerifyCase> golden_training(const std::filesystem::path& dir) {
   golden.expect(!first.empty() && same_names, "expected the same weights before and after");
   golden.expect_all_used();
   return {{"cifar_cnn", Reference::kPyTorch, [=] {
-             return PreparedCheck{str("recorded training ", attributes), [=](TensorOptions o) {
-                                    return replay_training(job, first, last, losses, o);
+             return PreparedCheck{str("recorded training ", attributes),
+                                  [=](TensorOptions o, Mode mode) {
+                                    return replay_training(job, first, last, losses, o, mode);
                                   }};
            }}};
 }

@@ -4,7 +4,7 @@
 #include <memory>
 #include <utility>
 
-#include "sinter/fused.h"
+#include "oracle_cases.h"
 #include "sinter/models.h"
 #include "sinter/nn.h"
 #include "sinter/ops.h"

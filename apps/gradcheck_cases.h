@@ -25,7 +25,8 @@ struct GradcheckCase {
 // All of them, an operator's beside each other. The same at every call.
 std::vector<GradcheckCase> gradcheck_cases();
 
-// Checks each case on each device, and writes a line about each to `out`. Whether all are right.
+// Checks each case on each device, eagerly and compiled, and writes a line about each to `out`.
+// Whether all are right.
 bool check_gradients(const std::vector<GradcheckCase>& cases, const std::vector<Device>& devices,
                      bool full, std::ostream& out);
 

@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "commands.h"
+#include "comparison.h"
 #include "gradcheck_cases.h"
 #include "machine.h"
 #include "sinter/gradcheck.h"
@@ -32,31 +33,35 @@ bool check_gradients(const std::vector<GradcheckCase>& cases, const std::vector<
   int64_t checked = 0;
   int failures = 0;
   double worst = 0;
-  out << std::left << std::setw(18) << "operator" << std::setw(8) << "device" << std::right
-      << std::setw(8) << "compared" << std::setw(7) << "kinks" << std::setw(12) << "tolerance"
+  out << std::left << std::setw(18) << "operator" << std::setw(8) << "device" << std::setw(9)
+      << "run" << std::right << std::setw(8) << "compared" << std::setw(7) << "kinks"
+      << std::setw(12) << "tolerance"
       << "  at\n";
   for (const GradcheckCase& c : cases) {
     for (const Device device : devices) {
       check_interrupt("during the gradient checks");
       std::vector<Tensor> inputs;
       for (const Tensor& x : c.inputs) inputs.push_back(x.to(device));
-      const GradcheckResult r = gradcheck(c.f, inputs, {.full = full && !c.directions_only});
-      out << std::left << std::setw(18) << c.op << std::setw(8) << device.str() << std::right
-          << std::setw(8) << r.checked << std::setw(7) << r.kinks << std::setw(12)
-          << percent(r.share) << "  " << (r.ok ? "" : "WRONG ") << place(r) << " of " << c.what
-          << "\n";
-      if (!r.ok) out << "  " << r.str() << "\n";
-      out.flush();
-      checked += r.checked;
-      failures += r.ok ? 0 : 1;
-      worst = std::max(worst, r.share);
+      for (const Mode mode : kModes) {
+        const GradcheckResult r = gradcheck(
+            c.f, inputs, {.full = full && !c.directions_only, .compiled = mode == Mode::kCompiled});
+        out << std::left << std::setw(18) << c.op << std::setw(8) << device.str() << std::setw(9)
+            << name(mode) << std::right << std::setw(8) << r.checked << std::setw(7) << r.kinks
+            << std::setw(12) << percent(r.share) << "  " << (r.ok ? "" : "WRONG ") << place(r)
+            << " of " << c.what << "\n";
+        if (!r.ok) out << "  " << r.str() << "\n";
+        out.flush();
+        checked += r.checked;
+        failures += r.ok ? 0 : 1;
+        worst = std::max(worst, r.share);
+      }
     }
   }
   const auto counted = [](size_t n, const std::string& what) {
     return str(n, " ", what, n == 1 ? "" : "s");
   };
-  out << counted(cases.size(), "case") << " on " << counted(devices.size(), "device") << ", "
-      << grouped(checked) << " derivatives compared in float64: ";
+  out << counted(cases.size(), "case") << " on " << counted(devices.size(), "device")
+      << ", eager and compiled, " << grouped(checked) << " derivatives compared in float64: ";
   if (failures == 0)
     out << "all right, the largest error takes " << percent(worst) << " of its tolerance\n";
   else

@@ -3,7 +3,8 @@
 #include <algorithm>
 
 #include "sinter/data.h"
-#include "sinter/fused.h"
+#include "sinter/emit.h"
+#include "sinter/program.h"
 
 namespace sinter::app {
 
@@ -31,15 +32,23 @@ template <class T> std::string list_text(const std::vector<T>& numbers) {
 
 }  // namespace
 
-std::vector<Comparison> compare_with_oracle(const OpCase& c, TensorOptions options) {
+std::vector<Comparison> compare_with_oracle(const OpCase& c, TensorOptions options, Mode mode) {
   Inputs inputs;
   for (const Array& a : c.inputs) inputs.push_back(leaf(a, options));
-  const Tensor y = c.op(inputs);
-  std::vector<Comparison> all = {compare("y", y, c.y, c.y_terms)};
-  if (!all.back().wrong.empty()) return all;  // dy may not fit it
-  y.backward(tensor(c.dy, options));
+  const Tensor dy = tensor(c.dy, options);
+  const std::vector<Tensor> computed = results(mode, [&] {
+    for (const Tensor& x : inputs) x.set_grad({});
+    const Tensor y = c.op(inputs);
+    std::vector<Tensor> all = {y};
+    if (!(y.shape() == dy.shape())) return all;
+    y.backward(dy);
+    for (const Tensor& x : inputs) all.push_back(x.grad());
+    return all;
+  });
+  std::vector<Comparison> all = {compare("y", computed[0], c.y, c.y_terms)};
+  if (!all.back().wrong.empty()) return all;
   for (size_t i = 0; i < inputs.size(); ++i)
-    all.push_back(compare(str("gradient ", i), inputs[i].grad(), c.grads[i], c.terms[i]));
+    all.push_back(compare(str("gradient ", i), computed.at(1 + i), c.grads[i], c.terms[i]));
   return all;
 }
 
@@ -399,6 +408,21 @@ void expect_found_by(uint64_t seed) {
 
 }  // namespace
 
+Tensor conv2d_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                        const Conv2dOptions& options) {
+  return max_pool2d(relu(conv2d(x, weight, bias, options)), 2);
+}
+
+Tensor mlp(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+           bool relu_last) {
+  Tensor y = x;
+  for (size_t l = 0; l < weights.size(); ++l) {
+    y = linear(y, weights[l], biases.at(l));
+    if (l + 1 < weights.size() || relu_last) y = relu(y);
+  }
+  return y;
+}
+
 OpCase conv2d_relu_pool_case(const Sizes& x_shape, const Sizes& w_shape, bool bias,
                              const oracle::Conv& p, Values values) {
   constexpr oracle::Pool kPool{2, 2, 2, 2};
@@ -569,7 +593,8 @@ std::vector<OptimizerCase> optimizer_cases() {
   return all;
 }
 
-std::vector<Comparison> compare_with_equations(const OptimizerCase& c, TensorOptions options) {
+std::vector<Comparison> compare_with_equations(const OptimizerCase& c, TensorOptions options,
+                                               Mode mode) {
   constexpr int kSteps = 12;
   const Sizes shapes[] = {{1}, {3, 5}, {257}, {0, 4}, {1031, 3}};
   Inputs parameters;
@@ -579,18 +604,23 @@ std::vector<Comparison> compare_with_equations(const OptimizerCase& c, TensorOpt
     m.push_back(filled(shape));
     v.push_back(filled(shape));
     parameters.push_back(leaf(p.back(), options));
+    parameters.back().set_grad(zeros(Shape(shape), options));
   }
   const std::unique_ptr<Optimizer> optimizer = c.make(parameters);
+  auto step = compile([&] { optimizer->step(); });
   std::vector<Comparison> all;
   for (int t = 1; t <= kSteps; ++t) {
     for (size_t i = 0; i < p.size(); ++i) {
       // By hand: the optimizer alone is under test.
       const Array g = noise(p[i].shape, 100 * static_cast<uint64_t>(t) + i);
-      parameters[i].set_grad(tensor(g, options));
+      parameters[i].grad().copy_(tensor(g, options));
       for (size_t k = 0; k < g.v.size(); ++k)
         p[i].v[k] = c.update(p[i].v[k], g.v[k], m[i].v[k], v[i].v[k], t);
     }
-    optimizer->step();
+    if (mode == Mode::kCompiled)
+      step();
+    else
+      optimizer->step();
     if (t > 2 && t < kSteps) continue;
     // A few roundings a step in p, and in m and v, whose errors lr scales down.
     for (size_t i = 0; i < p.size(); ++i)
@@ -625,8 +655,9 @@ class Table {
   template <class Make> void add(const std::string& op, Make make) {
     cases_.push_back({op, Reference::kOracle, [make = std::move(make)] {
                         auto c = std::make_shared<const OpCase>(make());
-                        return PreparedCheck{
-                            c->how, [c](TensorOptions o) { return compare_with_oracle(*c, o); }};
+                        return PreparedCheck{c->how, [c](TensorOptions o, Mode mode) {
+                                               return compare_with_oracle(*c, o, mode);
+                                             }};
                       }});
   }
 
@@ -881,7 +912,9 @@ void Table::views() {
     add("to", [shape] {
       return same_elements_case("to", shape, shape, [](const Inputs& in) {
         const DType other = in[0].dtype() == kFloat64 ? kFloat32 : kFloat64;
-        return in[0].to(other).to(in[0].dtype()).to(kCpu).to(in[0].device());
+        const Tensor y = in[0].to(other).to(in[0].dtype());
+        // A program is one device's.
+        return recording_program() ? y : y.to(kCpu).to(in[0].device());
       });
     });
   }
@@ -975,23 +1008,28 @@ void Table::fused() {
 void Table::data() {
   for (const int64_t n : {1, 255, 257, 1025, 9001})
     for (const int64_t classes : {1, 10, 37, 1031})
-      cases_.push_back(
-          {"add_correct", Reference::kOracle, [=] {
-             const Array x = noise({n, classes}, 1);
-             const std::vector<int64_t> labels = random_labels(n, classes, 2);
-             Array correct{{}, {3}};  // adds to what is there
-             for (int64_t i = 0; i < n; ++i) {
-               const auto row = x.v.begin() + i * classes;
-               const int64_t best = std::max_element(row, row + classes) - row;
-               correct.v[0] += best == labels[static_cast<size_t>(i)];
-             }
-             return PreparedCheck{
-                 str("logits ", Shape(x.shape)), [=](TensorOptions o) {
-                   const Tensor total = full({}, 3, {kInt64, o.device});
-                   add_correct(total, tensor(x, o), from_vector(labels, {n}, o.device));
-                   return std::vector<Comparison>{compare("count", total.to(kFloat64), correct, 0)};
-                 }};
-           }});
+      cases_.push_back({"add_correct", Reference::kOracle, [=] {
+                          const Array x = noise({n, classes}, 1);
+                          const std::vector<int64_t> labels = random_labels(n, classes, 2);
+                          Array correct{{}, {3}};  // adds to what is there
+                          for (int64_t i = 0; i < n; ++i) {
+                            const auto row = x.v.begin() + i * classes;
+                            const int64_t best = std::max_element(row, row + classes) - row;
+                            correct.v[0] += best == labels[static_cast<size_t>(i)];
+                          }
+                          return PreparedCheck{
+                              str("logits ", Shape(x.shape)), [=](TensorOptions o, Mode mode) {
+                                const Tensor logits = tensor(x, o),
+                                             y = from_vector(labels, {n}, o.device);
+                                const std::vector<Tensor> counted = results(mode, [&] {
+                                  const Tensor total = full({}, 3, {kInt64, o.device});
+                                  add_correct(total, logits, y);
+                                  return std::vector<Tensor>{total};
+                                });
+                                return std::vector<Comparison>{
+                                    compare("count", counted[0].to(kFloat64), correct, 0)};
+                              }};
+                        }});
   for (const Sizes& shape : {Sizes{1, 1, 1, 1}, {7, 3, 32, 32}, {5, 4, 3, 7}, {1031, 1, 3, 5}})
     cases_.push_back(
         {"Batches", Reference::kOracle, [=] {
@@ -1010,17 +1048,20 @@ void Table::data() {
            });
            y.v.assign(labels.begin(), labels.end());
            return PreparedCheck{
-               str("images ", Shape(shape)), [=](TensorOptions o) {
+               str("images ", Shape(shape)), [=](TensorOptions o, Mode mode) {
                  ImageSet set{from_vector(pixels, Shape(shape)), from_vector(labels, {shape[0]})};
                  set.mean = mean;
                  set.std = std;
                  Batches batches(set.to(o.device),
                                  {.batch_size = shape[0], .shuffle = false, .dtype = o.dtype});
                  batches.start_epoch(0);
-                 const Batch batch = batches.get(0);
+                 const std::vector<Tensor> batch = results(mode, [&] {
+                   const Batch first = batches.get(0);
+                   return std::vector<Tensor>{first.x, first.y};
+                 });
                  // One multiplication and one addition, with factors that are rounded too.
-                 return std::vector<Comparison>{compare("x", batch.x, x, 2),
-                                                compare("y", batch.y.to(kFloat64), y, 0)};
+                 return std::vector<Comparison>{compare("x", batch[0], x, 2),
+                                                compare("y", batch[1].to(kFloat64), y, 0)};
                }};
          }});
 }
@@ -1028,8 +1069,9 @@ void Table::data() {
 void Table::optimizers() {
   for (const OptimizerCase& c : optimizer_cases())
     cases_.push_back({c.name.substr(0, c.name.find(',')), Reference::kOracle, [c] {
-                        return PreparedCheck{
-                            c.name, [c](TensorOptions o) { return compare_with_equations(c, o); }};
+                        return PreparedCheck{c.name, [c](TensorOptions o, Mode mode) {
+                                               return compare_with_equations(c, o, mode);
+                                             }};
                       }});
 }
 

@@ -27,7 +27,8 @@ struct OpCase {
 };
 
 // Forward and backward: y, then each input's gradient.
-std::vector<Comparison> compare_with_oracle(const OpCase& c, TensorOptions options);
+std::vector<Comparison> compare_with_oracle(const OpCase& c, TensorOptions options,
+                                            Mode mode = Mode::kEager);
 
 // One case of an operator, with inputs that suit it: noise in [-1, 1] unless a comment says
 // otherwise.
@@ -48,7 +49,15 @@ OpCase same_elements_case(const std::string& name, const oracle::Sizes& from,
 OpCase log_softmax_case(const oracle::Sizes& shape, int dim);  // inputs in [-4, 4]
 OpCase cross_entropy_case(int64_t n, int64_t classes, double smoothing, Reduction reduction);
 
-// The fused operators choose by values that they computed: the largest of a window, what is above
+// What a program runs as one operator, where its backend has one (core/program/fuse).
+// max_pool2d(relu(conv2d(x, weight, bias, options)), 2).
+Tensor conv2d_relu_pool(const Tensor& x, const Tensor& weight, const Tensor& bias = {},
+                        const Conv2dOptions& options = {});
+// linear(…relu(linear(x, weights[0], biases[0]))…): a ReLU behind every layer but the last, and
+// behind that one too with relu_last. Biases may be undefined.
+Tensor mlp(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<Tensor>& biases,
+           bool relu_last = false);
+// These choose by values that they computed: the largest of a window, what is above
 // 0. Rounding must not make another choice than the oracle's, or gradients go elsewhere.
 enum class Values {
   kIntegers,  // small ones, with many ties and zeros; results have to be equal
@@ -91,11 +100,13 @@ struct OptimizerCase {
 };
 std::vector<OptimizerCase> optimizer_cases();
 // Twelve steps on several parameters: one element, an odd number, none, more than a block.
-std::vector<Comparison> compare_with_equations(const OptimizerCase& c, TensorOptions options);
+std::vector<Comparison> compare_with_equations(const OptimizerCase& c, TensorOptions options,
+                                               Mode mode = Mode::kEager);
 
 // ---- all of it ----------------------------------------------------------------------------------
 
-// Every operator, forward and backward, and every optimizer, over shapes chosen to break kernels.
+// Every operator, forward and backward, every optimizer, and compositions that programs run as one
+// operator, over shapes chosen to break kernels.
 std::vector<VerifyCase> oracle_cases();
 
 }  // namespace sinter::app

@@ -39,6 +39,7 @@ struct ProofRow {
   std::string op;
   Device device;
   DType dtype;
+  Mode mode;
   std::array<ProofColumn, 3> columns;  // by Reference
 };
 
@@ -47,7 +48,8 @@ struct Proof {
   std::vector<std::string> wrong;  // a line about each wrong result; empty: all is right
 };
 
-// Runs every case on every device in float32 and float64 (derivatives in float64 only). What an
+// Runs every case on every device in float32 and float64 (derivatives in float64 only), eagerly and
+// compiled. What an
 // operator throws makes its case wrong. Throws Interrupted.
 Proof verify(const std::vector<VerifyCase>& cases, const std::vector<Device>& devices,
              Progress& progress);

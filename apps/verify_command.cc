@@ -24,10 +24,12 @@ std::vector<VerifyCase> derivative_cases() {
     all.push_back(
         {c.op, Reference::kDerivatives, [c] {
            return PreparedCheck{
-               c.what, [c](TensorOptions options) {
+               c.what, [c](TensorOptions options, Mode mode) {
                  std::vector<Tensor> inputs;
                  for (const Tensor& x : c.inputs) inputs.push_back(x.to(options.device));
-                 const GradcheckResult r = gradcheck(c.f, inputs, {.full = !c.directions_only});
+                 const GradcheckResult r =
+                     gradcheck(c.f, inputs,
+                               {.full = !c.directions_only, .compiled = mode == Mode::kCompiled});
                  const double scale = std::max({1.0, std::abs(r.analytic), std::abs(r.numeric)});
                  return std::vector<Comparison>{{"derivatives", r.checked,
                                                  std::abs(r.analytic - r.numeric) / scale, r.share,
@@ -91,7 +93,9 @@ std::string page(const Proof& proof, const std::vector<Device>& devices, const s
       R"(
 A cell holds the largest error over all cases, results and elements and, in parentheses, the largest share of its tolerance
 that an error took; the two need not be of the same element. 0: equal to the last bit. –: there is no such reference.
-Cases: how many with each of the three references.
+Cases: how many with each of the three references. Run: eager is operator by operator; compiled, the case's forward and
+backward pass are one function given to `sinter::compile`, and what its third call computes, the first that only replays
+the program, is compared: there passes have put fused operators in the place of several.
 
 **(a) The oracle** is `apps/oracle.h`: the definitions as plain loops in float64, sharing no code with the library. The result
 and the gradient of every input are compared; for optimizers, whose equations are in `apps/oracle_cases.cc`, the parameters
@@ -106,9 +110,10 @@ them are exact in float64.
 - Error: |result - oracle| / max(1, |oracle|), element by element.
 - Tolerance: (terms + 4) ε, with ε = 2^-23 in float32 and 2^-52 in float64. Terms are the roundings that meet in an element,
   for a sum of K products K; an element that is copied must be equal.
-- The fused operators `conv2d_relu_pool` and `mlp` beside the composition of their parts' oracles: on small integers, whose
-  sums are exact and full of ties, where they must be equal; and on random numbers no two of which are so close that
-  rounding could make another element of a window the largest or switch a ReLU.
+- `conv2d_relu_pool` (convolution, ReLU and 2 x 2 max-pooling) and `mlp` (linear layers with ReLUs between them), which programs run
+  as one operator, beside the composition of their parts' oracles: on small integers, whose sums are exact and full of ties, where they
+  must be equal; and on random numbers no two of which are so close that rounding could make another element of a window the
+  largest or switch a ReLU.
 
 **(b) PyTorch** )",
       torch,
@@ -129,8 +134,8 @@ in float64 only, where a difference still has digits. Each derivative by itself;
   largest share of its tolerance.
 - Tolerance: 1e-10 + 1e-7 of the larger one, and what float64 rounding leaves in a difference (`sinter/gradcheck.h`).
 
-Where there is no reference: modules only call operators, which have all three. PyTorch has no `conv2d_relu_pool` and `mlp`:
-their parts are recorded, and the fifty training steps of the row cifar_cnn run through both. `clone`, `to`, `add_correct`
+Where there is no reference: modules only call operators, which have all three. Of `conv2d_relu_pool` and `mlp` PyTorch's parts are
+recorded, and the fifty training steps of the row cifar_cnn run through both. `clone`, `to`, `add_correct`
 and `Batches` (bytes to normalized batches) are not recorded from PyTorch. `to`, `add_correct`, `Batches` and the optimizers have no
 derivative to compare with differences: the oracle has that of `to`.
 
@@ -164,7 +169,8 @@ Proof verify(const std::vector<VerifyCase>& cases, const std::vector<Device>& de
     if (!of_op.empty()) continue;
     order.push_back(c.op);
     for (const Device device : devices)
-      for (const DType dtype : {kFloat32, kFloat64}) of_op.push_back({c.op, device, dtype, {}});
+      for (const DType dtype : {kFloat32, kFloat64})
+        for (const Mode mode : kModes) of_op.push_back({c.op, device, dtype, mode, {}});
   }
 
   Proof proof;
@@ -179,11 +185,12 @@ Proof verify(const std::vector<VerifyCase>& cases, const std::vector<Device>& de
       ++column.cases;
       const size_t wrong_before = proof.wrong.size();
       const auto wrong = [&](const std::string& what) {
-        proof.wrong.push_back(str(c.op, " on ", row.device, " in ", row.dtype, " beside ",
-                                  name(c.reference), ", ", prepared.what, ": ", what));
+        proof.wrong.push_back(str(c.op, ", ", app::name(row.mode), ", on ", row.device, " in ",
+                                  row.dtype, " beside ", name(c.reference), ", ", prepared.what,
+                                  ": ", what));
       };
       try {
-        for (const Comparison& r : prepared.check({row.dtype, row.device})) {
+        for (const Comparison& r : prepared.check({row.dtype, row.device}, row.mode)) {
           column.compared += r.compared;
           column.error = std::max(column.error, r.error);
           column.share = std::max(column.share, r.share);
@@ -205,13 +212,14 @@ Proof verify(const std::vector<VerifyCase>& cases, const std::vector<Device>& de
 }
 
 std::string table_of(const Proof& proof) {
-  std::vector<std::vector<std::string>> lines = {
-      {"Operator", "Device", "Dtype", "Cases", "(a) the oracle", "(b) PyTorch", "(c) differences"}};
+  std::vector<std::vector<std::string>> lines = {{"Operator", "Device", "Dtype", "Run", "Cases",
+                                                  "(a) the oracle", "(b) PyTorch",
+                                                  "(c) differences"}};
   for (const ProofRow& row : proof.rows) {
     std::string cases;
     for (const ProofColumn& c : row.columns) cases += str(cases.empty() ? "" : " + ", c.cases);
-    lines.push_back({row.op, row.device.str(), sinter::name(row.dtype), cases, cell(row.columns[0]),
-                     cell(row.columns[1]), cell(row.columns[2])});
+    lines.push_back({row.op, row.device.str(), sinter::name(row.dtype), app::name(row.mode), cases,
+                     cell(row.columns[0]), cell(row.columns[1]), cell(row.columns[2])});
   }
   return table(lines);
 }
@@ -239,7 +247,8 @@ std::string verdict(const Proof& proof) {
   text += "all right";
   if (worst != nullptr)
     text += str("; the largest error takes ", rounded(100 * share, 2), " % of its tolerance (",
-                worst->op, ", ", worst->device, ", ", sinter::name(worst->dtype), ")");
+                worst->op, ", ", worst->device, ", ", sinter::name(worst->dtype), ", ",
+                app::name(worst->mode), ")");
   return text;
 }
 

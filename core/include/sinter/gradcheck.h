@@ -25,6 +25,9 @@ struct GradcheckOptions {
   // cover only the cut-off error, step^2 / 24 of the third derivative.
   double rtol = 1e-7, atol = 1e-10;
   uint64_t seed = 0;  // of the directions, and of the weights of f's result
+  // The derivative is that of a compiled function (program.h) which calls f and goes back through
+  // it, as a replay computes it; differences are those of f called as it is.
+  bool compiled = false;
 };
 
 struct GradcheckResult {
@@ -53,7 +56,7 @@ struct GradcheckResult {
 // remains, and that is reported.
 //   Throws DtypeError unless inputs and result are float64, GradError if the result depends on no
 // input (a broken graph), ShapeError if the result's shape changes between calls, ValueError if its
-// values do, for no inputs and for options out of range.
+// values do or, compiled, are others than those of f, for no inputs and for options out of range.
 GradcheckResult gradcheck(const std::function<Tensor(const std::vector<Tensor>&)>& f,
                           const std::vector<Tensor>& inputs, const GradcheckOptions& options = {});
 
