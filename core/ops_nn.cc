@@ -241,11 +241,12 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias,
 Tensor max_pool2d(const Tensor& x, Pair kernel, const Pool2dOptions& options) {
   const op::Pool2dShape g = pool2d_shape("max_pool2d", x, kernel, options);
   const Tensor y = empty({g.n, g.c, g.oh, g.ow}, x.options());
-  const Tensor argmax = empty(y.shape(), {kInt32, x.device()});
-  emit(op::MaxPool2dForward{g, in(x), out(y), out(argmax)});
-  return record("max_pool2d", y, {x}, [g, shape = x.shape(), argmax](const Tensor& dy) {
+  const DType code = int64_t{g.kh} * g.kw <= 256 ? kUInt8 : kInt32;
+  const Tensor choice = empty(y.shape(), {code, x.device()});
+  emit(op::MaxPool2dForward{g, in(x), out(y), out(choice)});
+  return record("max_pool2d", y, {x}, [g, shape = x.shape(), choice](const Tensor& dy) {
     const Tensor dx = empty(shape, dy.options());
-    emit(op::MaxPool2dBackward{g, in(dy), in(argmax), out(dx)});
+    emit(op::MaxPool2dBackward{g, in(dy), in(choice), out(dx)});
     return Grads{dx};
   });
 }

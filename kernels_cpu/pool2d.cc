@@ -21,21 +21,23 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Row i of a plane of maxima, from rows [r_begin, r_end) of the plane at `in`, kLanes (<= g.ow)
-// outputs at a time; the last vector overlaps the one before it instead of leaving a remainder.
-// Without padding at the sides, and with a stride of 1, or of 2 and kw >= 2.
-template <int kLanes, class T> HWY_ATTR void max_row(const Pool2dShape& g, int r_begin, int r_end,
-                                                     const T* in, T* y, int32_t* argmax) {
+// Row i of a plane of maxima, whose windows' first row is `first` and meets rows [r_begin, r_end)
+// of the plane at `in`, kLanes (<= g.ow) outputs at a time; the last vector overlaps the one before
+// it instead of leaving a remainder. Without padding at the sides, and with a stride of 1, or of 2
+// and kw >= 2.
+template <int kLanes, class T, class Code> HWY_ATTR void max_row(const Pool2dShape& g, int first,
+                                                                 int r_begin, int r_end,
+                                                                 const T* in, T* y, Code* choice) {
   const hn::CappedTag<T, kLanes> d;
-  // Offsets, in lanes as wide as T: int32_t, or double, which converts to int32_t in one step.
-  using Offset = std::conditional_t<sizeof(T) == sizeof(int32_t), int32_t, double>;
-  const hn::Rebind<Offset, decltype(d)> di;
+  // Codes, in lanes as wide as T: int32_t, or double, which converts to int32_t in one step.
+  using Wide = std::conditional_t<sizeof(T) == sizeof(int32_t), int32_t, double>;
+  const hn::Rebind<Wide, decltype(d)> dw;
+  const hn::Rebind<int32_t, decltype(d)> di;
+  const hn::Rebind<Code, decltype(d)> dc;
   for (int j = 0; j < g.ow; j += kLanes) {
     const int at = std::min(j, g.ow - kLanes);
-    const auto column = hn::Mul(hn::Iota(di, static_cast<Offset>(at)),
-                                hn::Set(di, static_cast<Offset>(g.stride_w)));
     auto best = hn::Zero(d);
-    auto index = hn::Zero(di);
+    auto taken = hn::Zero(dw);
     for (int r = r_begin; r < r_end; ++r) {
       const T* row = in + r * g.w + at * g.stride_w;
       for (int c = 0; c < g.kw; ++c) {
@@ -48,53 +50,67 @@ template <int kLanes, class T> HWY_ATTR void max_row(const Pool2dShape& g, int r
           hn::LoadInterleaved2(d, row + std::max(c - 1, 0), even, odd);
           v = c == 0 ? even : odd;
         }
-        const auto here = hn::Add(column, hn::Set(di, static_cast<Offset>(r * g.w + c)));
+        const auto here = hn::Set(dw, static_cast<Wide>((r - first) * g.kw + c));
         if (r == r_begin && c == 0) {
           best = v;
-          index = here;
+          taken = here;
         } else {
           // Greater, or the first NaN.
           const auto take = hn::AndNot(hn::Le(v, best), hn::Eq(best, best));
           best = hn::IfThenElse(take, v, best);
-          index = hn::IfThenElse(hn::RebindMask(di, take), here, index);
+          taken = hn::IfThenElse(hn::RebindMask(dw, take), here, taken);
         }
       }
     }
     hn::StoreU(best, d, y + at);
-    if constexpr (std::is_same_v<Offset, int32_t>) {
-      hn::StoreU(index, di, argmax + at);
+    const auto code = [&]() HWY_ATTR {
+      if constexpr (std::is_same_v<Wide, int32_t>) {
+        return taken;
+      } else {
+        return hn::DemoteTo(di, taken);
+      }
+    }();
+    if constexpr (std::is_same_v<Code, int32_t>) {
+      hn::StoreU(code, dc, choice + at);
     } else {
-      const hn::Rebind<int32_t, decltype(di)> narrow;
-      hn::StoreU(hn::DemoteTo(narrow, index), narrow, argmax + at);
+      hn::StoreU(hn::DemoteTo(dc, code), dc, choice + at);
     }
   }
 }
 
 // The same with the widest vectors that g.ow fills; false, with nothing done, if there is none.
-template <class T>
-bool max_row(const Pool2dShape& g, int r_begin, int r_end, const T* in, T* y, int32_t* argmax) {
+template <class T, class Code> bool max_row(const Pool2dShape& g, int first, int r_begin, int r_end,
+                                            const T* in, T* y, Code* choice) {
   constexpr int kWide = static_cast<int>(hn::MaxLanes(hn::ScalableTag<T>()));
   constexpr int kNarrow = std::min<int>(16 / sizeof(T), kWide);
   constexpr int kMiddle = std::max(kNarrow, kWide / 2);
   const bool contiguous = g.pad_w == 0 && (g.stride_w == 1 || (g.stride_w == 2 && g.kw >= 2));
   if (!contiguous || g.ow < kNarrow) return false;
   if (g.ow >= kWide) {
-    max_row<kWide>(g, r_begin, r_end, in, y, argmax);
+    max_row<kWide>(g, first, r_begin, r_end, in, y, choice);
   } else if (g.ow >= kMiddle) {
-    max_row<kMiddle>(g, r_begin, r_end, in, y, argmax);
+    max_row<kMiddle>(g, first, r_begin, r_end, in, y, choice);
   } else {
-    max_row<kNarrow>(g, r_begin, r_end, in, y, argmax);
+    max_row<kNarrow>(g, first, r_begin, r_end, in, y, choice);
   }
   return true;
 }
 
-bool MaxRowFloat(const Pool2dShape& g, int r_begin, int r_end, const float* in, float* y,
-                 int32_t* argmax) {
-  return max_row(g, r_begin, r_end, in, y, argmax);
+bool MaxRowFloat(const Pool2dShape& g, int first, int r_begin, int r_end, const float* in, float* y,
+                 uint8_t* choice) {
+  return max_row(g, first, r_begin, r_end, in, y, choice);
 }
-bool MaxRowDouble(const Pool2dShape& g, int r_begin, int r_end, const double* in, double* y,
-                  int32_t* argmax) {
-  return max_row(g, r_begin, r_end, in, y, argmax);
+bool MaxRowFloatWide(const Pool2dShape& g, int first, int r_begin, int r_end, const float* in,
+                     float* y, int32_t* choice) {
+  return max_row(g, first, r_begin, r_end, in, y, choice);
+}
+bool MaxRowDouble(const Pool2dShape& g, int first, int r_begin, int r_end, const double* in,
+                  double* y, uint8_t* choice) {
+  return max_row(g, first, r_begin, r_end, in, y, choice);
+}
+bool MaxRowDoubleWide(const Pool2dShape& g, int first, int r_begin, int r_end, const double* in,
+                      double* y, int32_t* choice) {
+  return max_row(g, first, r_begin, r_end, in, y, choice);
 }
 
 }  // namespace
@@ -107,15 +123,25 @@ namespace sinter {
 namespace {
 
 HWY_EXPORT(MaxRowFloat);
+HWY_EXPORT(MaxRowFloatWide);
 HWY_EXPORT(MaxRowDouble);
+HWY_EXPORT(MaxRowDoubleWide);
 
-bool max_row(const Pool2dShape& g, int r_begin, int r_end, const float* in, float* y,
-             int32_t* argmax) {
-  return HWY_DYNAMIC_DISPATCH(MaxRowFloat)(g, r_begin, r_end, in, y, argmax);
+bool max_row(const Pool2dShape& g, int first, int r_begin, int r_end, const float* in, float* y,
+             uint8_t* choice) {
+  return HWY_DYNAMIC_DISPATCH(MaxRowFloat)(g, first, r_begin, r_end, in, y, choice);
 }
-bool max_row(const Pool2dShape& g, int r_begin, int r_end, const double* in, double* y,
-             int32_t* argmax) {
-  return HWY_DYNAMIC_DISPATCH(MaxRowDouble)(g, r_begin, r_end, in, y, argmax);
+bool max_row(const Pool2dShape& g, int first, int r_begin, int r_end, const float* in, float* y,
+             int32_t* choice) {
+  return HWY_DYNAMIC_DISPATCH(MaxRowFloatWide)(g, first, r_begin, r_end, in, y, choice);
+}
+bool max_row(const Pool2dShape& g, int first, int r_begin, int r_end, const double* in, double* y,
+             uint8_t* choice) {
+  return HWY_DYNAMIC_DISPATCH(MaxRowDouble)(g, first, r_begin, r_end, in, y, choice);
+}
+bool max_row(const Pool2dShape& g, int first, int r_begin, int r_end, const double* in, double* y,
+             int32_t* choice) {
+  return HWY_DYNAMIC_DISPATCH(MaxRowDoubleWide)(g, first, r_begin, r_end, in, y, choice);
 }
 
 template <class F> void each_plane(const Pool2dShape& g, const F& f) {
@@ -126,55 +152,75 @@ template <class F> void each_plane(const Pool2dShape& g, const F& f) {
   });
 }
 
-// The part of window `i` that lies inside [0, extent).
+// Window `i` begins at `first` and has the part [begin, end) inside [0, extent).
 struct Window {
-  int begin, end;
+  int first, begin, end;
 };
 Window window(int i, int stride, int pad, int kernel, int extent) {
   const int first = i * stride - pad;
-  return {std::max(first, 0), std::min(first + kernel, extent)};
+  return {first, std::max(first, 0), std::min(first + kernel, extent)};
 }
 
-template <class T>
-void max_pool2d_forward(const Pool2dShape& g, const T* x, T* y, int32_t* argmax) {
+template <class T, class Code>
+void max_pool2d_forward(const Pool2dShape& g, const T* x, T* y, Code* choice) {
   each_plane(g, [&](int64_t plane) {
     const T* in = x + plane * g.h * g.w;
     int64_t out = plane * g.oh * g.ow;
     for (int i = 0; i < g.oh; ++i) {
       const Window rows = window(i, g.stride_h, g.pad_h, g.kh, g.h);
-      if (max_row(g, rows.begin, rows.end, in, y + out, argmax + out)) {
+      if (max_row(g, rows.first, rows.begin, rows.end, in, y + out, choice + out)) {
         out += g.ow;
         continue;
       }
       for (int j = 0; j < g.ow; ++j, ++out) {
         const Window cols = window(j, g.stride_w, g.pad_w, g.kw, g.w);
-        int32_t at = rows.begin * g.w + cols.begin;
-        T best = in[at];
+        int row = rows.begin, column = cols.begin;
+        T best = in[row * g.w + column];
         for (int r = rows.begin; r < rows.end; ++r) {
           for (int c = cols.begin; c < cols.end; ++c) {
             const T v = in[r * g.w + c];
             // Greater, or the first NaN.
             if (!(v <= best) && best == best) {
               best = v;
-              at = r * g.w + c;
+              row = r;
+              column = c;
             }
           }
         }
         y[out] = best;
-        argmax[out] = at;
+        choice[out] = static_cast<Code>((row - rows.first) * g.kw + column - cols.first);
       }
     }
   });
 }
 
-template <class T>
-void max_pool2d_backward(const Pool2dShape& g, const T* dy, const int32_t* argmax, T* dx) {
-  const int64_t outputs = int64_t{g.oh} * g.ow;
+// offset(code): how far a window's element lies behind its first one in the plane.
+template <class T, class Code, class F>
+void scatter(const Pool2dShape& g, const T* dy, const Code* choice, const F& offset, T* dx) {
   each_plane(g, [&](int64_t plane) {
     T* d = dx + plane * g.h * g.w;
     std::fill_n(d, int64_t{g.h} * g.w, T(0));
-    for (int64_t i = plane * outputs; i < (plane + 1) * outputs; ++i) d[argmax[i]] += dy[i];
+    int64_t out = plane * g.oh * g.ow;
+    for (int i = 0; i < g.oh; ++i) {
+      int64_t first = int64_t{i * g.stride_h - g.pad_h} * g.w - g.pad_w;
+      for (int j = 0; j < g.ow; ++j, ++out, first += g.stride_w) {
+        d[first + offset(choice[out])] += dy[out];
+      }
+    }
   });
+}
+
+template <class T, class Code>
+void max_pool2d_backward(const Pool2dShape& g, const T* dy, const Code* choice, T* dx) {
+  const auto offset = [&](int code) { return int64_t{code / g.kw} * g.w + code % g.kw; };
+  if constexpr (std::is_same_v<Code, uint8_t>) {
+    int64_t offsets[256];
+    for (int code = 0; code < g.kh * g.kw; ++code) offsets[code] = offset(code);
+    scatter(
+        g, dy, choice, [&](uint8_t code) { return offsets[code]; }, dx);
+  } else {
+    scatter(g, dy, choice, offset, dx);
+  }
 }
 
 template <class T> void avg_pool2d_forward(const Pool2dShape& g, const T* x, T* y) {
@@ -219,13 +265,17 @@ template <class T> void avg_pool2d_backward(const Pool2dShape& g, const T* dy, T
 
 void run(const Cpu&, const MaxPool2dForward& o) {
   with_floating(o.x, [&]<class T>() {
-    max_pool2d_forward(o.g, o.x.data<T>(), o.y.data<T>(), o.argmax.data<int32_t>());
+    with_choice(o.choice, [&]<class Code>() {
+      max_pool2d_forward(o.g, o.x.data<T>(), o.y.data<T>(), o.choice.data<Code>());
+    });
   });
 }
 
 void run(const Cpu&, const MaxPool2dBackward& o) {
   with_floating(o.dy, [&]<class T>() {
-    max_pool2d_backward(o.g, o.dy.data<T>(), o.argmax.data<int32_t>(), o.dx.data<T>());
+    with_choice(o.choice, [&]<class Code>() {
+      max_pool2d_backward(o.g, o.dy.data<T>(), o.choice.data<Code>(), o.dx.data<T>());
+    });
   });
 }
 

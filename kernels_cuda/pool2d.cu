@@ -19,9 +19,12 @@ struct Span {
   int begin, end;
 };
 
+// Where window `o` begins; before x, if in the padding.
+SINTER_HD inline int window_begin(int o, int stride, int pad) { return o * stride - pad; }
+
 // The elements of x under window `o`, padding left out.
 SINTER_HD inline Span elements_under(int o, int kernel, int stride, int pad, int extent) {
-  const int first = o * stride - pad, last = first + kernel;
+  const int first = window_begin(o, stride, pad), last = first + kernel;
   return {first < 0 ? 0 : first, last > extent ? extent : last};
 }
 
@@ -36,8 +39,8 @@ SINTER_HD inline Span windows_over(int i, int kernel, int stride, int pad, int w
 
 // ---- kernels ------------------------------------------------------------------------------------
 
-template <class T, class Index>
-__global__ void max_forward_kernel(Index n, Pool2dShape g, const T* x, T* y, int32_t* argmax) {
+template <class T, class Code, class Index>
+__global__ void max_forward_kernel(Index n, Pool2dShape g, const T* x, T* y, Code* choice) {
   for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
     const int ox = static_cast<int>(i % g.ow);
     const Index row = i / g.ow;
@@ -46,39 +49,42 @@ __global__ void max_forward_kernel(Index n, Pool2dShape g, const T* x, T* y, int
     const T* xp = x + plane * g.h * g.w;
     const Span ys = elements_under(oy, g.kh, g.stride_h, g.pad_h, g.h);
     const Span xs = elements_under(ox, g.kw, g.stride_w, g.pad_w, g.w);
-    int at = ys.begin * g.w + xs.begin;
-    T best = xp[at];
+    const int top = window_begin(oy, g.stride_h, g.pad_h);
+    const int left = window_begin(ox, g.stride_w, g.pad_w);
+    int taken = (ys.begin - top) * g.kw + xs.begin - left;
+    T best = xp[ys.begin * g.w + xs.begin];
     for (int iy = ys.begin; iy < ys.end; ++iy) {
       for (int ix = xs.begin; ix < xs.end; ++ix) {
         const T v = xp[iy * g.w + ix];
         // The first maximum wins, and the first NaN over everything.
         if (v > best || (v != v && best == best)) {
           best = v;
-          at = iy * g.w + ix;
+          taken = (iy - top) * g.kw + ix - left;
         }
       }
     }
     y[i] = best;
-    argmax[i] = at;
+    choice[i] = static_cast<Code>(taken);
   }
 }
 
-template <class T, class Index> __global__ void max_backward_kernel(Index n, Pool2dShape g,
-                                                                    const T* dy,
-                                                                    const int32_t* argmax, T* dx) {
+template <class T, class Code, class Index>
+__global__ void max_backward_kernel(Index n, Pool2dShape g, const T* dy, const Code* choice,
+                                    T* dx) {
   for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
     const int ix = static_cast<int>(i % g.w);
     const Index row = i / g.w;
     const int iy = static_cast<int>(row % g.h);
     const int64_t plane = static_cast<int64_t>(row / g.h) * g.oh * g.ow;
-    const int at = iy * g.w + ix;
     const Span ys = windows_over(iy, g.kh, g.stride_h, g.pad_h, g.oh);
     const Span xs = windows_over(ix, g.kw, g.stride_w, g.pad_w, g.ow);
     T sum = 0;
     for (int oy = ys.begin; oy < ys.end; ++oy) {
+      const int row_code = (iy - window_begin(oy, g.stride_h, g.pad_h)) * g.kw + ix;
       for (int ox = xs.begin; ox < xs.end; ++ox) {
         const int64_t o = plane + oy * g.ow + ox;
-        if (argmax[o] == at) sum += dy[o];
+        const int code = row_code - window_begin(ox, g.stride_w, g.pad_w);
+        if (choice[o] == code) sum += dy[o];
       }
     }
     dx[i] = sum;
@@ -128,9 +134,11 @@ int64_t count_y(const Pool2dShape& g) { return int64_t{g.n} * g.c * g.oh * g.ow;
 void run(const Cuda& ctx, const MaxPool2dForward& o) {
   const int64_t n = cuda::count_y(o.g);
   with_floating(o.x, [&]<class T>() {
-    cuda::with_index(n, [&]<class Index>(Index) {
-      cuda::launch_1d(ctx, "max_pool2d_forward", n, cuda::max_forward_kernel<T, Index>, o.g,
-                      o.x.data<T>(), o.y.data<T>(), o.argmax.data<int32_t>());
+    with_choice(o.choice, [&]<class Code>() {
+      cuda::with_index(n, [&]<class Index>(Index) {
+        cuda::launch_1d(ctx, "max_pool2d_forward", n, cuda::max_forward_kernel<T, Code, Index>, o.g,
+                        o.x.data<T>(), o.y.data<T>(), o.choice.data<Code>());
+      });
     });
   });
 }
@@ -138,9 +146,11 @@ void run(const Cuda& ctx, const MaxPool2dForward& o) {
 void run(const Cuda& ctx, const MaxPool2dBackward& o) {
   const int64_t n = cuda::count_x(o.g);
   with_floating(o.dy, [&]<class T>() {
-    cuda::with_index(n, [&]<class Index>(Index) {
-      cuda::launch_1d(ctx, "max_pool2d_backward", n, cuda::max_backward_kernel<T, Index>, o.g,
-                      o.dy.data<T>(), o.argmax.data<int32_t>(), o.dx.data<T>());
+    with_choice(o.choice, [&]<class Code>() {
+      cuda::with_index(n, [&]<class Index>(Index) {
+        cuda::launch_1d(ctx, "max_pool2d_backward", n, cuda::max_backward_kernel<T, Code, Index>,
+                        o.g, o.dy.data<T>(), o.choice.data<Code>(), o.dx.data<T>());
+      });
     });
   });
 }

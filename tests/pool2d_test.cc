@@ -1,3 +1,5 @@
+#include <sinter/emit.h>
+
 #include "gradient_check.h"
 #include "oracle.h"
 
@@ -17,6 +19,67 @@ Op pool_op(const Kind& kind, const oracle::Pool& p) { return kind.with(p); }
 void check_pool(Device device, const Sizes& shape, const oracle::Pool& p) {
   check_op(app::max_pool2d_case(shape, p), device);
   check_op(app::avg_pool2d_case(shape, p), device);
+}
+
+struct Pooled {
+  Tensor y, choice;
+};
+// The operator itself, its codes in `code`.
+Pooled pooled(const Tensor& x, const oracle::Pool& p, DType code) {
+  const Shape& s = x.shape();
+  const Sizes y = oracle::windows({s[0], s[1], s[2], s[3]}, p).first;
+  const auto as_int = [](int64_t n) { return static_cast<int>(n); };
+  const op::Pool2dShape g{.n = as_int(s[0]),
+                          .c = as_int(s[1]),
+                          .h = as_int(s[2]),
+                          .w = as_int(s[3]),
+                          .kh = as_int(p.kh),
+                          .kw = as_int(p.kw),
+                          .stride_h = as_int(p.stride_h),
+                          .stride_w = as_int(p.stride_w),
+                          .pad_h = as_int(p.pad_h),
+                          .pad_w = as_int(p.pad_w),
+                          .oh = as_int(y[2]),
+                          .ow = as_int(y[3])};
+  const Pooled to{empty(Shape(y), x.options()), full(Shape(y), 99, {code, x.device()})};
+  emit(op::MaxPool2dForward{g, in(x), out(to.y), out(to.choice)});
+  return to;
+}
+
+// The place in its window of each first NaN, else first maximum, by the definition.
+std::vector<int64_t> places(const Array& x, const oracle::Pool& p) {
+  std::vector<int64_t> all;
+  oracle::for_each_index(oracle::windows(x.shape, p).first, [&](const Sizes& at) {
+    int64_t place = -1;
+    double best = 0;
+    for (int64_t i = 0; i < p.kh * p.kw; ++i) {
+      const int64_t row = at[2] * p.stride_h - p.pad_h + i / p.kw;
+      const int64_t column = at[3] * p.stride_w - p.pad_w + i % p.kw;
+      if (row < 0 || row >= x.shape[2] || column < 0 || column >= x.shape[3]) continue;
+      const double v = x.v[oracle::offset(x.shape, {at[0], at[1], row, column})];
+      if (place >= 0 && !(v > best) && !(std::isnan(v) && !std::isnan(best))) continue;
+      place = i;
+      best = v;
+    }
+    all.push_back(place);
+  });
+  return all;
+}
+
+void check_choice(Device device, const Array& x, const oracle::Pool& p,
+                  const std::vector<int64_t>& expected) {
+  INFO("x " << Shape(x.shape) << " kernel " << p.kh << ',' << p.kw << " stride " << p.stride_h
+            << ',' << p.stride_w << " padding " << p.pad_h << ',' << p.pad_w);
+  const DType code = p.kh * p.kw <= 256 ? kUInt8 : kInt32;
+  for (DType dtype : {kFloat32, kFloat64})
+    CHECK(pooled(tensor(x, {dtype, device}), p, code).choice.to_vector<int64_t>() == expected);
+}
+
+// Integers, of which many are equal, and some NaN.
+Array ties(const Sizes& shape, uint64_t seed) {
+  Array x = oracle::integers(shape, seed, 2);
+  for (size_t i = 0; i < x.v.size(); i += 7 + i % 5) x.v[i] = std::nan("");
+  return x;
 }
 
 }  // namespace
@@ -182,6 +245,94 @@ DEVICE_TEST("pool2d: a NaN is the maximum", "[pool2d]") {
       CHECK(std::isnan(mean[0]));
       CHECK(mean[1] == 5.5);
     }
+}
+
+DEVICE_TEST("max_pool2d: the place in the window by hand", "[pool2d]") {
+  const double nan = std::nan(""), lowest = -std::numeric_limits<double>::infinity();
+  const Array x{{1, 1, 3, 4},
+                {1, 2, 3, 4,  //
+                 8, 7, 6, 5,  //
+                 0, 9, -1, -2}};
+  check_choice(device, x, {2, 2, 1, 2}, {2, 2, 3, 0});
+  check_choice(device, x, {2, 3, 1, 1}, {3, 3, 4, 3});              // windows overlap
+  check_choice(device, x, {2, 2, 2, 2, 1, 1}, {3, 3, 2, 1, 2, 0});  // counted from the padding
+  check_choice(device, x, {3, 4, 3, 4}, {9});
+  check_choice(device, filled({1, 1, 4, 6}, -2.5), {2, 3, 2, 3}, {0, 0, 0, 0});
+  check_choice(device, filled({1, 1, 2, 2}, -2.5), {2, 2, 2, 2, 1, 1}, {3, 2, 1, 0});
+  check_choice(device, filled({1, 1, 2, 2}, lowest), {2, 2, 2, 2, 1, 1}, {3, 2, 1, 0});
+  check_choice(device, {{1, 1, 2, 4}, {0, 7, -0.0, 0, 7, 0, 0, -0.0}}, {2, 2, 2, 2}, {1, 0});
+  check_choice(device, {{1, 1, 2, 4}, {1, nan, 8, 7, nan, 9, 6, nan}}, {2, 2, 2, 2}, {1, 3});
+}
+
+DEVICE_TEST("max_pool2d: the place in windows of every kind", "[pool2d]") {
+  for (int64_t w : {3, 4, 7, 9, 16, 19, 33, 40})
+    for (int64_t kh = 1; kh <= 3; ++kh)
+      for (int64_t kw = 1; kw <= 3; ++kw)
+        for (int64_t sh = 1; sh <= 3; ++sh)
+          for (int64_t sw = 1; sw <= 3; ++sw)
+            for (int64_t pad = 0; pad <= 1; ++pad) {
+              const oracle::Pool p{kh, kw, sh, sw, pad * (kh / 2), pad * (kw / 2)};
+              Array x = ties({2, 2, 5, w}, static_cast<uint64_t>(w));
+              check_choice(device, x, p, places(x, p));
+              for (double& value : x.v) value -= 3;  // all negative
+              check_choice(device, x, p, places(x, p));
+            }
+}
+
+DEVICE_TEST("max_pool2d: the place in windows of hundreds of elements", "[pool2d]") {
+  // One byte holds 256 places, the last of them 255.
+  for (const oracle::Pool& p : {oracle::Pool{16, 16, 2, 1},
+                                {1, 256, 1, 2},
+                                {16, 16, 3, 5, 8, 8},
+                                {1, 257, 1, 1},
+                                {17, 16, 2, 2},
+                                {17, 16, 3, 5, 8, 8},
+                                {300, 1, 1, 1},
+                                {32, 40, 1, 1, 16, 20}}) {
+    const Sizes shape = {1, 2, p.kh + 4, p.kw + 21};
+    const Array x = ramp(shape, 3), equal = filled(shape, -1);
+    check_choice(device, x, p, places(x, p));
+    check_choice(device, equal, p, places(equal, p));
+    check_op(app::max_pool2d_case(shape, p), device);  // the gradient finds its element
+    Array last = filled({1, 1, p.kh, p.kw}, -1);
+    last.v.back() = 1;
+    if (p.pad_h == 0) check_choice(device, last, p, {p.kh * p.kw - 1});
+    const Tensor t = leaf(last, {kFloat32, device});
+    max_pool2d(t, Pair(static_cast<int>(p.kh), static_cast<int>(p.kw))).sum().backward();
+    Array dx = filled(last.shape);
+    dx.v.back() = 1;
+    check_close("max_pool2d: gradient 0", t.grad(), dx, 0);
+  }
+}
+
+DEVICE_TEST("max_pool2d: the same codes as the fused convolution's", "[pool2d][fused]") {
+  // Exact sums with many ties; windows that the ReLU makes all zero, and NaN.
+  for (const auto& [shape, o, k] : {std::tuple{Sizes{3, 3, 32, 32}, 6, 5},
+                                    {Sizes{3, 6, 14, 14}, 16, 5},
+                                    {Sizes{2, 2, 11, 14}, 5, 3},
+                                    {Sizes{2, 20, 9, 8}, 4, 3}}) {
+    const auto at = [&, &shape = shape](size_t d) { return static_cast<int>(shape[d]); };
+    op::Conv2dShape g{.n = at(0), .c = at(1), .h = at(2), .w = at(3), .o = o, .kh = k, .kw = k};
+    g.oh = g.h - k + 1;
+    g.ow = g.w - k + 1;
+    Array x = oracle::integers(shape, 1, 1), b = oracle::integers({o}, 3, 20);
+    x.v[static_cast<size_t>(g.w + 2)] = std::nan("");
+    b.v[1] = std::nan("");
+    b.v[2] = -1000;
+    const Array w = oracle::integers({o, g.c, k, k}, 2, 1);
+    for (DType dtype : {kFloat32, kFloat64}) {
+      INFO("x " << Shape(shape) << ' ' << dtype);
+      const bool fits = with_context(
+          device, [&](const auto& ctx) { return conv2d_relu_pool_fits(ctx, g, dtype); });
+      if (!fits) continue;
+      const TensorOptions options{dtype, device};
+      const Tensor tx = tensor(x, options), tw = tensor(w, options), tb = tensor(b, options);
+      const Pooled apart = pooled(relu(conv2d(tx, tw, tb)), {2, 2, 2, 2}, kUInt8);
+      const Tensor y = empty_like(apart.y), choice = full_like(apart.choice, 99);
+      emit(op::Conv2dReluPoolForward{g, in(tx), in(tw), in(tb), out(y), out(choice)});
+      CHECK(same_bits(choice, apart.choice));
+    }
+  }
 }
 
 DEVICE_TEST("pool2d: errors name the operator and the shapes", "[pool2d]") {

@@ -479,10 +479,10 @@ void add_pool_cases(Device device) {
     add("max_pool2d/" + size_name + "/forward", device, [=] {
       const std::vector<float> hx = noise(inputs, 1);
       const Tensor x = on(device, hx), y = poisoned(device, outputs);
-      const Tensor argmax = empty({outputs}, {kInt32, device});
+      const Tensor choice = empty({outputs}, {kUInt8, device});
       Work work;
-      work.bytes = 4. * static_cast<double>(inputs + 2 * outputs);
-      work.run = [=] { emit(op::MaxPool2dForward{g, in(x), out(y), out(argmax)}); };
+      work.bytes = static_cast<double>(4 * (inputs + outputs) + outputs);
+      work.run = [=] { emit(op::MaxPool2dForward{g, in(x), out(y), out(choice)}); };
       work.check = [=] {
         return compare(
             y, 512,
@@ -493,11 +493,11 @@ void add_pool_cases(Device device) {
     add("max_pool2d/" + size_name + "/data", device, [=] {
       const std::vector<float> hx = noise(inputs, 1), hdy = noise(outputs, 2);
       const Tensor x = on(device, hx), dy = on(device, hdy), y = poisoned(device, outputs);
-      const Tensor dx = poisoned(device, inputs), argmax = empty({outputs}, {kInt32, device});
-      emit(op::MaxPool2dForward{g, in(x), out(y), out(argmax)});
+      const Tensor dx = poisoned(device, inputs), choice = empty({outputs}, {kUInt8, device});
+      emit(op::MaxPool2dForward{g, in(x), out(y), out(choice)});
       Work work;
-      work.bytes = 4. * static_cast<double>(inputs + 2 * outputs);
-      work.run = [=] { emit(op::MaxPool2dBackward{g, in(dy), in(argmax), out(dx)}); };
+      work.bytes = static_cast<double>(4 * (inputs + outputs) + outputs);
+      work.run = [=] { emit(op::MaxPool2dBackward{g, in(dy), in(choice), out(dx)}); };
       work.check = [=] {
         return compare(
             dx, 512,

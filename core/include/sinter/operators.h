@@ -282,22 +282,28 @@ struct Pool2dShape {
     f("oh", oh), f("ow", ow);
   }
 };
-// argmax[i], int32: offset, in its (h, w) plane, of the element chosen for y[i]: the first maximum
-// in row-major order; a NaN counts as the maximum. Padding never wins.
+// choice[i]: the place in its window of the element chosen for y[i], row * kw + column, from the
+// window's first row and column, which may lie in the padding: the first maximum in row-major
+// order; a NaN counts as the maximum. Padding never wins. uint8 where kh * kw <= 256, else int32.
 struct MaxPool2dForward {
   static constexpr const char* name = "max_pool2d_forward";
   Pool2dShape g;
   In x;
-  Out y, argmax;
-  void each(auto&& f) { f("g", g), f("x", x), f("y", y), f("argmax", argmax); }
+  Out y, choice;
+  void each(auto&& f) { f("g", g), f("x", x), f("y", y), f("choice", choice); }
 };
 struct MaxPool2dBackward {
   static constexpr const char* name = "max_pool2d_backward";
   Pool2dShape g;
-  In dy, argmax;
+  In dy, choice;
   Out dx;
-  void each(auto&& f) { f("g", g), f("dy", dy), f("argmax", argmax), f("dx", dx); }
+  void each(auto&& f) { f("g", g), f("dy", dy), f("choice", choice), f("dx", dx); }
 };
+// f.operator()<Code>(), Code being the element type of `choice`.
+template <class F> decltype(auto) with_choice(const Operand& choice, F&& f) {
+  if (choice.dtype == kUInt8) return f.template operator()<uint8_t>();
+  return f.template operator()<int32_t>();
+}
 // Divides by kh * kw, padding included (PyTorch's count_include_pad = True).
 struct AvgPool2dForward {
   static constexpr const char* name = "avg_pool2d_forward";
