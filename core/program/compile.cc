@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <ostream>
 
 #include "../tensor_impl.h"
@@ -25,6 +26,20 @@ struct Signature {
   Device device;
   bool operator==(const Signature&) const = default;
 };
+
+// A returned tensor that something else holds too, a leaf as its gradient or a member, is
+// overwritten with it by the next call: what is returned becomes a copy.
+void make_own(std::vector<Tensor>& returned) {
+  for (Tensor& y : returned) {
+    if (!y.defined()) continue;
+    const uint64_t number = y.place().first;
+    const auto mine = std::count_if(returned.begin(), returned.end(), [&](const Tensor& other) {
+      return other.place().first == number;
+    });
+    const Tensor::Impl& impl = Recorder::impl_of(y);
+    if (impl.storage->data == nullptr && impl.storage.use_count() > mine) y = y.clone();
+  }
+}
 
 }  // namespace
 
@@ -123,7 +138,10 @@ std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Ten
       Recorder recorder;
       for (const std::shared_ptr<Storage>& input : slot.inputs) recorder.add_input(input);
       std::vector<Tensor> returned = body(stand_ins);
+      // Without the graph, which would keep all it was made from.
       for (Tensor& y : returned) y = y.detach();
+      recorder.release_nodes();
+      make_own(returned);
       Recorder::Result result = recorder.finish();
       recorder.stop();
       for (const Entry& entry : result.list.entries) {
@@ -135,25 +153,28 @@ std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Ten
         }
       }
       if (slot.program != nullptr) {
-        const std::string changed = difference(slot.program->recorded(), result.list);
-        slot.is_stable = changed.empty();
-        if (slot.is_stable) {
+        Matching matching(slot.program->recorded(), result.list);
+        const std::string changed = difference(slot.program->recorded(), result.list, matching);
+        if (changed.empty()) {
           slot.recordings = 1;
-        } else if (++slot.recordings >= kMostRecordings) {
-          throw GraphError(str("compile: the function is another one at every call, ", changed,
-                               "; what changes from call to call must be an argument, or values of "
-                               "a tensor"));
+          slot.program->take_over(std::move(result), matching);
+          returned.clear();
+          slot.program->replay(arguments);
+          recorder.commit();
+          slot.is_stable = true;
+          return slot.program->results();
         }
+        require<GraphError>(++slot.recordings < kMostRecordings,
+                            "compile: the function is another one at every call, ", changed,
+                            "; what changes from call to call must be an argument, or values of a "
+                            "tensor");
       } else {
         slot.recordings = 1;
       }
       const auto program =
           std::make_shared<Program>(std::move(result), returned, slot.inputs, impl_->options);
       returned.clear();
-      if (slot.is_stable)
-        program->replay(arguments);
-      else
-        program->run();
+      program->run();
       recorder.commit();
       slot.program = program;
     }

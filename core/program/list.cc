@@ -1,8 +1,5 @@
 #include "list.h"
 
-#include <map>
-#include <typeinfo>
-
 namespace sinter {
 
 Entry Entry::copy() const {
@@ -28,29 +25,18 @@ std::string operand_name(const OperandRef& ref) {
   return ref.index < 0 ? std::string(ref.name) : str(ref.name, "[", ref.index, "]");
 }
 
-// Tells buffers of two lists apart: those that were made while each was recorded are the same if
-// they come up at the same time, others if they are.
-class Matching {
- public:
-  Matching(const List& a, const List& b) : a_(a), b_(b) {}
-  bool same(const Operand& x, const Operand& y) {
-    const Buffer &bx = a_.buffer(x), &by = b_.buffer(y);
-    if (bx.kind != by.kind || bx.bytes != by.bytes) return false;
-    if (bx.kind == Buffer::Kind::kOutside || bx.kind == Buffer::Kind::kInput)
-      return x.buffer == y.buffer;
-    return pairs_.emplace(x.buffer, y.buffer).first->second == y.buffer &&
-           reverse_.emplace(y.buffer, x.buffer).first->second == x.buffer;
-  }
-
- private:
-  const List &a_, &b_;
-  std::unordered_map<uint64_t, uint64_t> pairs_, reverse_;
-};
-
 }  // namespace
 
-std::string difference(const List& a, const List& b) {
-  Matching matching(a, b);
+bool Matching::same(const Operand& x, const Operand& y) {
+  const Buffer &bx = a_.buffer(x), &by = b_.buffer(y);
+  if (bx.kind != by.kind || bx.bytes != by.bytes) return false;
+  if (bx.kind == Buffer::Kind::kOutside || bx.kind == Buffer::Kind::kInput)
+    return x.buffer == y.buffer;
+  return pairs_.emplace(x.buffer, y.buffer).first->second == y.buffer &&
+         reverse_.emplace(y.buffer, x.buffer).first->second == x.buffer;
+}
+
+std::string difference(const List& a, const List& b, Matching& matching) {
   for (size_t i = 0; i < a.entries.size() || i < b.entries.size(); ++i) {
     if (i >= a.entries.size())
       return str("operator ", i, ", ", b.entries[i].op->name(), ", is new");
@@ -58,7 +44,7 @@ std::string difference(const List& a, const List& b) {
       return str("operator ", i, ", ", a.entries[i].op->name(), ", is gone");
     const Entry &x = a.entries[i], &y = b.entries[i];
     const Operator &one = *x.op, &other = *y.op;
-    if (typeid(one) != typeid(other))
+    if (one.type() != other.type())
       return str("operator ", i, ", ", one.name(), ": now ", other.name());
     // In words only if it is needed: this runs for every operator.
     const auto where = [&](const auto&... what) {

@@ -68,8 +68,21 @@ struct Range {
 };
 inline Range range_of(const Operand& x) { return {x.buffer, x.offset, x.offset + x.bytes()}; }
 
+// Which buffers of one list are which of another: those that were made while each was recorded are
+// the same if they come up at the same time, others if they are.
+class Matching {
+ public:
+  Matching(const List& a, const List& b) : a_(a), b_(b) {}
+  bool same(const Operand& x, const Operand& y);
+  const std::unordered_map<uint64_t, uint64_t>& pairs() const { return pairs_; }
+
+ private:
+  const List &a_, &b_;
+  std::unordered_map<uint64_t, uint64_t> pairs_, reverse_;
+};
+
 // What is the first difference between two lists, as "operator 3, adam_step: …"; empty if they do
 // the same with the same outside arrays.
-std::string difference(const List& a, const List& b);
+std::string difference(const List& a, const List& b, Matching& matching);
 
 }  // namespace sinter

@@ -103,6 +103,23 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
   bind();
 }
 
+void Program::take_over(Recorder::Result newer, const Matching& matching) {
+  for (List* list : {&recorded_, &list_}) {
+    for (auto& [number, buffer] : list->buffers) {
+      if (buffer.kind != Buffer::Kind::kResult || is_returned(buffer.storage)) continue;
+      buffer.storage = newer.list.buffers.at(matching.pairs().at(number)).storage;
+    }
+  }
+  guards_ = std::move(newer.guards);
+  gradients_ = std::move(newer.gradients);
+  bind();
+}
+
+bool Program::is_returned(const std::shared_ptr<Storage>& storage) const {
+  return std::any_of(returned_.begin(), returned_.end(),
+                     [&](const Returned& r) { return r.memory == storage; });
+}
+
 Program::~Program() {
   for (auto& [number, buffer] : recorded_.buffers) {
     if (buffer.kind == Buffer::Kind::kOutside) --buffer.storage->programs;
@@ -121,7 +138,7 @@ bool Program::lost_an_array() const {
 void Program::bind() {
   std::unordered_map<const Storage*, size_t> argument;
   for (size_t i = 0; i < inputs_.size(); ++i) argument.emplace(inputs_[i].get(), i);
-  reads_input_.resize(inputs_.size());
+  reads_input_.assign(inputs_.size(), {});
   std::set<Storage*> written;
   for (Entry& entry : list_.entries) {
     for (const OperandRef& ref : entry.operands) {

@@ -29,6 +29,9 @@ class Program {
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
+  // Of a newer recording, in which nothing differs: what is held outside now are its results.
+  void take_over(Recorder::Result newer, const Matching& matching);
+
   const List& recorded() const { return recorded_; }
   const Guards& guards() const { return guards_; }
   bool is_of_this_thread() const { return thread_ == std::this_thread::get_id(); }
@@ -50,6 +53,7 @@ class Program {
  private:
   void bind();
   void check_finite(size_t i) const;  // what entry i wrote
+  bool is_returned(const std::shared_ptr<Storage>& storage) const;
   void keep_returned();
   void capture();
   void after_call();

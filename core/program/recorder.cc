@@ -142,10 +142,12 @@ Tensor Recorder::tensor_of(std::shared_ptr<Tensor::Impl> impl) { return Tensor(s
 
 // ---- the end ------------------------------------------------------------------------------------
 
-Recorder::Result Recorder::finish() {
-  // A graph that is kept would keep all it was made from.
+void Recorder::release_nodes() {
   for (auto& [key, weak] : nodes_)
     if (const std::shared_ptr<Node> node = weak.lock()) release_node(*node);
+}
+
+Recorder::Result Recorder::finish() {
   for (auto& [number, weak] : made_) {
     const std::shared_ptr<Storage> storage = weak.lock();
     if (storage == nullptr) continue;

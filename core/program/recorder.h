@@ -79,15 +79,17 @@ class Recorder {
   void made_node(const std::shared_ptr<Node>& node);
   bool made(const Node* node) const { return nodes_.contains(node); }
 
-  // At the end of the recorded function: frees the graph that was made, gives what is still held
-  // memory of its own, and hands over the list. Gradients that leaves have now are theirs after
-  // every call. Without a commit() they have the earlier ones again when this is destroyed.
+  // At the end of the recorded function: gives what is still held memory of its own, and hands over
+  // the list. Gradients that leaves have now are theirs after every call. Without a commit() they
+  // have the earlier ones again when this is destroyed.
   struct Result {
     List list;
     Guards guards;
     std::vector<std::pair<std::shared_ptr<Node>, Tensor>> gradients;
   };
   Result finish();
+  // Frees the graph that was made.
+  void release_nodes();
   void stop();                             // records no more
   void commit() { is_committed_ = true; }  // leaves keep the gradients that they have
 

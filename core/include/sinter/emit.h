@@ -18,7 +18,6 @@
 #include <sstream>
 #include <string>
 #include <type_traits>
-#include <typeinfo>
 #include <utility>
 #include <vector>
 
@@ -133,6 +132,7 @@ class Operator {
   Operator& operator=(const Operator&) = delete;
   virtual ~Operator() = default;
   virtual const char* name() const = 0;
+  virtual const void* type() const = 0;  // the same for operators of one type
   virtual std::unique_ptr<Operator> clone() const = 0;
   virtual void run(const Cpu& ctx) const = 0;
   virtual void run(const Cuda& ctx) const = 0;
@@ -150,6 +150,7 @@ template <class Op> class OperatorOf final : public Operator {
  public:
   explicit OperatorOf(Op op) : op(std::move(op)) {}
   const char* name() const override { return Op::name; }
+  const void* type() const override { return &Op::name; }
   std::unique_ptr<Operator> clone() const override { return std::make_unique<OperatorOf>(op); }
   void run(const Cpu& ctx) const override { run_operator(ctx, op); }
   void run(const Cuda& ctx) const override {
@@ -192,8 +193,7 @@ template <class Op> class OperatorOf final : public Operator {
 };
 
 template <class Op> Op* Operator::as() {
-  return typeid(*this) == typeid(OperatorOf<Op>) ? &static_cast<OperatorOf<Op>*>(this)->op
-                                                 : nullptr;
+  return type() == &Op::name ? &static_cast<OperatorOf<Op>*>(this)->op : nullptr;
 }
 
 // ---- for emit -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -34,22 +35,28 @@ class Rewriting {
   // A new buffer of the program.
   Operand make(const Shape& shape, DType dtype);
   template <class Op> void insert_before(int i, Op op) {
+    is_changed_ = true;
     inserted_[static_cast<size_t>(i)].push_back(entry_like(i, std::move(op)));
   }
   template <class Op> void replace(int i, Op op) {
     replaced_[static_cast<size_t>(i)] = true;
     insert_before(i, std::move(op));
   }
-  void remove(int i) { replaced_[static_cast<size_t>(i)] = true; }
+  void remove(int i) {
+    is_changed_ = true;
+    replaced_[static_cast<size_t>(i)] = true;
+  }
   bool stays(int i) const { return !replaced_[static_cast<size_t>(i)]; }
   void finish();
 
  private:
   struct Use {
     int entry;
-    Range range;
+    int64_t begin, end;
     bool reads, writes;
+    bool overlaps(const Range& range) const { return begin < range.end && range.begin < end; }
   };
+  std::span<const Use> uses(const Operand& x) const;
   template <class Op> Entry entry_like(int i, Op op) const {
     Entry entry(std::make_unique<OperatorOf<Op>>(std::move(op)));
     entry.module = list_.entries[static_cast<size_t>(i)].module;
@@ -58,9 +65,13 @@ class Rewriting {
   }
 
   List& list_;
-  std::unordered_map<uint64_t, std::vector<Use>> uses_;  // by buffer, in the list's order
+  // Uses by buffer, in the list's order: those of buffer b are [first_[b], first_[b + 1]).
+  std::unordered_map<uint64_t, int> numbers_;
+  std::vector<int> first_;
+  std::vector<Use> uses_;
   std::vector<std::vector<Entry>> inserted_;
   std::vector<char> replaced_;
+  bool is_changed_ = false;
 };
 
 inline bool same_range(const Operand& a, const Operand& b) { return range_of(a) == range_of(b); }
