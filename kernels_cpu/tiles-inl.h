@@ -1,7 +1,6 @@
 // Register tiles: the vectors they are made of, loops without indices in memory, and work in nearly
-// equal parts. For files that
-// foreach_target.h compiles for each instruction set: included by them behind foreach_target.h, and
-// so once for each.
+// equal parts. For files that foreach_target.h compiles for each instruction set: included by them
+// behind foreach_target.h, and so once for each.
 #ifndef SINTER_KERNELS_CPU_PARTS
 #define SINTER_KERNELS_CPU_PARTS
 
@@ -48,6 +47,11 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 template <class T> using Vec = hn::ScalableTag<T>;
 template <class T> constexpr int kLanes = static_cast<int>(hn::MaxLanes(Vec<T>()));
+
+// max(v, 0); a NaN stays a NaN.
+template <class D, class V = hn::Vec<D>> HWY_INLINE HWY_ATTR V relu_of(D d, V v) {
+  return hn::IfThenZeroElse(hn::Le(v, hn::Zero(d)), v);
+}
 
 // Calls f with std::integral_constant<int, i>, 1 <= i <= kMost.
 template <int kMost, class F> void with_constant(int i, const F& f) {
