@@ -276,9 +276,9 @@ HWY_NOINLINE HWY_ATTR void correlate_tile(const TapLoops& t, const T* const* fro
       }
     }
   }
+  const V limit = act_limit(d, t.relu);
   for (int o = 0; o < kO; ++o) {
-    for (int p = 0; p < kP; ++p)
-      hn::Store(t.relu ? relu_of(d, sum[o][p]) : sum[o][p], d, to[p] + o * to_channel);
+    for (int p = 0; p < kP; ++p) hn::Store(act(sum[o][p], limit), d, to[p] + o * to_channel);
   }
 }
 

@@ -379,14 +379,14 @@ HWY_NOINLINE HWY_ATTR void output_tile(int terms, const ptrdiff_t* HWY_RESTRICT 
       each<kV>([&](auto v) HWY_ATTR { sum[o][v] = hn::MulAdd(wo, pixels[v], sum[o][v]); });
     });
   }
+  const V limit = act_limit(d, relu);
   each<kO>([&](auto o) HWY_ATTR {
     each<kV>([&](auto v) HWY_ATTR {
       T* to = y + o * y_stride + v * L;
       const V before = !first            ? hn::LoadU(d, to)
                        : bias != nullptr ? hn::Set(d, bias[o])
                                          : hn::Zero(d);
-      const V after = hn::Add(before, sum[o][v]);
-      hn::StoreU(relu ? relu_of(d, after) : after, d, to);
+      hn::StoreU(act(hn::Add(before, sum[o][v]), limit), d, to);
     });
   });
 }

@@ -233,10 +233,10 @@ template <class T> struct Matrix {
   T* at(int i, int j) const { return p + i * row + j * column; }
 };
 
-// Columns, then rows; `plus` is added to each result, and `relu` takes the ReLU of that.
-template <class Map, class T> HWY_INLINE void transform(Matrix<const T> from, Matrix<T> to,
-                                                        const T* plus = nullptr,
-                                                        bool relu = false) {
+// Columns, then rows; `plus` is added to each result. kAct: and with `relu` the ReLU of that.
+template <class Map, class T, bool kAct = false>
+HWY_INLINE void transform(Matrix<const T> from, Matrix<T> to, const T* plus = nullptr,
+                          bool relu = false) {
   const Vec<T> d;
   using V = hn::Vec<Vec<T>>;
   constexpr int L = kLanes<T>, kFrom = Map::kFrom, kTo = Map::kTo;
@@ -253,7 +253,10 @@ template <class Map, class T> HWY_INLINE void transform(Matrix<const T> from, Ma
     Map::apply(d, in, out);
     each<kTo>([&](auto j) HWY_ATTR {
       const V sum = plus == nullptr ? out[j] : hn::Add(out[j], hn::Load(d, plus));
-      hn::Store(relu ? relu_of(d, sum) : sum, d, to.at(i, j));
+      if constexpr (kAct)
+        hn::Store(act(sum, act_limit(d, relu)), d, to.at(i, j));
+      else
+        hn::Store(sum, d, to.at(i, j));
     });
   }
 }
@@ -507,7 +510,7 @@ void correlate(const Correlation3x3& k, const T* x, const T* weight, const T* b,
         const int o = (panels.begin(panel) + v) * L;
         for (int image = 0; image < block.images; ++image) {
           each_tile(block, image, [&](int tile, int i, int j) HWY_ATTR {
-            transform<PointsToTile, T>(
+            transform<PointsToTile, T, true>(
                 {results.get() + (tile * size + v) * L, kPatch * result_step, result_step},
                 {pixels.get() + i * out_row + j * L, out_row, L},
                 b == nullptr ? nullptr : bias.get() + o, k.relu);

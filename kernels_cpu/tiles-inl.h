@@ -35,6 +35,7 @@ struct Parts {
 
 #include <hwy/highway.h>
 
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -48,9 +49,15 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class T> using Vec = hn::ScalableTag<T>;
 template <class T> constexpr int kLanes = static_cast<int>(hn::MaxLanes(Vec<T>()));
 
-// max(v, 0); a NaN stays a NaN.
-template <class D, class V = hn::Vec<D>> HWY_INLINE HWY_ATTR V relu_of(D d, V v) {
-  return hn::IfThenZeroElse(hn::Le(v, hn::Zero(d)), v);
+// act(v, act_limit(d, relu)) = max(v, 0), or v as it is without `relu`; a NaN stays a NaN. Without
+// a branch, in whose arms the compiler would add operands of v in different orders: of two NaNs the
+// first is the sum.
+template <class D> HWY_INLINE HWY_ATTR hn::Vec<D> act_limit(D d, bool relu) {
+  using T = hn::TFromD<D>;
+  return hn::Set(d, relu ? T(0) : std::numeric_limits<T>::quiet_NaN());  // nothing is below a NaN
+}
+template <class V> HWY_INLINE HWY_ATTR V act(V v, V limit) {
+  return hn::IfThenZeroElse(hn::Le(v, limit), v);
 }
 
 // Calls f with std::integral_constant<int, i>, 1 <= i <= kMost.
