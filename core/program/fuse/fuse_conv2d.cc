@@ -15,13 +15,40 @@ bool pools(const op::Pool2dShape& pool, const op::Conv2dShape& g) {
   return is_2x2(pool) && pool.n == g.n && pool.c == g.o && pool.h == g.oh && pool.w == g.ow;
 }
 
-bool fits(const List& list, const op::Conv2dShape& g, DType dtype) {
-  return with_context(list.device,
-                      [&](const auto& ctx) { return conv2d_relu_pool_fits(ctx, g, dtype); });
-}
+// What the kernels say of a layer, asked once: they plan what they would do, and a program has the
+// same layer again and again.
+class Kernels {
+ public:
+  explicit Kernels(Device device) : device_(device) {}
+  bool fit(const op::Conv2dShape& g, DType dtype) { return of(g, dtype).fit; }
+  int64_t slices(const op::Conv2dShape& g, DType dtype) { return of(g, dtype).slices; }
+
+ private:
+  struct Known {
+    op::Conv2dShape g;
+    DType dtype;
+    bool fit = false;
+    int64_t slices = 0;
+  };
+  const Known& of(const op::Conv2dShape& g, DType dtype) {
+    for (const Known& known : known_)
+      if (known.g == g && known.dtype == dtype) return known;
+    Known known{g, dtype};
+    with_context(device_, [&](const auto& ctx) {
+      known.fit = conv2d_relu_pool_fits(ctx, g, dtype);
+      if constexpr (std::is_same_v<decltype(ctx), const Cuda&>)
+        if (known.fit) known.slices = conv2d_relu_pool_slices(ctx, g, dtype);
+    });
+    known_.push_back(known);
+    return known_.back();
+  }
+
+  Device device_;
+  std::vector<Known> known_;
+};
 
 // y = max_pool2d(relu(conv2d(x)), 2), from its end.
-void forward(Rewriting& list, int i) {
+void forward(Rewriting& list, Kernels& kernels, int i) {
   const auto* pool = list.at<op::MaxPool2dForward>(i);
   if (pool == nullptr) return;
   const int relu_at = list.producer(pool->x, i);
@@ -29,8 +56,7 @@ void forward(Rewriting& list, int i) {
   if (relu == nullptr) return;
   const int conv_at = list.producer(relu->x, relu_at);
   const auto* conv = list.at<op::Conv2dForward>(conv_at);
-  if (conv == nullptr || !pools(pool->g, conv->g) || !fits(list.list(), conv->g, conv->x.dtype))
-    return;
+  if (conv == nullptr || !pools(pool->g, conv->g) || !kernels.fit(conv->g, conv->x.dtype)) return;
   for (const In& x : {conv->x, conv->weight, conv->b})
     if (!list.unchanged(x, conv_at, i)) return;
   list.replace(
@@ -41,10 +67,11 @@ void forward(Rewriting& list, int i) {
 struct Pooled {
   In y, choice, dy;
 };
-bool is_pooled(const Rewriting& list, const op::Conv2dShape& g, const In& dz, int i, Pooled& made) {
+bool is_pooled(const Rewriting& list, Kernels& kernels, const op::Conv2dShape& g, const In& dz,
+               int i, Pooled& made) {
   const int pool_at = list.producer(dz, i);
   const auto* pool = list.at<op::MaxPool2dBackward>(pool_at);
-  if (pool == nullptr || !pools(pool->g, g) || !fits(list.list(), g, dz.dtype)) return false;
+  if (pool == nullptr || !pools(pool->g, g) || !kernels.fit(g, dz.dtype)) return false;
   const int relu_at = list.producer(pool->dy, pool_at);
   const auto* relu = list.at<op::ReluBackward>(relu_at);
   if (relu == nullptr) return false;
@@ -54,10 +81,10 @@ bool is_pooled(const Rewriting& list, const op::Conv2dShape& g, const In& dz, in
 }
 
 // dx. On a CPU it is made with the weights' gradients where there are some: see below.
-void backward_data(Rewriting& list, int i) {
+void backward_data(Rewriting& list, Kernels& kernels, int i) {
   const auto* conv = list.at<op::Conv2dBackwardData>(i);
   Pooled from;
-  if (conv == nullptr || !is_pooled(list, conv->g, conv->dy, i, from)) return;
+  if (conv == nullptr || !is_pooled(list, kernels, conv->g, conv->dy, i, from)) return;
   if (list.list().device.is_cuda()) {
     list.replace(i, op::Conv2dReluPoolBackwardData{conv->g, conv->weight, from.y, from.choice,
                                                    from.dy, conv->dx});
@@ -68,18 +95,14 @@ void backward_data(Rewriting& list, int i) {
   }
 }
 
-void backward_weights(Rewriting& list, int i) {
+void backward_weights(Rewriting& list, Kernels& kernels, int i) {
   const auto* conv = list.at<op::Conv2dBackwardWeights>(i);
   Pooled from;
-  if (conv == nullptr || !is_pooled(list, conv->g, conv->dy, i, from)) return;
+  if (conv == nullptr || !is_pooled(list, kernels, conv->g, conv->dy, i, from)) return;
   const op::Conv2dShape& g = conv->g;
   if (list.list().device.is_cuda()) {
     const int64_t weights = int64_t{g.o} * (g.c / g.groups) * g.kh * g.kw;
-    const int64_t slices = with_context(list.list().device, [&](const auto& ctx) -> int64_t {
-      if constexpr (std::is_same_v<decltype(ctx), const Cuda&>)
-        return conv2d_relu_pool_slices(ctx, g, conv->x.dtype);
-      return 0;
-    });
+    const int64_t slices = kernels.slices(g, conv->x.dtype);
     const Operand partial = list.make({slices, weights + g.o}, conv->x.dtype);
     list.insert_before(i, op::Conv2dReluPoolBackwardWeights{g, conv->x, from.y, from.choice,
                                                             from.dy, Out{partial}});
@@ -138,10 +161,11 @@ void move_relu_before_pooling(List& list) {
 // weights' gradients apart, the latter as sums over slices of the images.
 void fuse_conv2d_relu_pool(List& list) {
   Rewriting rewriting(list);
+  Kernels kernels(list.device);
   for (int i = 0; i < static_cast<int>(rewriting.size()); ++i) {
-    forward(rewriting, i);
-    backward_data(rewriting, i);
-    backward_weights(rewriting, i);
+    forward(rewriting, kernels, i);
+    backward_data(rewriting, kernels, i);
+    backward_weights(rewriting, kernels, i);
   }
   rewriting.finish();
 }
