@@ -13,6 +13,7 @@
 //   emit(Square{in(x), out(y)});
 #pragma once
 
+#include <bit>
 #include <memory>
 #include <ostream>
 #include <sstream>
@@ -81,6 +82,14 @@ template <class Op, class F> void each_attribute(Op& op, F&& f) {
   op.each([&]<class V>(const char* name, V& value) {
     if constexpr (!is_operand<V>) f(name, value);
   });
+}
+
+// To the bit: a NaN is what it was, and -0 is not 0.
+template <class V> bool same_attribute(const V& a, const V& b) {
+  if constexpr (std::is_same_v<V, double>)
+    return std::bit_cast<uint64_t>(a) == std::bit_cast<uint64_t>(b);
+  else
+    return a == b;
 }
 
 // As in "stride=(1, 1)": a number, a name, a list, or a struct that has `each`.
@@ -171,7 +180,7 @@ template <class Op> class OperatorOf final : public Operator {
     size_t i = 0;
     each_attribute(mutable_op(), [&]<class V>(const char* name, const V& value) {
       const V& their = *static_cast<const V*>(theirs[i++]);
-      if (!result.empty() || value == their) return;
+      if (!result.empty() || same_attribute(value, their)) return;
       std::ostringstream text;
       text << name << ": ";
       print_attribute(text, value);
