@@ -275,7 +275,10 @@ template <class T> void serial_gemm(bool ta, bool tb, int64_t m, int64_t n, int6
   }
   if (!relu) return;
   for (int64_t i = 0; i < m; ++i, c += ldc) {
-    for (int64_t j = 0; j < n; ++j) c[j] = !(c[j] <= 0) ? c[j] : T(0);  // a NaN passes
+    for (int64_t j = 0; j < n; ++j) {
+      const T value = c[j];  // apart, so that the choice below is no branch
+      c[j] = value <= 0 ? T(0) : value;
+    }
   }
 }
 

@@ -1,5 +1,7 @@
 // ReLU done by the convolution, linear layer or addition before it: which programs have that, and
 // that no bit is another than eagerly.
+#include <hwy/targets.h>
+
 #include <cmath>
 #include <limits>
 
@@ -687,6 +689,32 @@ TEST_CASE("fused_activation: any number of threads gives the same bits", "[fused
       };
       check_same_bits(y(1), y(3));
     }
+}
+
+TEST_CASE("fused_activation: every instruction set", "[fused][cpu]") {
+  struct Restore {
+    ~Restore() { hwy::SetSupportedTargetsForTest(0); }
+  } const restore;
+  for (int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
+    hwy::SetSupportedTargetsForTest(targets);
+    INFO(simd_target());
+    for (const Layer& l : layers())
+      for (const ConvAlgo algo : {ConvAlgo::kDirect, ConvAlgo::kImplicitGemm, ConvAlgo::kWinograd})
+        for (const DType dtype : kFloats) {
+          const With with(algo);
+          const TensorOptions options{dtype, kCpu};
+          const Tensor x = tensor(with_specials(noise(l.x, 6), 7), options);
+          const Tensor w = tensor(noise(l.w, 8), options);
+          const Tensor b = l.bias ? tensor(noise({l.w[0]}, 10), options) : Tensor();
+          const app::Op conv = app::conv2d_op(l.p);
+          if (!has_algorithm(x, w, conv)) continue;
+          INFO(l << ' ' << name(algo) << ' ' << dtype);
+          const Tensor z = conv({x, w, b}), y = empty(z.shape(), options);
+          emit(op::Conv2dForward{shape_of(l, algo), in(x), in(w), in(b), out(y), true});
+          check_is_relu(y, z);
+          CHECK(same_bits(y, relu(z)));
+        }
+  }
 }
 
 TEST_CASE("fused_activation: operators tell of their ReLU", "[fused][cpu]") {
