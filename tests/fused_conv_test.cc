@@ -1,12 +1,16 @@
-// conv2d_relu_pool against conv2d, relu and max_pool2d one by one, which have oracles of their own.
+// Convolution, ReLU and pooling, which programs run as one operator, against conv2d, relu and
+// max_pool2d one by one, which have oracles of their own.
 #include <cmath>
 #include <limits>
-#include <memory>
 
+#include "compiled.h"
 #include "gradient_check.h"
 
 namespace sinter::test {
 namespace {
+
+using app::conv2d_relu_pool;
+using app::Mode;
 
 struct Layer {
   Sizes x, w;
@@ -43,23 +47,45 @@ Inputs noise_for(const Layer& l) {
   return {noise(l.x, 1), noise(l.w, 2), noise({l.w[0]}, 3), noise(l.y(), 4)};
 }
 
-// y and the gradients of x, weight and bias; those whose bit in `mask` is not set are undefined.
-std::vector<Tensor> results(const Layer& l, const Inputs& in, TensorOptions options,
-                            unsigned mask = 7) {
+// Makes y and the gradients of x, weight and bias; those whose bit in `mask` is not set are
+// undefined.
+Work work(const Layer& l, const Inputs& in, TensorOptions options, unsigned mask = 7) {
   std::vector<Tensor> leaves = {tensor(in.x, options), tensor(in.w, options)};
   if (l.bias) leaves.push_back(tensor(in.b, options));
   for (size_t i = 0; i < leaves.size(); ++i)
     if ((mask >> i & 1) != 0) leaves[i].set_requires_grad();
-  const Tensor y =
-      conv2d_relu_pool(leaves[0], leaves[1], l.bias ? leaves[2] : Tensor(), l.options());
-  if (y.requires_grad()) y.backward(tensor(in.dy, options));
-  std::vector<Tensor> all = {y.detach()};
-  for (const Tensor& leaf : leaves) all.push_back(leaf.grad());
-  return all;
+  return [leaves, l, dy = tensor(in.dy, options)] {
+    drop_gradients(leaves);
+    const Tensor y =
+        conv2d_relu_pool(leaves[0], leaves[1], l.bias ? leaves[2] : Tensor(), l.options());
+    if (y.requires_grad()) y.backward(dy);
+    Results all = {y};
+    for (const Tensor& leaf : leaves) all.push_back(leaf.grad());
+    return all;
+  };
 }
-std::vector<Tensor> unfused_results(const Layer& l, const Inputs& in, TensorOptions options) {
-  const no_fusion guard;
-  return results(l, in, options);
+Results fused_results(const Layer& l, const Inputs& in, TensorOptions options, unsigned mask = 7) {
+  return compiled(work(l, in, options, mask));
+}
+Results unfused_results(const Layer& l, const Inputs& in, TensorOptions options) {
+  return work(l, in, options)();
+}
+
+const char* const kParts[] = {
+    "conv2d_forward",          "relu_forward",  "max_pool2d_forward", "conv2d_backward_data",
+    "conv2d_backward_weights", "relu_backward", "max_pool2d_backward"};
+
+// Whether a program has the fused operators instead of their parts.
+bool is_fused(const Work& f) {
+  const auto operators = operators_of(f);
+  INFO(text(operators));
+  CHECK(count(operators, "conv2d_relu_pool_forward") == 1 - count(operators, "conv2d_forward"));
+  if (count(operators, "conv2d_forward") > 0) return false;
+  for (const char* part : kParts) {
+    INFO(part);
+    CHECK(count(operators, part) == 0);
+  }
+  return true;
 }
 
 const char* const kNames[] = {"conv2d_relu_pool: y", "conv2d_relu_pool: gradient 0",
@@ -69,7 +95,8 @@ void check_exact(Device device, const Layer& l) {
   INFO(l);
   const Inputs in = integers_for(l);
   for (DType dtype : {kFloat32, kFloat64}) {
-    const auto fused = results(l, in, {dtype, device});
+    if (!device.is_cuda()) CHECK(is_fused(work(l, in, {dtype, device})));
+    const auto fused = fused_results(l, in, {dtype, device});
     const auto expected = unfused_results(l, in, {dtype, device});
     for (size_t i = 0; i < fused.size(); ++i)
       check_close(kNames[i], fused[i], array(expected[i]), 0);
@@ -107,13 +134,11 @@ DEVICE_TEST("fused_conv: strides and dilation and groups", "[fused]") {
   const Array x = integers({3, 4, 17, 15}, 1, 3), w = integers({6, 2, 3, 3}, 2, 3);
   const TensorOptions options{kFloat32, device};
   const Conv2dOptions conv{.stride = Pair(2, 1), .dilation = Pair(1, 2), .groups = 2};
-  const auto run = [&] {
-    return array(conv2d_relu_pool(tensor(x, options), tensor(w, options), {}, conv));
-  };
-  const Array fused = run();
-  const no_fusion guard;
+  const Tensor from = tensor(x, options), weight = tensor(w, options);
+  const Work run = [&] { return Results{conv2d_relu_pool(from, weight, {}, conv)}; };
+  const Array fused = array(compiled(run)[0]);
   CHECK(fused.shape == Sizes{3, 6, 4, 5});
-  CHECK(fused.v == run().v);
+  CHECK(fused.v == array(run()[0]).v);
 }
 
 DEVICE_TEST("fused_conv: rounding as the parts'", "[fused]") {
@@ -126,7 +151,7 @@ DEVICE_TEST("fused_conv: rounding as the parts'", "[fused]") {
     const double terms[] = {taps * static_cast<double>(l.w[1]) + 1,
                             taps * static_cast<double>(l.w[0]), windows, windows};
     for (DType dtype : {kFloat32, kFloat64}) {
-      const auto fused = results(l, in, {dtype, device});
+      const auto fused = fused_results(l, in, {dtype, device});
       const auto expected = unfused_results(l, in, {dtype, device});
       for (size_t i = 0; i < fused.size(); ++i)
         check_close(kNames[i], fused[i], array(expected[i]), terms[i]);
@@ -134,7 +159,7 @@ DEVICE_TEST("fused_conv: rounding as the parts'", "[fused]") {
   }
 }
 
-TEST_CASE("fused_conv: with an algorithm named the convolutions are the parts'", "[fused][cpu]") {
+DEVICE_TEST("fused_conv: with an algorithm named the layers are apart", "[fused]") {
   for (const Layer& l : {Layer{{19, 3, 32, 32}, {6, 3, 5, 5}}, Layer{{3, 6, 14, 14}, {16, 6, 5, 5}},
                          Layer{{19, 2, 9, 10}, {5, 2, 3, 3}, true, 1, 1}}) {
     INFO(l);
@@ -143,9 +168,9 @@ TEST_CASE("fused_conv: with an algorithm named the convolutions are the parts'",
       INFO(name(algo));
       const With with(algo);
       for (DType dtype : {kFloat32, kFloat64}) {
-        const auto fused = results(l, in, {dtype, kCpu});
-        const auto expected = unfused_results(l, in, {dtype, kCpu});
-        for (size_t i = 0; i < fused.size(); ++i) CHECK(same_bits(fused[i], expected[i]));
+        const Work f = work(l, in, {dtype, device});
+        CHECK(!is_fused(f));
+        check_same_bits(compiled(f), f());
       }
     }
   }
@@ -188,7 +213,7 @@ DEVICE_TEST("fused_conv: ties and zeros and windows below zero", "[fused]") {
   const Array dy{{1, 1, 2, 3}, {1, 10, 100, 1000, 10000, 100000}};
   const Layer l{x.shape, w.shape, false, 1, 1};
   for (DType dtype : {kFloat32, kFloat64}) {
-    const auto fused = results(l, {x, w, {}, dy}, {dtype, device});
+    const auto fused = fused_results(l, {x, w, {}, dy}, {dtype, device});
     check_close(kNames[0], fused[0], {{1, 1, 2, 3}, {2, 3, 0, 9, 0, 6}}, 0);
     check_close(kNames[1], fused[1], {x.shape, {1,    0, 0, 10, 0,      0,  //
                                                 0,    0, 0, 0,  0,      0,  //
@@ -201,7 +226,7 @@ DEVICE_TEST("fused_conv: ties and zeros and windows below zero", "[fused]") {
 DEVICE_TEST("fused_conv: the row and column left out get no gradient", "[fused]") {
   // The last row and column of x are read by no window, the ones before by a part of the weights.
   const Layer l{{2, 2, 7, 9}, {3, 2, 3, 3}};
-  const auto fused = results(l, integers_for(l), {kFloat32, device});
+  const auto fused = fused_results(l, integers_for(l), {kFloat32, device});
   const std::vector<double> dx = fused[1].to_vector<double>();
   double elsewhere = 0;
   for (size_t i = 0; i < dx.size(); ++i) {
@@ -218,11 +243,9 @@ DEVICE_TEST("fused_conv: a NaN is a maximum", "[fused]") {
     Layer l{{2, 2, 12, 12}, {3, 2, 5, 5}};
     Inputs in = integers_for(l);
     in.x.v[12 * 6 + 6] = std::nan("");  // image 0, channel 0, row 6, column 6
-    const auto values = results(l, in, {dtype, device}, 0)[0].to_vector<double>();
-    const auto expected = [&] {
-      const no_fusion guard;
-      return results(l, in, {dtype, device}, 0)[0].to_vector<double>();
-    }();
+    const Work f = work(l, in, {dtype, device}, 0);
+    const auto values = compiled(f)[0].to_vector<double>();
+    const auto expected = f()[0].to_vector<double>();
     // Results 2 .. 6 of each axis read it: windows 1 .. 3.
     for (size_t i = 0; i < values.size(); ++i) {
       const size_t row = i / 4 % 4, column = i % 4;
@@ -238,21 +261,24 @@ DEVICE_TEST("fused_conv: a NaN passes the gradient on", "[fused]") {
   for (const Layer& l : {Layer{{2, 2, 12, 12}, {3, 2, 5, 5}}, Layer{{2, 2, 6, 5}, {3, 2, 3, 3}},
                          Layer{{2, 20, 12, 12}, {3, 20, 3, 3}}})
     for (DType dtype : {kFloat32, kFloat64})
-      for (const bool fused : {true, false}) {
-        INFO(dtype << " fused " << fused << " x " << l.x[1]);
+      for (const Mode mode : app::kModes) {
+        INFO(dtype << ' ' << app::name(mode) << " x " << l.x[1]);
         const TensorOptions options{dtype, device};
         const Tensor x = leaf(filled(l.x, 1), options), w = leaf(filled(l.w), options);
         const Tensor b = leaf({{3}, {std::nan(""), -1, 2}}, options);
-        const auto guard = fused ? nullptr : std::make_unique<no_fusion>();
-        const Tensor y = conv2d_relu_pool(x, w, b);
-        const auto windows = static_cast<double>(y.numel() / 3);
-        y.backward(ones(y.shape(), options));
-        check_close("conv2d_relu_pool: gradient 2", b.grad(), {{3}, {windows, 0, windows}}, 0);
+        const Results all = run_as(mode, [&] {
+          drop_gradients({x, w, b});
+          const Tensor y = conv2d_relu_pool(x, w, b);
+          y.backward(ones(y.shape(), options));
+          return Results{y, x.grad(), w.grad(), b.grad()};
+        });
+        const auto windows = static_cast<double>(all[0].numel() / 3);
+        check_close(kNames[3], all[3], {{3}, {windows, 0, windows}}, 0);
         Array dw = filled(l.w, windows);
         const auto channel = static_cast<std::ptrdiff_t>(dw.v.size() / 3);
         std::fill(dw.v.begin() + channel, dw.v.begin() + 2 * channel, 0);
-        check_close("conv2d_relu_pool: gradient 1", w.grad(), dw, 0);
-        check_close("conv2d_relu_pool: gradient 0", x.grad(), filled(l.x), 0);
+        check_close(kNames[2], all[2], dw, 0);
+        check_close(kNames[1], all[1], filled(l.x), 0);
       }
 }
 
@@ -265,7 +291,7 @@ DEVICE_TEST("fused_conv: only the gradients asked for", "[fused]") {
     const auto expected = unfused_results(l, in, options);
     for (unsigned mask = 0; mask < 8; ++mask) {
       INFO("mask " << mask);
-      const auto some = results(l, in, options, mask);
+      const auto some = fused_results(l, in, options, mask);
       for (size_t i = 0; i < 3; ++i) {
         if ((mask >> i & 1) == 0)
           CHECK(!some[i + 1].defined());
@@ -278,7 +304,7 @@ DEVICE_TEST("fused_conv: only the gradients asked for", "[fused]") {
 
 DEVICE_TEST("fused_conv: no images", "[fused]") {
   const Layer l{{0, 3, 32, 32}, {6, 3, 5, 5}};
-  const auto fused = results(l, integers_for(l), {kFloat32, device});
+  const auto fused = fused_results(l, integers_for(l), {kFloat32, device});
   CHECK(fused[0].shape() == Shape{0, 6, 14, 14});
   CHECK(fused[1].shape() == Shape{0, 3, 32, 32});
   check_close(kNames[2], fused[2], filled({6, 3, 5, 5}), 0);
@@ -289,11 +315,9 @@ DEVICE_TEST("fused_conv: the same input gives the same bits", "[fused]") {
   for (const Layer& l :
        {Layer{{130, 3, 20, 20}, {6, 3, 5, 5}}, Layer{{9, 6, 14, 14}, {16, 6, 5, 5}}}) {
     const Inputs in = noise_for(l);
-    const auto first = results(l, in, {kFloat32, device});
-    for (int run = 0; run < 3; ++run) {
-      const auto again = results(l, in, {kFloat32, device});
-      for (size_t i = 0; i < first.size(); ++i) CHECK(same_bits(first[i], again[i]));
-    }
+    const auto first = fused_results(l, in, {kFloat32, device});
+    for (int run = 0; run < 3; ++run)
+      check_same_bits(fused_results(l, in, {kFloat32, device}), first);
   }
 }
 
@@ -302,10 +326,9 @@ TEST_CASE("fused_conv: the same bits for any number of threads", "[fused][cpu]")
   const Inputs in = noise_for(l);
   const auto with_threads = [&](int n) {
     const Threads set(n);
-    return results(l, in, {kFloat32, kCpu});
+    return fused_results(l, in, {kFloat32, kCpu});
   };
-  const auto one = with_threads(1), three = with_threads(3);
-  for (size_t i = 0; i < one.size(); ++i) CHECK(same_bits(one[i], three[i]));
+  check_same_bits(with_threads(1), with_threads(3));
 }
 
 TEST_CASE("fused_conv: an infinite gradient stays within its patch", "[fused][cpu]") {
@@ -315,7 +338,7 @@ TEST_CASE("fused_conv: an infinite gradient stays within its patch", "[fused][cp
   for (double& w : in.w.v) w = std::abs(w) + 1;
   in.dy.v[12] = std::numeric_limits<double>::infinity();  // channel 0, window (2, 2)
   for (DType dtype : {kFloat32, kFloat64}) {
-    const std::vector<double> dx = results(l, in, {dtype, kCpu})[1].to_vector<double>();
+    const std::vector<double> dx = fused_results(l, in, {dtype, kCpu})[1].to_vector<double>();
     size_t infinite = 0;
     for (size_t i = 0; i < dx.size(); ++i) {
       CHECK(!std::isnan(dx[i]));
@@ -337,25 +360,14 @@ CUDA_TEST("fused_conv: the layers of LeNet have fused kernels", "[fused]") {
       CHECK(conv2d_relu_pool_fits(ctx, g, kFloat32));
       CHECK(conv2d_relu_pool_fits(ctx, g, kFloat64));
     }
+    const Layer layers[] = {{{n, 3, 32, 32}, {6, 3, 5, 5}}, {{n, 6, 14, 14}, {16, 6, 5, 5}}};
+    for (const Layer& l : layers)
+      for (unsigned mask = 0; mask < 8; ++mask) {
+        INFO(l << " mask " << mask);
+        CHECK(is_fused(work(l, noise_for(l), {kFloat32, device}, mask)));
+      }
   }
 #endif
-}
-
-DEVICE_TEST("fused_conv: errors are those of the parts", "[fused]") {
-  const TensorOptions options{kFloat32, device};
-  const Tensor x = zeros({2, 3, 8, 9}, options), w = zeros({4, 3, 3, 3}, options);
-  check_throws<ShapeError>(
-      [&] {
-        conv2d_relu_pool(x, zeros({4, 2, 3, 3}, options));
-      },
-      {"conv2d", "(2, 3, 8, 9)", "(4, 2, 3, 3)"});
-  check_throws<ShapeError>([&] { conv2d_relu_pool(x, w, zeros({3}, options)); },
-                           {"conv2d", "(3,)", "(4,)"});
-  check_throws<ShapeError>(
-      [&] {
-        conv2d_relu_pool(zeros({2, 3, 3, 9}, options), w);
-      },
-      {"max_pool2d"});  // one row of results
 }
 
 }  // namespace sinter::test

@@ -20,15 +20,17 @@ void check_cases(const std::vector<app::VerifyCase>& cases, Device device,
     CHECK(c.reference == app::Reference::kPyTorch);
     const app::PreparedCheck prepared = c.prepare();
     INFO(prepared.what);
-    for (const DType dtype : dtypes) {
-      const std::vector<Comparison> results = prepared.check({dtype, device});
-      CHECK(results.size() >= 2);
-      for (const Comparison& r : results) {
-        INFO(r.what);
-        CHECK(r.compared > 0);
-        check_comparison("golden " + c.op, r, {dtype, device});
+    for (const DType dtype : dtypes)
+      for (const app::Mode mode : app::kModes) {
+        INFO(app::name(mode));
+        const std::vector<Comparison> results = prepared.check({dtype, device}, mode);
+        CHECK(results.size() >= 2);
+        for (const Comparison& r : results) {
+          INFO(r.what);
+          CHECK(r.compared > 0);
+          check_comparison("golden " + c.op, r, {dtype, device});
+        }
       }
-    }
   }
 }
 
@@ -84,18 +86,20 @@ TEST_CASE("golden: a record that is changed is noticed", "[golden]") {
   for (const auto& cases : {app::golden_operators(dir.path()), app::golden_optimizers(dir.path())})
     for (const app::VerifyCase& c : cases) {
       const app::PreparedCheck prepared = c.prepare();
-      for (const Comparison& r : prepared.check({kFloat64, kCpu})) {
-        if (r.wrong.empty()) continue;
-        ++wrong;
-        INFO(prepared.what << ": " << r.what << ": " << r.wrong);
-        const bool is_conv = r.what == "dw" && prepared.what.find("conv2d.1") != std::string::npos;
-        CHECK((is_conv || (c.op == "Adam" && r.what == "step 6")));
-        CHECK(r.wrong.find(is_conv ? "1 of 300 elements wrong; the first, [5], is "
-                                   : "1 of 20 elements wrong; the first, [0], is ") == 0);
-        CHECK(r.share > 1);
-      }
+      for (const app::Mode mode : app::kModes)
+        for (const Comparison& r : prepared.check({kFloat64, kCpu}, mode)) {
+          if (r.wrong.empty()) continue;
+          ++wrong;
+          INFO(app::name(mode) << ", " << prepared.what << ": " << r.what << ": " << r.wrong);
+          const bool is_conv =
+              r.what == "dw" && prepared.what.find("conv2d.1") != std::string::npos;
+          CHECK((is_conv || (c.op == "Adam" && r.what == "step 6")));
+          CHECK(r.wrong.find(is_conv ? "1 of 300 elements wrong; the first, [5], is "
+                                     : "1 of 20 elements wrong; the first, [0], is ") == 0);
+          CHECK(r.share > 1);
+        }
     }
-  CHECK(wrong == 2);
+  CHECK(wrong == 4);
 }
 
 TEST_CASE("golden: a record that would go unused is refused", "[golden]") {

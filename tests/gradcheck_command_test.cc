@@ -37,7 +37,7 @@ DEVICE_TEST("gradcheck command: every operator's derivative is right", "[gradche
     const bool right = app::check_gradients(cases, {device}, full, out);
     INFO(out.str());
     CHECK(right);
-    CHECK(lines(out.str()) == cases.size() + 2);
+    CHECK(lines(out.str()) == 2 * cases.size() + 2);
     CHECK(contains(out.str(), ": all right, the largest error takes "));
   }
 }
@@ -91,8 +91,10 @@ DEVICE_TEST("gradcheck command: a wrong derivative is shown and fails", "[gradch
     CHECK(contains(out.str(), "  WRONG, "));
     CHECK(contains(out.str(), "input 0 element "));
     CHECK(contains(out.str(), "WRONG nothing of input 0 compared of (2,)"));
-    CHECK(contains(out.str(), "3 cases on 1 device, "));
-    CHECK(contains(out.str(), ": 2 WRONG\n"));
+    CHECK(contains(out.str(), "3 cases on 1 device, eager and compiled, "));
+    CHECK(contains(out.str(), ": 4 WRONG\n"));
+    CHECK(contains(out.str(), "\nhalved            " + device.str()));
+    CHECK(contains(out.str(), " compiled "));
     CHECK(contains(out.str(), device.str()));
   }
 }
@@ -103,7 +105,8 @@ TEST_CASE("gradcheck command: what it prints, refuses and returns", "[gradcheck]
   INFO(linear.out << linear.err);
   CHECK(linear.code == 0);
   CHECK(linear.out.rfind("operator", 0) == 0);
-  CHECK(contains(linear.out, "\nlinear            cpu"));
+  CHECK(contains(linear.out, "\nlinear            cpu     eager "));
+  CHECK(contains(linear.out, "\nlinear            cpu     compiled "));
   CHECK_FALSE(contains(linear.out, "conv2d"));
   const Result all = run(dir, {"gradcheck", "--all", "--device", "cpu", "--threads", "1"});
   INFO(all.out << all.err);

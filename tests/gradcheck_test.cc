@@ -1,4 +1,5 @@
 // sinter::gradcheck finds wrong derivatives, and only those.
+#include <sinter/emit.h>
 #include <sinter/gradcheck.h>
 #include <sinter/sinter.h>
 
@@ -271,12 +272,56 @@ DEVICE_TEST("gradcheck: inputs without elements and unused ones and a finite res
   }
 }
 
+DEVICE_TEST("gradcheck: of a compiled function", "[gradcheck]") {
+  const std::vector<Tensor> images = {input(ramp({2, 3, 6, 6}, 1), device),
+                                      input(noise({4, 3, 3, 3}, 2), device),
+                                      input(noise({4}, 3), device)};
+  for (const bool full : kModes) {
+    const GradcheckOptions options{.full = full, .compiled = true};
+    const auto net = [](const std::vector<Tensor>& in) {
+      return log_softmax(flatten(max_pool2d(relu(conv2d(in[0], in[1], in[2])), 2), 1));
+    };
+    const GradcheckResult right = gradcheck(net, images, options);
+    INFO(right.str());
+    CHECK(right.ok);
+    CHECK(right.checked + right.kinks == (full ? 216 + 108 + 4 : 9));
+    const GradcheckResult wrong = gradcheck(
+        [](const std::vector<Tensor>& in) {
+          return cube(in[0], [](const Tensor& dx) { return dx * 1.001; });
+        },
+        {images[0]}, options);
+    INFO(wrong.str());
+    CHECK_FALSE(wrong.ok);
+    // Right but where a program computes it.
+    check_throws<ValueError>(
+        [&] {
+          gradcheck(
+              [](const std::vector<Tensor>& in) {
+                return in[0] * (recording_program() ? 3.0 : 2.0);
+              },
+              {ones({2}, {kFloat64, device})}, options);
+        },
+        {"gradcheck", "compiled", "3 instead of 2", "element 0"});
+    CHECK_FALSE(gradcheck(
+                    [](const std::vector<Tensor>& in) {
+                      return record("doubled", in[0].detach() * 2.0, in, [](const Tensor& dy) {
+                        return Grads{dy * (recording_program() ? 3.0 : 2.0)};
+                      });
+                    },
+                    {images[2]}, options)
+                    .ok);
+  }
+}
+
 TEST_CASE("gradcheck: the caller's tensors stay as they were", "[gradcheck][cpu]") {
   Tensor x = tensor(ramp({4, 4}, 11), {kFloat64, kCpu}).set_requires_grad();
   const std::vector<double> before = x.to_vector<double>();
   const uint64_t version = x.version();
   const int64_t nodes = live_nodes(), storages = live_storages();
-  CHECK(gradcheck([](const std::vector<Tensor>& in) { return relu(in[0]); }, {x}).ok);
+  for (const bool compiled : {false, true})
+    CHECK(gradcheck([](const std::vector<Tensor>& in) { return relu(in[0]); }, {x},
+                    {.compiled = compiled})
+              .ok);
   CHECK(x.to_vector<double>() == before);
   CHECK(x.version() == version);
   CHECK(x.requires_grad());

@@ -10,12 +10,12 @@ namespace sinter::test {
 
 struct GradientCheck {
   double worst = 0;   // largest |analytic - numeric|, as a share of the tolerance
-  std::string where;  // of the worst: input, element, both values
+  std::string where;  // of the worst: mode, input, element, both values
   bool ok() const { return worst <= 1; }
 };
 
-// Compares the backward pass of `op`, contracted with a random upstream gradient, with
-// (L(x + h) - L(x - h)) / 2h for every element of every input.
+// Compares the backward pass of `op`, eager and compiled, contracted with a random upstream
+// gradient, with (L(x + h) - L(x - h)) / 2h for every element of every input.
 //
 // h = 1e-5 balances truncation (h^2 / 6 of the third derivative, 1e-11) against cancellation
 // (2^-52 / h of L, 1e-11 too); the tolerance leaves three digits above both and is five below a
@@ -27,9 +27,21 @@ inline GradientCheck gradient_check(Device device, const std::vector<Array>& inp
 
   std::vector<Tensor> leaves;
   for (const Array& a : inputs) leaves.push_back(leaf(a, options));
-  const Tensor y = op(leaves);
-  const Array dy = noise(Sizes(y.shape().begin(), y.shape().end()), seed);
-  y.backward(tensor(dy, options));
+  const Shape shape = op(leaves).shape();
+  const Array dy = noise(Sizes(shape.begin(), shape.end()), seed);
+  const Tensor upstream = tensor(dy, options);
+  std::vector<std::vector<std::vector<double>>> analytic;  // of each mode and input
+  for (const app::Mode mode : app::kModes) {
+    const std::vector<Tensor> gradients = app::results(mode, [&] {
+      std::vector<Tensor> all;
+      for (const Tensor& t : leaves) t.set_grad({});
+      op(leaves).backward(upstream);
+      for (const Tensor& t : leaves) all.push_back(t.grad());
+      return all;
+    });
+    analytic.emplace_back();
+    for (const Tensor& g : gradients) analytic.back().push_back(g.to_vector<double>());
+  }
 
   // The loss is contracted on the host: only `op` itself is under test.
   const auto loss = [&](const std::vector<Array>& at, double* magnitude) {
@@ -50,7 +62,6 @@ inline GradientCheck gradient_check(Device device, const std::vector<Array>& inp
   GradientCheck result;
   std::vector<Array> moved = inputs;
   for (size_t k = 0; k < inputs.size(); ++k) {
-    const std::vector<double> analytic = leaves[k].grad().to_vector<double>();
     for (size_t i = 0; i < moved[k].v.size(); ++i) {
       double& x = moved[k].v[i];
       const double x0 = x;
@@ -60,11 +71,14 @@ inline GradientCheck gradient_check(Device device, const std::vector<Array>& inp
       const double below = loss(moved, nullptr);
       x = x0;
       const double numeric = (above - below) / (2 * kStep);
-      const double error =
-          std::abs(analytic[i] - numeric) / (kTolerance * std::max(scale, std::abs(numeric)));
-      if (!(error <= result.worst)) {
+      for (const app::Mode mode : app::kModes) {
+        const double derivative = analytic[static_cast<size_t>(mode)][k][i];
+        const double error =
+            std::abs(derivative - numeric) / (kTolerance * std::max(scale, std::abs(numeric)));
+        if (error <= result.worst) continue;
         result.worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
-        result.where = str("input ", k, "[", i, "]: analytic ", analytic[i], ", numeric ", numeric);
+        result.where = str(app::name(mode), ", input ", k, "[", i, "]: analytic ", derivative,
+                           ", numeric ", numeric);
       }
     }
   }

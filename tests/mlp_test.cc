@@ -1,15 +1,17 @@
-// The fused stack of linear layers against an oracle and against its parts.
+// Linear layers one after another, which programs run as one operator, against an oracle.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
-#include <memory>
 
+#include "compiled.h"
 #include "gradient_check.h"
 #include "oracle.h"
 
 namespace sinter::test {
 namespace {
+
+using app::mlp;
+using app::Mode;
 
 // A stack of layers with inputs, an upstream gradient and what an oracle says of it.
 struct Stack {
@@ -94,6 +96,18 @@ Tensor run(const std::vector<Tensor>& in, const Stack& s) {
   return mlp(in[0], weights, biases, s.relu_last);
 }
 
+// Makes y and the gradients of x, weights and biases.
+Work work(const std::vector<Tensor>& in, const Stack& s) {
+  return [in, &s, dy = tensor(s.dy, in[0].options())] {
+    drop_gradients(in);
+    const Tensor y = run(in, s);
+    y.backward(dy);
+    Results all = gradients_of(in);
+    all.insert(all.begin(), y);
+    return all;
+  };
+}
+
 // As a case for check_op; gradients in the order of the inputs.
 OpCase op_case(const Stack& s, double terms) {
   OpCase c{"mlp", {s.x}, [&s](const auto& in) { return run(in, s); }, s.y, s.dy, {s.dx}};
@@ -128,6 +142,26 @@ void check_exact(Device device, int64_t n, const Sizes& widths, double fan) {
     if (n > 1 && *std::min_element(widths.begin(), widths.end()) > 3) REQUIRE(largest > 0);
     REQUIRE(largest < (1 << 20));  // float32 holds integers to 2^24; partial sums may be larger
     check_op(op_case(s, 0), device);
+    if (device.is_cuda()) continue;
+    std::vector<Tensor> in;
+    for (const Array& a : op_case(s, 0).inputs) in.push_back(leaf(a));
+    const auto operators = operators_of(work(in, s));
+    INFO(text(operators));
+    int64_t weights = 0;
+    for (const Array& w : s.w) weights += count(w.shape);
+    const auto layers = static_cast<int64_t>(s.layers());
+    if (layers > 1 && layers <= op::kMaxMlpLayers && weights <= 200000) {
+      CHECK(count(operators, "mlp_forward") == 1);
+      CHECK(count(operators, "mlp_backward_chain") == 1);
+      CHECK(count(operators, "mlp_backward_weights") == 1);
+      CHECK(count(operators, "linear_forward") == 0);
+      CHECK(count(operators, "linear_backward_data") == 0);
+      CHECK(count(operators, "linear_backward_weights") == 0);
+      CHECK(count(operators, "relu_forward") == 0);
+      CHECK(count(operators, "relu_backward") == relu_last);
+    } else if (layers == 1) {
+      CHECK(count(operators, "linear_forward") == 1);
+    }
   }
 }
 
@@ -172,12 +206,6 @@ DEVICE_TEST("mlp: exact on integers", "[mlp]") {
   check_exact(device, 9, {5, 6, 7, 8, 9, 10, 11, 12, 13, 14}, 3);
 }
 
-DEVICE_TEST("mlp: the parts one by one give the same", "[mlp]") {
-  const Stack s = integer_stack(65, {400, 120, 84, 10}, 16, true);
-  const no_fusion guard;
-  check_op(op_case(s, 0), device);
-}
-
 // Rounding as small as linear's: no lower precision inside.
 DEVICE_TEST("mlp: noise", "[mlp]") {
   for (int64_t n : {1, 16, 130}) {
@@ -209,22 +237,28 @@ DEVICE_TEST("mlp: leading dimensions and unaligned arrays", "[mlp]") {
     longer.v.insert(longer.v.end(), a.v.begin(), a.v.end());
     return reshape(narrow(tensor(longer, {dtype, device}), 1, count(a.shape)), Shape(a.shape));
   };
-  for (DType dtype : {kFloat32, kFloat64}) {
-    std::vector<Tensor> in;
-    for (const Array& a : op_case(s, 0).inputs) {
-      in.push_back(shifted(a, dtype).detach());
-      in.back().set_requires_grad();
+  for (const Mode mode : app::kModes)
+    for (DType dtype : {kFloat32, kFloat64}) {
+      std::vector<Tensor> in;
+      for (const Array& a : op_case(s, 0).inputs) {
+        in.push_back(shifted(a, dtype).detach());
+        in.back().set_requires_grad();
+      }
+      const Tensor dy = reshape(shifted(s.dy, dtype), {2, 3, 4, 4});
+      const Results all = run_as(mode, [&] {
+        drop_gradients(in);
+        std::vector<Tensor> shaped = in;
+        shaped[0] = reshape(in[0], {2, 3, 4, 8});
+        const Tensor y = run(shaped, s);
+        y.backward(dy);
+        return Results{y, in[0].grad(), in[1].grad(), in[4].grad()};
+      });
+      CHECK(all[0].shape() == Shape{2, 3, 4, 4});
+      check_close("mlp: y", reshape(all[0], {24, 4}), s.y, 0);
+      check_close("mlp: dx", all[1], s.dx, 0);
+      check_close("mlp: dw", all[2], s.dw[0], 0);
+      check_close("mlp: db", all[3], s.db[1], 0);
     }
-    const Tensor x = in[0];
-    in[0] = reshape(x, {2, 3, 4, 8});
-    const Tensor y = run(in, s);
-    CHECK(y.shape() == Shape{2, 3, 4, 4});
-    y.backward(reshape(shifted(s.dy, dtype), {2, 3, 4, 4}));
-    check_close("mlp: y", reshape(y, {24, 4}), s.y, 0);
-    check_close("mlp: dx", x.grad(), s.dx, 0);
-    check_close("mlp: dw", in[1].grad(), s.dw[0], 0);
-    check_close("mlp: db", in[4].grad(), s.db[1], 0);
-  }
   // A vector.
   const Stack one = integer_stack(1, {8, 12, 4}, 6, false);
   OpCase c = op_case(one, 0);
@@ -242,11 +276,11 @@ DEVICE_TEST("mlp: only the gradients asked for", "[mlp]") {
       in.push_back(tensor(c.inputs[i], {kFloat32, device}));
       if ((mask >> i & 1) != 0) in.back().set_requires_grad();
     }
-    run(in, s).backward(tensor(s.dy, {kFloat32, device}));
+    const Results all = compiled(work(in, s));
     for (size_t i = 0; i < in.size(); ++i) {
       INFO("mask " << mask << ", input " << i);
-      CHECK(in[i].grad().defined() == ((mask >> i & 1) != 0));
-      if (in[i].grad().defined()) check_close("mlp: gradient", in[i].grad(), c.grads[i], 0);
+      CHECK(all[i + 1].defined() == ((mask >> i & 1) != 0));
+      if (all[i + 1].defined()) check_close("mlp: gradient", all[i + 1], c.grads[i], 0);
     }
   }
 }
@@ -262,18 +296,14 @@ DEVICE_TEST("mlp: a NaN stays in its row", "[mlp]") {
   const Stack s = integer_stack(6, {40, 12, 5}, 1e9, true);
   OpCase c = op_case(s, 0);
   c.inputs[0].v[2 * 40 + 7] = std::numeric_limits<double>::quiet_NaN();
-  const auto results = [&] {
-    std::vector<Tensor> in;
-    for (const Array& a : c.inputs) in.push_back(leaf(a, {kFloat32, device}));
-    const Tensor y = c.op(in);
-    y.backward(tensor(c.dy, {kFloat32, device}));
-    std::vector<std::vector<double>> values = {y.to_vector<double>()};
-    for (const Tensor& t : in) values.push_back(t.grad().to_vector<double>());
+  std::vector<Tensor> in;
+  for (const Array& a : c.inputs) in.push_back(leaf(a, {kFloat32, device}));
+  const auto results = [&](Mode mode) {
+    std::vector<std::vector<double>> values;
+    for (const Tensor& t : run_as(mode, work(in, s))) values.push_back(t.to_vector<double>());
     return values;
   };
-  const auto fused = results();
-  const no_fusion guard;
-  const auto parts = results();
+  const auto fused = results(Mode::kCompiled), parts = results(Mode::kEager);
   for (size_t k = 0; k < fused.size(); ++k) {
     REQUIRE(fused[k].size() == parts[k].size());
     for (size_t i = 0; i < fused[k].size(); ++i) {
@@ -289,8 +319,8 @@ DEVICE_TEST("mlp: a NaN passes its ReLU's gradient on", "[mlp]") {
   for (DType dtype : {kFloat32, kFloat64})
     for (const int64_t width : {3, 40, 600})
       for (const bool relu_last : {true, false})
-        for (const bool fused : {true, false}) {
-          INFO(dtype << " width " << width << " relu " << relu_last << " fused " << fused);
+        for (const Mode mode : app::kModes) {
+          INFO(dtype << " width " << width << " relu " << relu_last << ' ' << app::name(mode));
           const TensorOptions options{dtype, device};
           Array bias = filled({width}, -1), db = filled({width});
           bias.v[0] = std::nan("");
@@ -299,45 +329,43 @@ DEVICE_TEST("mlp: a NaN passes its ReLU's gradient on", "[mlp]") {
           const std::vector<Tensor> w = {leaf(filled({width, width}), options),
                                          leaf(filled({1, width}, 1), options)};
           const std::vector<Tensor> b = {leaf(bias, options), leaf(filled({1}, 1), options)};
-          const auto guard = fused ? nullptr : std::make_unique<no_fusion>();
-          const Tensor y = mlp(zeros({5, width}, options), w, b, relu_last);
-          for (double value : y.to_vector<double>()) CHECK(std::isnan(value));
-          y.backward(ones(y.shape(), options));
-          check_close("mlp: gradient of a bias", b[0].grad(), db, 0);
-          check_close("mlp: gradient of a bias", b[1].grad(), filled({1}, 5), 0);
+          const Results all = run_as(mode, [&] {
+            drop_gradients(b);
+            const Tensor y = mlp(zeros({5, width}, options), w, b, relu_last);
+            y.backward(ones(y.shape(), options));
+            return Results{y, b[0].grad(), b[1].grad()};
+          });
+          for (double value : all[0].to_vector<double>()) CHECK(std::isnan(value));
+          check_close("mlp: gradient of a bias", all[1], db, 0);
+          check_close("mlp: gradient of a bias", all[2], filled({1}, 5), 0);
 
-          // At the end of the stack.
+          // Of one layer.
           const Tensor last = leaf(bias, options);
-          const Tensor z =
-              mlp(zeros({5, width}, options), std::vector{w[0]}, std::vector{last}, true);
-          z.backward(ones(z.shape(), options));
-          check_close("mlp: gradient of a bias", last.grad(), db, 0);
+          const Results of_one = run_as(mode, [&] {
+            drop_gradients({last});
+            const Tensor z = mlp(zeros({5, width}, options), {w[0]}, {last}, true);
+            z.backward(ones(z.shape(), options));
+            return Results{last.grad()};
+          });
+          check_close("mlp: gradient of a bias", of_one[0], db, 0);
         }
 }
 
 DEVICE_TEST("mlp: the same bits from run to run", "[mlp]") {
   for (int64_t n : {64, 1000}) {
-    const auto results = [&] {
-      std::vector<Tensor> in = {leaf(noise({n, 400}, 1), {kFloat32, device})};
-      std::vector<Tensor> weights, biases;
-      const std::array<int64_t, 4> widths = {400, 120, 84, 10};
-      for (size_t l = 0; l < 3; ++l) {
-        weights.push_back(leaf(noise({widths[l + 1], widths[l]}, 2 + l), {kFloat32, device}));
-        biases.push_back(leaf(noise({widths[l + 1]}, 5 + l), {kFloat32, device}));
-      }
-      Tensor y = mlp(in[0], weights, biases);
-      y.backward(tensor(noise({n, 10}, 9), {kFloat32, device}));
-      std::vector<Tensor> all = {y, in[0].grad()};
-      for (size_t l = 0; l < 3; ++l) {
-        all.push_back(weights[l].grad());
-        all.push_back(biases[l].grad());
-      }
-      return all;
-    };
-    const std::vector<Tensor> first = results();
+    Stack s;
+    s.widths = {400, 120, 84, 10};
+    s.dy = noise({n, 10}, 9);
+    std::vector<Tensor> in = {leaf(noise({n, 400}, 1), {kFloat32, device})};
+    for (size_t l = 0; l < 3; ++l) {
+      s.w.push_back(noise({s.widths[l + 1], s.widths[l]}, 2 + l));
+      s.b.push_back(noise({s.widths[l + 1]}, 5 + l));
+      in.push_back(leaf(s.w[l], {kFloat32, device}));
+      in.push_back(leaf(s.b[l], {kFloat32, device}));
+    }
+    const Results first = copies(compiled(work(in, s)));
     const Threads set(num_threads() == 1 ? 2 : 1);
-    const std::vector<Tensor> second = results();
-    for (size_t i = 0; i < first.size(); ++i) CHECK(same_bits(first[i], second[i]));
+    check_same_bits(compiled(work(in, s)), first);
   }
 }
 
@@ -353,24 +381,6 @@ DEVICE_TEST("mlp: gradient check", "[mlp]") {
                  {noise({3, 4}, 1), noise({6, 4}, 2), noise({6}, 3), noise({5, 6}, 4),
                   noise({2, 5}, 6), noise({2}, 7)},
                  [&](const std::vector<Tensor>& in) { return run(in, s); });
-}
-
-DEVICE_TEST("mlp: errors name the operator and the shapes", "[mlp]") {
-  const TensorOptions options{kFloat32, device};
-  const Tensor x = zeros({2, 3}, options), w = zeros({4, 3}, options), b = zeros({4}, options);
-  const auto call = [&](std::vector<Tensor> weights, std::vector<Tensor> biases) {
-    mlp(x, weights, biases);
-  };
-  check_throws<ValueError>([&] { call({}, {}); }, {"mlp", "0 and 0"});
-  check_throws<ValueError>([&] { call({w}, {b, b}); }, {"mlp", "2 and 1"});
-  check_throws<ShapeError>([&] { call({w, w}, {b, b}); }, {"(4, 3)", "(2, 4)"});
-  check_throws<ShapeError>([&] { call({w}, {zeros({3}, options)}); }, {"(3,)", "(4,)"});
-  check_throws<ShapeError>([&] { call({Tensor()}, {Tensor()}); }, {"undefined"});
-  check_throws<ShapeError>([&] { mlp(Tensor(), std::array{w}, std::array{b}); },
-                           {"mlp", "undefined"});
-  check_throws<DtypeError>([&] { call({w.to(kFloat64)}, {b}); }, {"float32", "float64"});
-  if (device.is_cuda())
-    check_throws<DeviceError>([&] { call({w.to(kCpu)}, {b}); }, {"cuda", "cpu"});
 }
 
 }  // namespace sinter::test

@@ -120,7 +120,6 @@ DEVICE_TEST("nn: layers are the operators with the module's parameters", "[nn]")
   auto& first = dynamic_cast<Linear&>(layers[0]);
   auto& last = dynamic_cast<Linear&>(layers[2]);
   const Tensor rows = tensor(noise({5, 6}, 2), {kFloat64, device});
-  const no_fusion apart;  // sequence_test has them together
   CHECK(same_bits(layers(rows),
                   linear(relu(linear(rows, first.weight, first.bias)), last.weight, last.bias)));
 }
@@ -624,7 +623,6 @@ TEST_CASE("nn: a network may use another one without owning it", "[nn]") {
   Student student(teacher);
   CHECK(student.parameters().size() == 2);
   try {
-    const no_fusion apart;
     teacher.call_apart(ones({1, 5}));
     FAIL("no error");
   } catch (const ShapeError& e) {
@@ -711,7 +709,6 @@ TEST_CASE("nn: copies and lists of modules know what they hold", "[nn]") {
   auto shared = std::make_shared<Linear>(3, 3);
   Sequential twice(shared, ReLU(), std::shared_ptr<Module>(shared));
   try {
-    const no_fusion apart;
     twice(ones({1, 2}));
     FAIL("no error");
   } catch (const ShapeError& e) {

@@ -191,7 +191,7 @@ DEVICE_TEST("program: shared weights and weights that are results", "[program]")
       b.set_grad({});
       const Tensor scaled = w * 0.5;
       const std::vector<Tensor> weights{w, scaled, w}, biases{b, b, Tensor()};
-      sum(mlp(mlp(x, weights, biases), weights, biases, true)).backward();
+      sum(app::mlp(app::mlp(x, weights, biases), weights, biases, true)).backward();
       out.copy_(w.grad());
     };
     if (!is_compiled) {

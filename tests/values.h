@@ -107,13 +107,16 @@ class With {
   With& operator=(const With&) = delete;
 };
 
-// Forward and backward in every dtype against an oracle.
+// Forward and backward in every dtype, eager and compiled, against an oracle.
 inline void check_op(const OpCase& c, Device device,
                      const std::vector<DType>& dtypes = {kFloat32, kFloat64}) {
   INFO(c.how);
   for (DType dtype : dtypes)
-    for (const Comparison& result : app::compare_with_oracle(c, {dtype, device}))
-      check_comparison(c.what + ": " + result.what, result, {dtype, device});
+    for (const app::Mode mode : app::kModes) {
+      INFO(app::name(mode));
+      for (const Comparison& result : app::compare_with_oracle(c, {dtype, device}, mode))
+        check_comparison(c.what + ": " + result.what, result, {dtype, device});
+    }
 }
 
 }  // namespace sinter::test

@@ -29,9 +29,10 @@ std::set<std::string> operators_of(const std::vector<app::VerifyCase>& cases,
 
 // One case whose results are given.
 app::VerifyCase given(const std::string& op, std::function<std::vector<Comparison>()> results) {
-  return {op, app::Reference::kOracle, [=] {
-            return app::PreparedCheck{"x (2, 3)", [=](TensorOptions) { return results(); }};
-          }};
+  return {
+      op, app::Reference::kOracle, [=] {
+        return app::PreparedCheck{"x (2, 3)", [=](TensorOptions, app::Mode) { return results(); }};
+      }};
 }
 
 }  // namespace
@@ -95,10 +96,13 @@ DEVICE_TEST("verify: a wrong operator is found forward and backward", "[verify]"
     // Element 5 has to be one that ReLU lets through.
     for (Array* a : {&c.inputs[0], &c.y}) a->v[5] = 0.5;
     c.dy.v[5] = c.grads[0].v[5] = 0.25;
-    const std::vector<Comparison> results = app::compare_with_oracle(c, {kFloat64, device});
-    REQUIRE(results.size() == (forward ? 1 : 2));
-    CHECK(contains(results.back().wrong, "1 of 8 elements wrong; the first, [5], is "));
-    CHECK(results.back().what == (forward ? "y" : "gradient 0"));
+    for (const app::Mode mode : app::kModes) {
+      INFO(app::name(mode));
+      const std::vector<Comparison> results = app::compare_with_oracle(c, {kFloat64, device}, mode);
+      REQUIRE(results.size() == (forward ? 1 : 2));
+      CHECK(contains(results.back().wrong, "1 of 8 elements wrong; the first, [5], is "));
+      CHECK(results.back().what == (forward ? "y" : "gradient 0"));
+    }
   }
 }
 
@@ -118,22 +122,27 @@ TEST_CASE("verify: what is wrong is told, counted and fails", "[verify]") {
       given("refused", []() -> std::vector<Comparison> { throw ShapeError("refused: rank 9"); })};
   app::Progress progress(true);
   const app::Proof proof = app::verify(cases, {kCpu}, progress);
-  REQUIRE(proof.rows.size() == 6);  // three operators in two dtypes
-  CHECK(proof.rows[0].op == "fine");
-  CHECK(proof.rows[0].columns[0].cases == 2);
-  CHECK(proof.rows[0].columns[0].compared == 18);
-  CHECK(proof.rows[0].columns[0].share == 0.25);
-  CHECK(proof.rows[0].columns[1].cases == 0);
-  REQUIRE(proof.wrong.size() == 4);
+  REQUIRE(proof.rows.size() == 12);  // three operators in two dtypes, eager and compiled
+  for (const size_t row : {0, 1}) {
+    CHECK(proof.rows[row].op == "fine");
+    CHECK(proof.rows[row].mode == app::kModes[row]);
+    CHECK(proof.rows[row].columns[0].cases == 2);
+    CHECK(proof.rows[row].columns[0].compared == 18);
+    CHECK(proof.rows[row].columns[0].share == 0.25);
+    CHECK(proof.rows[row].columns[1].cases == 0);
+  }
+  REQUIRE(proof.wrong.size() == 8);
   CHECK(proof.wrong[0] ==
-        "broken on cpu in float32 beside the oracle, x (2, 3): gradient 1: 1 of 6 elements wrong; "
-        "the first, [4], is 1");
-  CHECK(contains(proof.wrong[3], "refused on cpu in float64"));
-  CHECK(contains(proof.wrong[3], "threw: refused: rank 9"));
+        "broken, eager, on cpu in float32 beside the oracle, x (2, 3): gradient 1: 1 of 6 elements "
+        "wrong; the first, [4], is 1");
+  CHECK(contains(proof.wrong[1], "broken, compiled, on cpu in float32"));
+  CHECK(contains(proof.wrong[7], "refused, compiled, on cpu in float64"));
+  CHECK(contains(proof.wrong[7], "threw: refused: rank 9"));
   const std::string table = app::table_of(proof);
+  CHECK(contains(table, "| cpu    | float32 | compiled | 2 + 0 + 0 |"));
   CHECK(contains(table, "| 1e-07 (25 %) "));
   CHECK(contains(table, "| **1 WRONG**: 0.5 (4e+03 %) "));
-  CHECK(contains(app::verdict(proof), "4 WRONG\n"));
+  CHECK(contains(app::verdict(proof), "8 WRONG\n"));
   CHECK(contains(app::verdict(proof), proof.wrong[0]));
 
   const app::Proof good = app::verify({cases[0], cases[2]}, {kCpu}, progress);
@@ -151,20 +160,25 @@ TEST_CASE("verify: every operator has every reference that applies", "[verify]")
   // The operators, as their headers declare them.
   const std::filesystem::path headers =
       std::filesystem::path(SINTER_GOLDEN_DIR) / "../.." / "core/include/sinter";
-  const std::string header = read_file(headers / "ops.h") + read_file(headers / "fused.h");
+  const std::string header = read_file(headers / "ops.h");
   const std::regex declaration("\nTensor ([a-z]\\w*)\\(const Tensor&");
-  // PyTorch has their parts only: those are recorded, and a training run that goes through both.
-  const std::set<std::string> fused = {"conv2d_relu_pool", "mlp"};
   int found = 0;
   for (std::sregex_iterator it(header.begin(), header.end(), declaration), end; it != end; ++it) {
     const std::string op = (*it)[1];
     INFO(op);
     ++found;
     CHECK(oracle.count(op) == 1);
-    CHECK(pytorch.count(op) == 1 - fused.count(op));
+    CHECK(pytorch.count(op) == 1);
     CHECK(derivatives.count(op) == 1);
   }
   CHECK(found >= 20);
+  // What programs run as one operator. PyTorch's parts are recorded, and a training run that goes
+  // through both.
+  for (const char* layers : {"conv2d_relu_pool", "mlp"}) {
+    INFO(layers);
+    CHECK(oracle.count(layers) == 1);
+    CHECK(derivatives.count(layers) == 1);
+  }
   for (const char* optimizer : {"Adam", "AdamW", "SGD"}) {
     INFO(optimizer);
     CHECK(oracle.count(optimizer) == 1);
@@ -193,10 +207,14 @@ TEST_CASE("verify command: proves everything on the CPU and writes the page", "[
   CHECK_FALSE(contains(page, "WRONG"));
   std::set<std::string> rows;  // derivatives are in float64 only
   for (const app::VerifyCase& c : app::verify_cases(SINTER_GOLDEN_DIR)) {
-    rows.insert(c.op + " +\\| cpu +\\| float64 ");
-    if (c.reference != app::Reference::kDerivatives) rows.insert(c.op + " +\\| cpu +\\| float32 ");
+    for (const app::Mode mode : app::kModes) {
+      const std::string run = str(" +\\| ", app::name(mode), " ");
+      rows.insert(c.op + " +\\| cpu +\\| float64" + run);
+      if (c.reference != app::Reference::kDerivatives)
+        rows.insert(c.op + " +\\| cpu +\\| float32" + run);
+    }
   }
-  CHECK(rows.size() >= 50);
+  CHECK(rows.size() >= 100);
   for (const std::string& row : rows) {
     INFO(row);
     CHECK(std::regex_search(page, std::regex("\n\\| " + row)));
@@ -226,7 +244,7 @@ TEST_CASE("verify command: what it prints, refuses and returns", "[verify][app]"
   CHECK(wrong.code == 1);
   CHECK(contains(wrong.out, "**1 WRONG**"));
   CHECK(contains(wrong.out,
-                 "relu on cpu in float32 beside PyTorch, recorded relu.0 {}: y: 1 of "
+                 "relu, compiled, on cpu in float32 beside PyTorch, recorded relu.0 {}: y: 1 of "
                  "105 elements wrong; the first, [7], is "));
 
   struct Case {
