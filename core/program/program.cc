@@ -1,19 +1,23 @@
 #include "program.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <ostream>
 #include <set>
 
 #include "../tensor_impl.h"
+#include "sinter/profile.h"
 
 namespace sinter {
 
 namespace {
 
-constexpr int kMostLanes = 5;  // on a GPU: the main one, and as many as a small step fills
+constexpr int64_t kMostTimes = 100;  // of an operator that are kept
+constexpr int kMostLanes = 5;        // on a GPU: the main one, and as many as a small step fills
 
 // Programs of a thread run one after another, so that they may share the memory of what they
 // compute in between. One that needs more begins a new one.
@@ -28,6 +32,34 @@ std::shared_ptr<Storage> shared_memory(Device device, int64_t bytes) {
   std::erase_if(blocks, [](const auto& weak) { return weak.expired(); });
   blocks.push_back(block);
   return block;
+}
+
+// The time of work on a context, as GpuTimer gives it.
+class CpuTimer {
+ public:
+  explicit CpuTimer(const Cpu&) {}
+  void start() { start_ = std::chrono::steady_clock::now(); }
+  double stop() const {
+    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start_)
+        .count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_;
+};
+template <class Ctx> struct TimerOf { using Type = GpuTimer; };
+template <> struct TimerOf<Cpu> { using Type = CpuTimer; };
+
+// The most operators of which each depends on the one before it.
+int64_t longest_chain(const List& list) {
+  const std::vector<std::vector<int>> before = dependencies(list);
+  std::vector<int64_t> depth(before.size(), 1);
+  int64_t longest = 0;
+  for (size_t i = 0; i < before.size(); ++i) {
+    for (const int p : before[i]) depth[i] = std::max(depth[i], depth[static_cast<size_t>(p)] + 1);
+    longest = std::max(longest, depth[i]);
+  }
+  return longest;
 }
 
 }  // namespace
@@ -157,13 +189,28 @@ void Program::bind() {
   written_.assign(written.begin(), written.end());
 }
 
-void Program::run() {
-  with_context(list_.device, [&](const auto& ctx) {
+void Program::run(bool is_timed) {
+  with_context(list_.device, [&]<class Ctx>(const Ctx& ctx) {
+    std::optional<typename TimerOf<Ctx>::Type> timer;
+    if (is_timed) timer.emplace(ctx);
     for (size_t i = 0; i < list_.entries.size(); ++i) {
+      if (timer) timer->start();
       list_.entries[i].op->run(ctx);
+      if (timer) add_time(i, timer->stop());
       if (options_.check_finite) check_finite(i);
     }
   });
+  timed_calls_ += is_timed;
+}
+
+void Program::add_time(size_t i, double us) {
+  times_.resize(list_.entries.size());
+  std::vector<double>& times = times_[i];
+  const auto at = static_cast<size_t>(timed_calls_ % kMostTimes);
+  if (at < times.size())
+    times[at] = us;
+  else
+    times.push_back(us);
 }
 
 void Program::check_finite(size_t i) const {
@@ -230,11 +277,11 @@ void Program::replay(const std::vector<Tensor>& arguments) {
   }
   for (auto& [number, buffer] : recorded_.buffers)
     if (buffer.kind == Buffer::Kind::kOutside && on_gpu) buffer.storage->use();
-  if (on_gpu && !options_.check_finite) {
+  if (on_gpu && !options_.check_finite && !options_.profile) {
     if (!launch_) capture();
     launch_();
   } else {
-    run();
+    run(options_.profile);
   }
   after_call();
 }
@@ -274,6 +321,30 @@ std::vector<Tensor> Program::results() const {
                                                 r.storage, r.start, r.shape, r.dtype)));
   }
   return results;
+}
+
+ProgramProfile Program::profile() const {
+  ProgramProfile profile;
+  profile.device = list_.device;
+  profile.calls = timed_calls_;
+  profile.chain = longest_chain(list_);
+  for (size_t i = 0; i < list_.entries.size(); ++i) {
+    const Entry& entry = list_.entries[i];
+    OperatorProfile row;
+    row.name = entry.op->name();
+    if (entry.module != nullptr) row.module = *entry.module;
+    if (entry.forward != nullptr) row.backward_of = entry.forward;
+    row.lane = schedule_.places[i].lane;
+    row.work = entry.op->work();
+    if (timed_calls_ > 0) {
+      std::vector<double> times = times_[i];
+      const auto middle = times.begin() + static_cast<ptrdiff_t>(times.size() / 2);
+      std::nth_element(times.begin(), middle, times.end());
+      row.us = *middle;
+    }
+    profile.operators.push_back(std::move(row));
+  }
+  return profile;
 }
 
 // ---- printing -----------------------------------------------------------------------------------
