@@ -146,7 +146,7 @@ void check_exact(Device device, int64_t n, const Sizes& widths, double fan) {
     std::vector<Tensor> in;
     for (const Array& a : op_case(s, 0).inputs) in.push_back(leaf(a));
     const auto operators = operators_of(work(in, s));
-    INFO(text(operators));
+    INFO(test::text(operators));
     int64_t weights = 0;
     for (const Array& w : s.w) weights += count(w.shape);
     const auto layers = static_cast<int64_t>(s.layers());

@@ -5,12 +5,19 @@
 namespace sinter {
 
 void dead(List& list) {
-  // From the end: the parts of virtual buffers whose values somebody later reads.
+  // From the end: the parts of buffers whose values somebody later reads; of those that are there
+  // when the program ends, all.
   std::unordered_map<uint64_t, std::vector<Range>> needed;
+  const auto needed_of = [&](const Operand& x) -> std::vector<Range>& {
+    const auto [found, is_new] = needed.try_emplace(x.buffer);
+    const Buffer& buffer = list.buffer(x);
+    if (is_new && !buffer.is_virtual())
+      found->second.push_back({x.buffer, 0, static_cast<int64_t>(buffer.bytes)});
+    return found->second;
+  };
   const auto is_needed = [&](const Operand& x) {
-    if (!list.buffer(x).is_virtual()) return true;
     const Range range = range_of(x);
-    const std::vector<Range>& parts = needed[x.buffer];
+    const std::vector<Range>& parts = needed_of(x);
     return std::any_of(parts.begin(), parts.end(),
                        [&](const Range& part) { return part.overlaps(range); });
   };
@@ -32,10 +39,10 @@ void dead(List& list) {
       if (ref.reads() || !ref.writes()) continue;
       // Overwritten: what was there before is needed no more.
       const Range range = range_of(*ref.operand);
-      std::erase_if(needed[range.buffer], [&](const Range& part) { return range.covers(part); });
+      std::erase_if(needed_of(*ref.operand), [&](const Range& part) { return range.covers(part); });
     }
     for (const OperandRef& ref : entry.operands)
-      if (ref.reads()) needed[ref.operand->buffer].push_back(range_of(*ref.operand));
+      if (ref.reads()) needed_of(*ref.operand).push_back(range_of(*ref.operand));
     kept.push_back(std::move(entry));
   }
   std::reverse(kept.begin(), kept.end());

@@ -128,6 +128,14 @@ template <class V> void print_attribute(std::ostream& out, const V& value) {
   }
 }
 
+// Equal, or both NaN.
+template <class V> bool same_attribute(const V& a, const V& b) {
+  if constexpr (std::is_floating_point_v<V>)
+    return a == b || (a != a && b != b);
+  else
+    return a == b;
+}
+
 // run(ctx, op), found beside the operator or in sinter.
 template <class Ctx, class Op> void run_operator(const Ctx& ctx, const Op& op) {
   if constexpr (requires { run(ctx, op); }) {
@@ -186,7 +194,7 @@ template <class Op> class OperatorOf final : public Operator {
     size_t i = 0;
     each_attribute(mutable_op(), [&]<class V>(const char* name, const V& value) {
       const V& their = *static_cast<const V*>(theirs[i++]);
-      if (!result.empty() || value == their) return;
+      if (!result.empty() || same_attribute(value, their)) return;
       std::ostringstream text;
       text << name << ": ";
       print_attribute(text, value);

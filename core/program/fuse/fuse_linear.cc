@@ -12,6 +12,12 @@ bool fits(const List& list, const op::MlpShape& g, DType dtype) {
   return with_context(list.device, [&](const auto& ctx) { return mlp_fits(ctx, g, dtype); });
 }
 
+// Whether the upper layer takes the lower one's result as it is: the same elements in another shape
+// are other rows.
+bool fit_together(const op::LinearShape& lower, const op::LinearShape& upper) {
+  return lower.n == upper.n && lower.out == upper.in;
+}
+
 // ---- forward ------------------------------------------------------------------------------------
 
 struct Layer {
@@ -44,7 +50,9 @@ void forward(Rewriting& list, int i) {
   if (layers[0].linear == nullptr) return;
   while (true) {
     const Layer below = layer_of(list, layers.back().linear->x, layers.back().at);
-    if (below.linear == nullptr || below.relu == nullptr) break;
+    if (below.linear == nullptr || below.relu == nullptr ||
+        !fit_together(below.linear->g, layers.back().linear->g))
+      break;
     layers.push_back(below);
   }
   std::reverse(layers.begin(), layers.end());
@@ -87,9 +95,9 @@ struct BackwardChain {
   op::MlpShape g;
 };
 
-// The chain that ends with the gradient dz before entry i; width: that of the lowest layer's input.
-// No layers if there are not two, or its values do not hold until then.
-BackwardChain chain_of(const Rewriting& list, const In& dz, int64_t width, int i) {
+// The chain that ends with the gradient dz before entry i, of a layer of shape `lowest`. No layers
+// if there are not two, or its values do not hold until then.
+BackwardChain chain_of(const Rewriting& list, const In& dz, const op::LinearShape& lowest, int i) {
   BackwardChain chain;
   std::vector<BackwardLayer>& layers = chain.layers;
   layers.push_back({dz, {}, nullptr});
@@ -99,7 +107,8 @@ BackwardChain chain_of(const Rewriting& list, const In& dz, int64_t width, int i
     if (relu == nullptr) break;
     const int data_at = list.producer(relu->dy, relu_at);
     const auto* data = list.at<op::LinearBackwardData>(data_at);
-    if (data == nullptr) break;
+    const op::LinearShape& below = layers.size() == 1 ? lowest : layers.back().data->g;
+    if (data == nullptr || !fit_together(below, data->g)) break;
     layers.back().h = relu->y;
     if (!list.unchanged(layers.back().dz, relu_at, i) || !list.unchanged(relu->y, relu_at, i) ||
         !list.unchanged(data->w, data_at, i) || !list.unchanged(data->dy, data_at, i))
@@ -113,23 +122,21 @@ BackwardChain chain_of(const Rewriting& list, const In& dz, int64_t width, int i
   layers.back().h = In();
   op::MlpShape& g = chain.g;
   g.layers = static_cast<int>(in_group);
-  g.width[0] = width;
-  for (size_t l = 1; l < in_group; ++l) {
-    g.n = layers[l].data->g.n;
-    g.width[l] = layers[l].data->g.in;
-    g.width[l + 1] = layers[l].data->g.out;
-  }
+  g.n = lowest.n;
+  g.width[0] = lowest.in;
+  g.width[1] = lowest.out;
+  for (size_t l = 1; l < in_group; ++l) g.width[l + 1] = layers[l].data->g.out;
   if (in_group < 2 || !fits(list.list(), g, dz.dtype)) layers.clear();
   return chain;
 }
 
-// The width of the input of the layer whose weights' gradients are made of dz; -1 if none are.
-int64_t width_below(const Rewriting& list, const In& dz, int i) {
+// The shape of the layer whose weights' gradients are made of dz; null if none are.
+const op::LinearShape* layer_below(const Rewriting& list, const In& dz, int i) {
   for (int k = i + 1; k < static_cast<int>(list.size()) && list.unchanged(dz, i, k); ++k) {
     const auto* weights = list.at<op::LinearBackwardWeights>(k);
-    if (weights != nullptr && same_range(weights->dy, dz)) return weights->g.in;
+    if (weights != nullptr && same_range(weights->dy, dz)) return &weights->g;
   }
-  return -1;
+  return nullptr;
 }
 
 void backward(Rewriting& list, int i) {
@@ -137,11 +144,11 @@ void backward(Rewriting& list, int i) {
   const auto* relu = list.at<op::ReluBackward>(i);
   BackwardChain chain;
   if (data != nullptr) {
-    chain = chain_of(list, data->dy, data->g.in, i);
+    chain = chain_of(list, data->dy, data->g, i);
   } else if (relu != nullptr) {
     const In dz{static_cast<const Operand&>(relu->dx)};
-    const int64_t width = width_below(list, dz, i);
-    if (width >= 0) chain = chain_of(list, dz, width, i + 1);
+    const op::LinearShape* const lowest = layer_below(list, dz, i);
+    if (lowest != nullptr) chain = chain_of(list, dz, *lowest, i + 1);
   }
   if (chain.layers.empty()) return;
   const auto n = chain.layers.size();
@@ -164,7 +171,7 @@ void backward(Rewriting& list, int i) {
 void weights_of_chain(Rewriting& list, int i, std::vector<char>& is_done) {
   const auto* lowest = list.at<op::LinearBackwardWeights>(i);
   if (lowest == nullptr || is_done[static_cast<size_t>(i)]) return;
-  const BackwardChain chain = chain_of(list, lowest->dy, lowest->g.in, i);
+  const BackwardChain chain = chain_of(list, lowest->dy, lowest->g, i);
   if (chain.layers.empty()) return;
   op::MlpBackwardWeights made;
   made.g = chain.g;
@@ -179,8 +186,8 @@ void weights_of_chain(Rewriting& list, int i, std::vector<char>& is_done) {
       const auto stays = [&](const Operand& dw) {
         return dw.buffer == 0 || (list.unchanged(dw, k, i) && !list.is_read(dw, k, i));
       };
-      if (!same_range(weights->x, chain.layers[l - 1].h) || !list.unchanged(layer.dz, k, i) ||
-          !stays(weights->dw) || !stays(weights->db))
+      if (!(weights->g == layer.data->g) || !same_range(weights->x, chain.layers[l - 1].h) ||
+          !list.unchanged(layer.dz, k, i) || !stays(weights->dw) || !stays(weights->db))
         break;
       own = weights;
       taken.push_back(k);

@@ -38,7 +38,8 @@ void start_chains_from_loss(List& list) {
     if (chain == nullptr || chain->dy.buffer == 0) continue;
     const int p = rewriting.producer(chain->dy, i);
     const auto* loss = rewriting.at<op::CrossEntropy>(p);
-    if (loss == nullptr || !same_range(loss->dlogits, chain->dy) ||
+    if (loss == nullptr || !same_range(loss->dlogits, chain->dy) || loss->g.n != chain->g.n ||
+        loss->g.classes != chain->g.width[chain->g.layers] ||
         !rewriting.unchanged(loss->logits, p, i) || !rewriting.unchanged(loss->labels, p, i))
       continue;
     const bool can = with_context(
