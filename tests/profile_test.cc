@@ -222,7 +222,7 @@ DEVICE_TEST("profile: a compiled function by operator", "[profile]") {
   w.set_requires_grad();
   const Tensor x = ones({2, 4}, {kFloat32, device}), count = zeros({1}, {kFloat32, device});
   const auto f = [&] {
-    w.zero_grad();
+    w.set_grad({});
     const Tensor y = sum(linear(x, w, b) * 2.0);
     y.backward();
     count.copy_(count + 1.0);
@@ -233,7 +233,7 @@ DEVICE_TEST("profile: a compiled function by operator", "[profile]") {
   auto timed = compile(f, {.profile = true});
   CHECK(timed.profile().chain == 0);
   for (int i = 1; i <= 5; ++i) {
-    CHECK(timed().item<float>() == 30);
+    CHECK(timed().item<float>() == 60);
     CHECK(count.item<float>() == static_cast<float>(i));  // a call is a call
     const ProgramProfile profile = timed.profile();
     CHECK(profile.calls == i - 1);
@@ -449,6 +449,7 @@ TEST_CASE("profile: the floor, and the report in words and as JSON", "[profile]"
 
   // A CPU has no kernels, launches and memory of its own.
   profile.device = kCpu;
+  profile.device_name = "a processor";
   profile.eager = false;
   profile.trace.reset();
   profile.ceilings = {0, 0, 4e10, 2e6, 50e9, 512};
