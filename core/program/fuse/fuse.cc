@@ -78,6 +78,7 @@ void fuse(List& list) {
   move_relu_before_pooling(list);
   fuse_conv2d_relu_pool(list);
   fuse_linear_layers(list);
+  fuse_activations(list);
   skip_times_one(list);
   start_chains_from_loss(list);
   sum_slices_in_updates(list);

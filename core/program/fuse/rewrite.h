@@ -78,6 +78,7 @@ inline bool same_range(const Operand& a, const Operand& b) { return range_of(a) 
 void move_relu_before_pooling(List& list);  // fuse_conv2d.cc
 void fuse_conv2d_relu_pool(List& list);
 void fuse_linear_layers(List& list);  // fuse_linear.cc
+void fuse_activations(List& list);    // fuse_activation.cc
 void skip_times_one(List& list);      // fuse_step.cc
 void start_chains_from_loss(List& list);
 void sum_slices_in_updates(List& list);
