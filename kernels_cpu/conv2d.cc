@@ -184,7 +184,7 @@ void add_col2im(const Conv2dShape& g, int64_t channels, int row, int rows, const
 }
 
 template <class T>
-void gemm_forward(const Conv2dShape& g, const T* x, const T* weight, const T* b, T* y) {
+void gemm_forward(const Conv2dShape& g, const T* x, const T* weight, const T* b, T* y, bool relu) {
   const GroupShape s(g);
   const int band = static_cast<int>(block_size(g.oh, s.patch * g.ow));
   const int64_t bands = (g.oh + band - 1) / band;
@@ -201,7 +201,8 @@ void gemm_forward(const Conv2dShape& g, const T* x, const T* weight, const T* b,
       }
     }
     serial_gemm(false, false, s.o, columns, s.patch, weight + group * s.o * s.patch, s.patch,
-                static_cast<const T*>(patches.get()), columns, out, s.positions, b != nullptr);
+                static_cast<const T*>(patches.get()), columns, out, s.positions, b != nullptr,
+                relu);
   });
 }
 
@@ -288,19 +289,19 @@ template <class T> void bias_gradient(const Conv2dShape& g, const T* dy, T* db) 
 
 }  // namespace
 
-template <class T>
-void conv2d_forward(const Conv2dShape& g, const T* x, const T* weight, const T* b, T* y) {
+template <class T> void conv2d_forward(const Conv2dShape& g, const T* x, const T* weight,
+                                       const T* b, T* y, bool relu) {
   const ConvAlgo algo = choose<T>(g, Pass::kForward);
   if (algo == ConvAlgo::kDirect) {
-    direct_conv2d_forward(g, x, weight, b, y);
+    direct_conv2d_forward(g, x, weight, b, y, relu);
   } else if (algo == ConvAlgo::kNaive) {
-    naive_conv2d_forward(g, x, weight, b, y);
+    naive_conv2d_forward(g, x, weight, b, y, relu);
   } else if (algo == ConvAlgo::kImplicitGemm) {
-    implicit_gemm_conv2d_forward(g, x, weight, b, y);
+    implicit_gemm_conv2d_forward(g, x, weight, b, y, relu);
   } else if (algo == ConvAlgo::kWinograd) {
-    winograd_conv2d_forward(g, x, weight, b, y);
+    winograd_conv2d_forward(g, x, weight, b, y, relu);
   } else {
-    gemm_forward(g, x, weight, b, y);
+    gemm_forward(g, x, weight, b, y, relu);
   }
 }
 
@@ -338,9 +339,9 @@ void conv2d_backward_weights(const Conv2dShape& g, const T* x, const T* dy, T* d
   }
 }
 
-#define SINTER_INSTANTIATE(T)                                                         \
-  template void conv2d_forward(const Conv2dShape&, const T*, const T*, const T*, T*); \
-  template void conv2d_backward_data(const Conv2dShape&, const T*, const T*, T*);     \
+#define SINTER_INSTANTIATE(T)                                                               \
+  template void conv2d_forward(const Conv2dShape&, const T*, const T*, const T*, T*, bool); \
+  template void conv2d_backward_data(const Conv2dShape&, const T*, const T*, T*);           \
   template void conv2d_backward_weights(const Conv2dShape&, const T*, const T*, T*, T*);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)
@@ -348,7 +349,7 @@ SINTER_INSTANTIATE(double)
 
 void run(const Cpu&, const Conv2dForward& o) {
   with_floating(o.x, [&]<class T>() {
-    conv2d_forward(o.g, o.x.data<T>(), o.weight.data<T>(), o.b.data<T>(), o.y.data<T>());
+    conv2d_forward(o.g, o.x.data<T>(), o.weight.data<T>(), o.b.data<T>(), o.y.data<T>(), o.relu);
   });
 }
 

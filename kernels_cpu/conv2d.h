@@ -5,9 +5,9 @@
 
 namespace sinter {
 
-// b nullable.
-template <class T>
-void conv2d_forward(const op::Conv2dShape& g, const T* x, const T* weight, const T* b, T* y);
+// b nullable. relu: y becomes the ReLU of the convolution.
+template <class T> void conv2d_forward(const op::Conv2dShape& g, const T* x, const T* weight,
+                                       const T* b, T* y, bool relu = false);
 template <class T>
 void conv2d_backward_data(const op::Conv2dShape& g, const T* dy, const T* weight, T* dx);
 // dweight, db: each nullable.

@@ -133,6 +133,7 @@ struct Correlation {
   std::vector<Axis> rows, cols;
   int kh, kw;
   int64_t w_source, w_out;  // distance, in the weights, between channels of the source and of out
+  bool relu = false;        // of the sums
 };
 
 inline Correlation forward_correlation(const Conv2dShape& g) {
@@ -245,10 +246,11 @@ struct TapLoops {
   int channels, rows, cols;
   ptrdiff_t s_channel, s_row, s_col;
   ptrdiff_t w_channel, w_row, w_col;
+  bool relu;  // of the sums
 };
 
 // to[p] + o * to_channel = bias[o] + sum over taps of from[p] * weights, for kO channels o and kP
-// positions p.
+// positions p, or the ReLU of it.
 template <int kO, int kP, class T>
 HWY_NOINLINE HWY_ATTR void correlate_tile(const TapLoops& t, const T* const* from, const T* w,
                                           const T* bias, T* const* to, ptrdiff_t to_channel) {
@@ -274,8 +276,9 @@ HWY_NOINLINE HWY_ATTR void correlate_tile(const TapLoops& t, const T* const* fro
       }
     }
   }
+  const V limit = act_limit(d, t.relu);
   for (int o = 0; o < kO; ++o) {
-    for (int p = 0; p < kP; ++p) hn::Store(sum[o][p], d, to[p] + o * to_channel);
+    for (int p = 0; p < kP; ++p) hn::Store(act(sum[o][p], limit), d, to[p] + o * to_channel);
   }
 }
 
@@ -321,6 +324,7 @@ template <int kO, class T> void correlate_band(const Correlation& k, const Band<
         t.w_channel = ptrdiff_t{k.kh} * k.kw * kO;
         t.w_row = ptrdiff_t{rows.k_step} * k.kw * kO;
         t.w_col = ptrdiff_t{cols.k_step} * kO;
+        t.relu = k.relu;
         const ptrdiff_t skipped = a.first * t.s_row + b.first * t.s_col;
         for (int p = 0; p < kP; ++p) from[p] += t.rows > 0 && t.cols > 0 ? skipped : 0;
         const T* wt = w + (ptrdiff_t{rows.k_first + a.first * rows.k_step} * k.kw + cols.k_first +
@@ -652,9 +656,11 @@ std::string simd_target() { return HWY_DYNAMIC_DISPATCH(TargetName)(); }
 template <> int direct_conv2d_lanes<float>() { return HWY_DYNAMIC_DISPATCH(LanesFloat)(); }
 template <> int direct_conv2d_lanes<double>() { return HWY_DYNAMIC_DISPATCH(LanesDouble)(); }
 
-template <class T>
-void direct_conv2d_forward(const Conv2dShape& g, const T* x, const T* weight, const T* b, T* y) {
-  dispatch(forward_correlation(g), x, weight, b, y);
+template <class T> void direct_conv2d_forward(const Conv2dShape& g, const T* x, const T* weight,
+                                              const T* b, T* y, bool relu) {
+  Correlation k = forward_correlation(g);
+  k.relu = relu;
+  dispatch(k, x, weight, b, y);
 }
 
 template <class T>
@@ -671,8 +677,8 @@ template <> void direct_conv2d_backward_weights(const Conv2dShape& g, const doub
   HWY_DYNAMIC_DISPATCH(WeightGradientDouble)(g, x, dy, dweight);
 }
 
-#define SINTER_INSTANTIATE(T)                                                                \
-  template void direct_conv2d_forward(const Conv2dShape&, const T*, const T*, const T*, T*); \
+#define SINTER_INSTANTIATE(T)                                                                      \
+  template void direct_conv2d_forward(const Conv2dShape&, const T*, const T*, const T*, T*, bool); \
   template void direct_conv2d_backward_data(const Conv2dShape&, const T*, const T*, T*);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)

@@ -49,6 +49,7 @@ struct Correlation {
   int c, h, w;
   int o, oh, ow;
   int kh, kw, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, up_h, up_w;
+  bool relu = false;  // of the sums
 
   int taps() const { return kh * kw; }
   int64_t source_plane() const { return int64_t{h} * w; }
@@ -353,11 +354,13 @@ template <class T> class Packer {
 
 // ---- y and dx -----------------------------------------------------------------------------------
 
-// y (kO, kV vectors) (+)= weights (terms, kO) x patches: those of term i are at x + offset[i].
+// y (kO, kV vectors) (+)= weights (terms, kO) x patches: those of term i are at x + offset[i]. With
+// `relu` the ReLU of that.
 template <int kO, int kV, class T>
 HWY_NOINLINE HWY_ATTR void output_tile(int terms, const ptrdiff_t* HWY_RESTRICT offset,
                                        const T* HWY_RESTRICT x, const T* HWY_RESTRICT w,
-                                       const T* bias, bool first, T* y, ptrdiff_t y_stride) {
+                                       const T* bias, bool first, bool relu, T* y,
+                                       ptrdiff_t y_stride) {
   const Vec<T> d;
   using V = hn::Vec<Vec<T>>;
   constexpr int L = kLanes<T>;
@@ -376,21 +379,22 @@ HWY_NOINLINE HWY_ATTR void output_tile(int terms, const ptrdiff_t* HWY_RESTRICT 
       each<kV>([&](auto v) HWY_ATTR { sum[o][v] = hn::MulAdd(wo, pixels[v], sum[o][v]); });
     });
   }
+  const V limit = act_limit(d, relu);
   each<kO>([&](auto o) HWY_ATTR {
     each<kV>([&](auto v) HWY_ATTR {
       T* to = y + o * y_stride + v * L;
       const V before = !first            ? hn::LoadU(d, to)
                        : bias != nullptr ? hn::Set(d, bias[o])
                                          : hn::Zero(d);
-      hn::StoreU(hn::Add(before, sum[o][v]), d, to);
+      hn::StoreU(act(hn::Add(before, sum[o][v]), limit), d, to);
     });
   });
 }
 
 // The same for any tile, of which only the first `pixels` are outputs.
-template <class T> void any_output_tile(int channels, int pixels, int terms,
-                                        const ptrdiff_t* offset, const T* x, const T* w,
-                                        const T* bias, bool first, T* y, ptrdiff_t y_stride) {
+template <class T>
+void any_output_tile(int channels, int pixels, int terms, const ptrdiff_t* offset, const T* x,
+                     const T* w, const T* bias, bool first, bool relu, T* y, ptrdiff_t y_stride) {
   constexpr int L = kLanes<T>, kMost = kPixelVectors * L;
   const bool whole = pixels % L == 0;
   T part[kMaxChannels * kMost];
@@ -401,7 +405,7 @@ template <class T> void any_output_tile(int channels, int pixels, int terms,
   }
   with_constant<kMaxChannels>(channels, [&](auto o) {
     with_constant<kPixelVectors>(ceil_div(pixels, L), [&](auto v) {
-      output_tile<o, v>(terms, offset, x, w, bias, first, to, stride);
+      output_tile<o, v>(terms, offset, x, w, bias, first, relu, to, stride);
     });
   });
   if (!whole) {
@@ -506,7 +510,8 @@ template <class T> void correlate(const Correlation& k, bool mirrored, const T* 
                   packed_weights.get() + ((group * k.o + o) * k.c + int64_t{size} * c0) * taps;
               any_output_tile(size, std::min(kPixels, pixels - p), channels * taps, offset.data(),
                               x, w, bias == nullptr ? nullptr : bias + group * k.o + o, block == 0,
-                              to + o * k.out_plane() + p, k.out_plane());
+                              k.relu && block + 1 == blocks.count, to + o * k.out_plane() + p,
+                              k.out_plane());
             }
           }
         }
@@ -699,8 +704,10 @@ void dispatch(const Correlation& k, bool mirrored, const double* x, const double
 }  // namespace
 
 template <class T> void implicit_gemm_conv2d_forward(const Conv2dShape& g, const T* x,
-                                                     const T* weight, const T* b, T* y) {
-  dispatch(forward_correlation(g), false, x, weight, b, y);
+                                                     const T* weight, const T* b, T* y, bool relu) {
+  Correlation k = forward_correlation(g);
+  k.relu = relu;
+  dispatch(k, false, x, weight, b, y);
 }
 
 template <class T>
@@ -717,9 +724,9 @@ template <> void implicit_gemm_conv2d_backward_weights(const Conv2dShape& g, con
   HWY_DYNAMIC_DISPATCH(WeightGradientDouble)(forward_correlation(g), x, dy, dweight);
 }
 
-#define SINTER_INSTANTIATE(T)                                                                  \
-  template void implicit_gemm_conv2d_forward(const Conv2dShape&, const T*, const T*, const T*, \
-                                             T*);                                              \
+#define SINTER_INSTANTIATE(T)                                                                      \
+  template void implicit_gemm_conv2d_forward(const Conv2dShape&, const T*, const T*, const T*, T*, \
+                                             bool);                                                \
   template void implicit_gemm_conv2d_backward_data(const Conv2dShape&, const T*, const T*, T*);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)

@@ -6,7 +6,7 @@
 namespace sinter {
 
 template <class T> void implicit_gemm_conv2d_forward(const op::Conv2dShape& g, const T* x,
-                                                     const T* weight, const T* b, T* y);
+                                                     const T* weight, const T* b, T* y, bool relu);
 template <class T> void implicit_gemm_conv2d_backward_data(const op::Conv2dShape& g, const T* dy,
                                                            const T* weight, T* dx);
 template <class T> void implicit_gemm_conv2d_backward_weights(const op::Conv2dShape& g, const T* x,

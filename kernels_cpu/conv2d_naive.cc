@@ -17,9 +17,9 @@ int64_t at(int64_t a, int64_t b, int64_t b_size, int64_t c, int64_t c_size, int6
 }  // namespace
 
 // y[n, o, oy, ox] = b[o] + sum over c, i, j of x[n, c, iy, ix] weight[o, c, i, j]
-//   with iy = oy stride_h - pad_h + i dil_h, and likewise ix.
-template <class T>
-void naive_conv2d_forward(const Conv2dShape& g, const T* x, const T* weight, const T* b, T* y) {
+//   with iy = oy stride_h - pad_h + i dil_h, and likewise ix; or the ReLU of it.
+template <class T> void naive_conv2d_forward(const Conv2dShape& g, const T* x, const T* weight,
+                                             const T* b, T* y, bool relu) {
   const int channels = g.c / g.groups;
   parallel_for(int64_t{g.n} * g.o * g.oh, [&](int64_t row) {
     const int64_t oy = row % g.oh, o = row / g.oh % g.o, n = row / g.oh / g.o;
@@ -37,7 +37,8 @@ void naive_conv2d_forward(const Conv2dShape& g, const T* x, const T* weight, con
           }
         }
       }
-      y[row * g.ow + ox] = sum + (b != nullptr ? b[o] : T(0));
+      sum += b != nullptr ? b[o] : T(0);
+      y[row * g.ow + ox] = relu && sum <= 0 ? T(0) : sum;  // a NaN passes
     }
   });
 }
@@ -92,9 +93,9 @@ void naive_conv2d_backward_weights(const Conv2dShape& g, const T* x, const T* dy
   });
 }
 
-#define SINTER_INSTANTIATE(T)                                                               \
-  template void naive_conv2d_forward(const Conv2dShape&, const T*, const T*, const T*, T*); \
-  template void naive_conv2d_backward_data(const Conv2dShape&, const T*, const T*, T*);     \
+#define SINTER_INSTANTIATE(T)                                                                     \
+  template void naive_conv2d_forward(const Conv2dShape&, const T*, const T*, const T*, T*, bool); \
+  template void naive_conv2d_backward_data(const Conv2dShape&, const T*, const T*, T*);           \
   template void naive_conv2d_backward_weights(const Conv2dShape&, const T*, const T*, T*);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)

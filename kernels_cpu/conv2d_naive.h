@@ -5,8 +5,8 @@
 
 namespace sinter {
 
-template <class T>
-void naive_conv2d_forward(const op::Conv2dShape& g, const T* x, const T* weight, const T* b, T* y);
+template <class T> void naive_conv2d_forward(const op::Conv2dShape& g, const T* x, const T* weight,
+                                             const T* b, T* y, bool relu);
 template <class T>
 void naive_conv2d_backward_data(const op::Conv2dShape& g, const T* dy, const T* weight, T* dx);
 template <class T>

@@ -69,6 +69,7 @@ struct Correlation3x3 {
   int n, c, h, w, o, oh, ow, pad_h, pad_w;
   ptrdiff_t of_o, of_c;
   bool rotated;
+  bool relu = false;  // of the results
 
   Planes read() const { return {c, h, w, pad_h, pad_w}; }
   Planes made() const { return {o, oh, ow, 0, 0}; }
@@ -232,9 +233,10 @@ template <class T> struct Matrix {
   T* at(int i, int j) const { return p + i * row + j * column; }
 };
 
-// Columns, then rows; `plus` is added to each result.
-template <class Map, class T>
-HWY_INLINE void transform(Matrix<const T> from, Matrix<T> to, const T* plus = nullptr) {
+// Columns, then rows; `plus` is added to each result. kAct: and with `relu` the ReLU of that.
+template <class Map, class T, bool kAct = false>
+HWY_INLINE void transform(Matrix<const T> from, Matrix<T> to, const T* plus = nullptr,
+                          bool relu = false) {
   const Vec<T> d;
   using V = hn::Vec<Vec<T>>;
   constexpr int L = kLanes<T>, kFrom = Map::kFrom, kTo = Map::kTo;
@@ -251,7 +253,10 @@ HWY_INLINE void transform(Matrix<const T> from, Matrix<T> to, const T* plus = nu
     Map::apply(d, in, out);
     each<kTo>([&](auto j) HWY_ATTR {
       const V sum = plus == nullptr ? out[j] : hn::Add(out[j], hn::Load(d, plus));
-      hn::Store(sum, d, to.at(i, j));
+      if constexpr (kAct)
+        hn::Store(act(sum, act_limit(d, relu)), d, to.at(i, j));
+      else
+        hn::Store(sum, d, to.at(i, j));
     });
   }
 }
@@ -505,10 +510,10 @@ void correlate(const Correlation3x3& k, const T* x, const T* weight, const T* b,
         const int o = (panels.begin(panel) + v) * L;
         for (int image = 0; image < block.images; ++image) {
           each_tile(block, image, [&](int tile, int i, int j) HWY_ATTR {
-            transform<PointsToTile, T>(
+            transform<PointsToTile, T, true>(
                 {results.get() + (tile * size + v) * L, kPatch * result_step, result_step},
                 {pixels.get() + i * out_row + j * L, out_row, L},
-                b == nullptr ? nullptr : bias.get() + o);
+                b == nullptr ? nullptr : bias.get() + o, k.relu);
           });
           unpack_pixels(k, block, std::min(L, k.o - o), pixels.get(),
                         y + (ptrdiff_t{block.image + image} * k.o + o) * y_plane);
@@ -634,9 +639,11 @@ std::string winograd_conv2d_lacks(const Conv2dShape& g) {
   return fits ? "" : "windows of 3 x 3, stride and dilation 1, one group and padding below 3";
 }
 
-template <class T>
-void winograd_conv2d_forward(const Conv2dShape& g, const T* x, const T* weight, const T* b, T* y) {
-  dispatch(forward_correlation(g), x, weight, b, y);
+template <class T> void winograd_conv2d_forward(const Conv2dShape& g, const T* x, const T* weight,
+                                                const T* b, T* y, bool relu) {
+  Correlation3x3 k = forward_correlation(g);
+  k.relu = relu;
+  dispatch(k, x, weight, b, y);
 }
 
 template <> void winograd_conv2d_backward_weights(const Conv2dShape& g, const float* x,
@@ -655,8 +662,9 @@ void winograd_conv2d_backward_data(const Conv2dShape& g, const T* dy, const T* w
            dy, weight, static_cast<const T*>(nullptr), dx);
 }
 
-#define SINTER_INSTANTIATE(T)                                                                  \
-  template void winograd_conv2d_forward(const Conv2dShape&, const T*, const T*, const T*, T*); \
+#define SINTER_INSTANTIATE(T)                                                                 \
+  template void winograd_conv2d_forward(const Conv2dShape&, const T*, const T*, const T*, T*, \
+                                        bool);                                                \
   template void winograd_conv2d_backward_data(const Conv2dShape&, const T*, const T*, T*);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)

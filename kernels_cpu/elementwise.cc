@@ -90,6 +90,15 @@ template <class T> void relu_forward(int64_t n, const T* x, T* y) {
   });
 }
 
+template <class T> void add_relu(int64_t n, const T* a, const T* b, T* y) {
+  elements(n, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T sum = a[i] + b[i];
+      y[i] = !(sum <= 0) ? sum : T(0);
+    }
+  });
+}
+
 template <class T> void relu_backward(int64_t n, const T* y, const T* dy, T* dx) {
   elements(n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -141,6 +150,11 @@ void run(const Cpu&, const Accumulate& o) {
 
 void run(const Cpu&, const ReluForward& o) {
   with_floating(o.x, [&]<class T>() { relu_forward(o.x.numel(), o.x.data<T>(), o.y.data<T>()); });
+}
+
+void run(const Cpu&, const AddRelu& o) {
+  with_floating(
+      o.y, [&]<class T>() { add_relu(o.y.numel(), o.a.data<T>(), o.b.data<T>(), o.y.data<T>()); });
 }
 
 void run(const Cpu&, const ReluBackward& o) {

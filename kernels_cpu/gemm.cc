@@ -266,19 +266,21 @@ Tile choose_tile(int64_t m, int64_t n, int64_t k) {
 
 template <class T> void serial_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const T* a,
                                     int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc,
-                                    bool accumulate) {
+                                    bool accumulate, bool relu) {
   if (m == 0 || n == 0) return;
-  if (k == 0) {
-    if (!accumulate) {
-      for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, n, T(0));
-    }
-    return;
+  if (k > 0) {
+    multiply(ta, tb, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+  } else if (!accumulate) {
+    for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, n, T(0));
   }
-  multiply(ta, tb, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+  if (!relu) return;
+  for (int64_t i = 0; i < m; ++i, c += ldc) {
+    for (int64_t j = 0; j < n; ++j) c[j] = !(c[j] <= 0) ? c[j] : T(0);  // a NaN passes
+  }
 }
 
 template <class T>
-void parallel_gemm(const GemmShape& g, const T* a, const T* b, T* c, bool accumulate) {
+void parallel_gemm(const GemmShape& g, const T* a, const T* b, T* c, bool accumulate, bool relu) {
   if (g.m == 0 || g.n == 0) return;
   const Tile tile = choose_tile(g.m, g.n, g.k);
   const int64_t rows = (g.m + tile.m - 1) / tile.m, cols = (g.n + tile.n - 1) / tile.n;
@@ -290,7 +292,7 @@ void parallel_gemm(const GemmShape& g, const T* a, const T* b, T* c, bool accumu
     serial_gemm(g.ta, g.tb, std::min(tile.m, g.m - m0), std::min(tile.n, g.n - n0), g.k,
                 a + i * g.stride_a + (g.ta ? m0 : m0 * lda), lda,
                 b + i * g.stride_b + (g.tb ? n0 * ldb : n0), ldb, c + (i * g.m + m0) * g.n + n0,
-                g.n, accumulate);
+                g.n, accumulate, relu);
   };
   // Many tiny products share a chunk.
   const int64_t work = tile.m * tile.n * std::max<int64_t>(1, g.k / 8);
@@ -321,8 +323,8 @@ BlasInfo blas_info() {
 
 #define SINTER_INSTANTIATE(T)                                                                   \
   template void serial_gemm(bool, bool, int64_t, int64_t, int64_t, const T*, int64_t, const T*, \
-                            int64_t, T*, int64_t, bool);                                        \
-  template void parallel_gemm(const GemmShape&, const T*, const T*, T*, bool);
+                            int64_t, T*, int64_t, bool, bool);                                  \
+  template void parallel_gemm(const GemmShape&, const T*, const T*, T*, bool, bool);
 SINTER_INSTANTIATE(float)
 SINTER_INSTANTIATE(double)
 #undef SINTER_INSTANTIATE

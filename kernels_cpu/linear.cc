@@ -43,7 +43,7 @@ void run(const Cpu&, const LinearForward& o) {
     T* y = o.y.data<T>();
     if (b != nullptr) repeat_rows(g.n, g.out, b, y);
     parallel_gemm({.tb = true, .m = g.n, .n = g.out, .k = g.in}, o.x.data<T>(), o.w.data<T>(), y,
-                  b != nullptr);
+                  b != nullptr, o.relu);
   });
 }
 

@@ -1,7 +1,6 @@
 // Register tiles: the vectors they are made of, loops without indices in memory, and work in nearly
-// equal parts. For files that
-// foreach_target.h compiles for each instruction set: included by them behind foreach_target.h, and
-// so once for each.
+// equal parts. For files that foreach_target.h compiles for each instruction set: included by them
+// behind foreach_target.h, and so once for each.
 #ifndef SINTER_KERNELS_CPU_PARTS
 #define SINTER_KERNELS_CPU_PARTS
 
@@ -36,6 +35,7 @@ struct Parts {
 
 #include <hwy/highway.h>
 
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -48,6 +48,17 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 template <class T> using Vec = hn::ScalableTag<T>;
 template <class T> constexpr int kLanes = static_cast<int>(hn::MaxLanes(Vec<T>()));
+
+// act(v, act_limit(d, relu)) = max(v, 0), or v as it is without `relu`; a NaN stays a NaN. Without
+// a branch, in whose arms the compiler would add operands of v in different orders: of two NaNs the
+// first is the sum.
+template <class D> HWY_INLINE HWY_ATTR hn::Vec<D> act_limit(D d, bool relu) {
+  using T = hn::TFromD<D>;
+  return hn::Set(d, relu ? T(0) : std::numeric_limits<T>::quiet_NaN());  // nothing is below a NaN
+}
+template <class V> HWY_INLINE HWY_ATTR V act(V v, V limit) {
+  return hn::IfThenZeroElse(hn::Le(v, limit), v);
+}
 
 // Calls f with std::integral_constant<int, i>, 1 <= i <= kMost.
 template <int kMost, class F> void with_constant(int i, const F& f) {

@@ -24,6 +24,7 @@
 #include "conv2d_algorithms.cuh"
 #include "conv2d_tile.cuh"
 #include "launch.cuh"
+#include "relu.cuh"
 #include "scratch.cuh"
 #include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
@@ -46,6 +47,7 @@ struct DirectPlan {
   int pairs;  // of horizontally adjacent outputs, in a row; a thread makes one pair
   int rows, bands;
   int quads, quad_blocks;
+  bool relu = false;  // of the sums
 
   SINTER_HD int tile_h() const { return rows + kh - 1; }
   SINTER_HD int tile_w(int k) const { return 2 * pairs + k - 1; }  // even: k is odd
@@ -141,9 +143,10 @@ template <class T, int K, bool kFlip> __global__ void __launch_bounds__(kThreads
     const int o = o0 + quad * 4 + q;
     if (o >= g.o) break;
     const T bias = b ? b[o] : T(0);
+    const auto result = [&](T s) { return g.relu ? relu_of(s + bias) : s + bias; };
     T* out = y + ((image * g.o + o) * g.oh + y0 + row) * g.ow + column;
-    out[0] = sum[q][0] + bias;
-    if (column + 1 < g.ow) out[1] = sum[q][1] + bias;
+    out[0] = result(sum[q][0]);
+    if (column + 1 < g.ow) out[1] = result(sum[q][1]);
   }
 }
 
@@ -303,13 +306,14 @@ struct Digits {
 };
 
 // A pass tells what its right operand is: `Column` is what a thread knows of one column of B, and
-// load(column, k) the element in row k of it.
+// load(column, k) the element in row k of it; and what becomes of a sum: result(sum, group, m).
 template <class T> struct ForwardPass {
   Conv2dShape g;
   const T* a;  // weight
   const T* x;
   const T* b;  // nullable
   T* out;      // y
+  bool relu;
 
   struct Column {
     const T* x;
@@ -331,8 +335,9 @@ template <class T> struct ForwardPass {
     const int64_t o = static_cast<int64_t>(group) * (g.o / g.groups);
     return (n / plane * g.o + o) * plane + n % plane;
   }
-  __device__ T bias(int group, int64_t m) const {
-    return b ? b[static_cast<int64_t>(group) * (g.o / g.groups) + m] : T(0);
+  __device__ T result(T sum, int group, int64_t m) const {
+    sum += b ? b[static_cast<int64_t>(group) * (g.o / g.groups) + m] : T(0);
+    return relu ? relu_of(sum) : sum;
   }
 };
 
@@ -373,7 +378,7 @@ template <class T> struct BackwardDataPass {
     const int64_t c = static_cast<int64_t>(group) * (g.c / g.groups);
     return (n / plane * g.c + c) * plane + n % plane;
   }
-  __device__ T bias(int, int64_t) const { return T(0); }
+  __device__ T result(T sum, int, int64_t) const { return sum + T(0); }
 };
 
 template <class T> struct BackwardWeightsPass {
@@ -401,7 +406,7 @@ template <class T> struct BackwardWeightsPass {
     const int64_t window = static_cast<int64_t>(g.c / g.groups) * g.kh * g.kw;
     return static_cast<int64_t>(group) * (g.o / g.groups) * window + n;
   }
-  __device__ T bias(int, int64_t) const { return T(0); }
+  __device__ T result(T sum, int, int64_t) const { return sum + T(0); }
 };
 
 constexpr int kGemmThreads = 128;
@@ -499,7 +504,7 @@ template <class T, int kM, class Pass> __global__ void __launch_bounds__(kGemmTh
 #pragma unroll
     for (int r = 0; r < kM; ++r) {
       const int64_t m = m0 + row + r;
-      if (m < g.m) out[m * g.out_row] = sum[r][s] + pass.bias(group, m);
+      if (m < g.m) out[m * g.out_row] = pass.result(sum[r][s], group, m);
     }
   }
 }
@@ -665,19 +670,19 @@ template <class T> bool other_weights_gradient(const Cuda& ctx, const Conv2dShap
 // ---- the passes ---------------------------------------------------------------------------------
 
 template <class T> void conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
-                                       const T* weight, const T* b, T* y) {
-  if (g.algo == ConvAlgo::kNaive) return naive_conv2d_forward(ctx, g, x, weight, b, y);
-  if (g.algo == ConvAlgo::kIm2col) return im2col_conv2d_forward(ctx, g, x, weight, b, y);
+                                       const T* weight, const T* b, T* y, bool relu) {
+  if (g.algo == ConvAlgo::kNaive) return naive_conv2d_forward(ctx, g, x, weight, b, y, relu);
+  if (g.algo == ConvAlgo::kIm2col) return im2col_conv2d_forward(ctx, g, x, weight, b, y, relu);
   if (direct_allowed(g) && unit_window(g)) {
-    const auto p =
-        direct_plan<T>(g.n, g.c, g.h, g.w, g.o, g.oh, g.ow, g.kh, g.kw, g.pad_h, g.pad_w);
+    auto p = direct_plan<T>(g.n, g.c, g.h, g.w, g.o, g.oh, g.ow, g.kh, g.kw, g.pad_h, g.pad_w);
+    if (p) p->relu = relu;
     if (p) return launch_direct<T, false>(ctx, "conv2d_forward", *p, g.kw, x, weight, b, y);
   }
   if (g.algo == ConvAlgo::kDirect) refuse_direct("conv2d_forward", g);
   if (use_winograd<T>(g, ConvPass::kForward, "conv2d_forward"))
-    return winograd_conv2d_forward(ctx, g, x, weight, b, y);
+    return winograd_conv2d_forward(ctx, g, x, weight, b, y, {}, relu);
   if (use_tensor_cores<T>(ctx, g, ConvPass::kForward, "conv2d_forward")) {
-    if constexpr (std::is_same_v<T, float>) tensor_conv2d_forward(ctx, g, x, weight, b, y);
+    if constexpr (std::is_same_v<T, float>) tensor_conv2d_forward(ctx, g, x, weight, b, y, relu);
     return;
   }
   const int64_t plane = int64_t{g.oh} * g.ow, window = int64_t{g.c / g.groups} * g.kh * g.kw;
@@ -695,7 +700,7 @@ template <class T> void conv2d_forward(const Cuda& ctx, const Conv2dShape& g, co
   p.groups = g.groups;
   p.slices = 1;
   launch_gemm<T>(ctx, {"conv2d_forward", g.n, g.o, g.oh, g.ow}, p,
-                 ForwardPass<T>{g, weight, x, b, y});
+                 ForwardPass<T>{g, weight, x, b, y, relu});
 }
 
 template <class T> void conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g, const T* dy,
@@ -792,7 +797,8 @@ template <class T> void conv2d_backward_weights(const Cuda& ctx, const Conv2dSha
 
 void run(const Cuda& ctx, const Conv2dForward& o) {
   with_floating(o.x, [&]<class T>() {
-    cuda::conv2d_forward(ctx, o.g, o.x.data<T>(), o.weight.data<T>(), o.b.data<T>(), o.y.data<T>());
+    cuda::conv2d_forward(ctx, o.g, o.x.data<T>(), o.weight.data<T>(), o.b.data<T>(), o.y.data<T>(),
+                         o.relu);
   });
 }
 

@@ -13,7 +13,7 @@ enum class ConvPass { kForward, kBackwardData, kBackwardWeights };
 
 // One thread an output element (conv2d_naive.cu).
 template <class T> void naive_conv2d_forward(const Cuda& ctx, const op::Conv2dShape& g, const T* x,
-                                             const T* weight, const T* b, T* y);
+                                             const T* weight, const T* b, T* y, bool relu);
 template <class T> void naive_conv2d_backward_data(const Cuda& ctx, const op::Conv2dShape& g,
                                                    const T* dy, const T* weight, T* dx);
 template <class T> void naive_conv2d_backward_weights(const Cuda& ctx, const op::Conv2dShape& g,
@@ -21,7 +21,7 @@ template <class T> void naive_conv2d_backward_weights(const Cuda& ctx, const op:
 
 // The matrix of patches written out, and a matrix product (conv2d_im2col.cu).
 template <class T> void im2col_conv2d_forward(const Cuda& ctx, const op::Conv2dShape& g, const T* x,
-                                              const T* weight, const T* b, T* y);
+                                              const T* weight, const T* b, T* y, bool relu);
 template <class T> void im2col_conv2d_backward_data(const Cuda& ctx, const op::Conv2dShape& g,
                                                     const T* dy, const T* weight, T* dx);
 template <class T> void im2col_conv2d_backward_weights(const Cuda& ctx, const op::Conv2dShape& g,
@@ -35,7 +35,7 @@ std::string tensor_conv2d_lacks(const Cuda& ctx, const op::Conv2dShape& g);
 // Whether its tiles are filled well enough to beat the implicit GEMM outside the tensor cores.
 bool tensor_conv2d_pays(const op::Conv2dShape& g, ConvPass pass);
 void tensor_conv2d_forward(const Cuda& ctx, const op::Conv2dShape& g, const float* x,
-                           const float* weight, const float* b, float* y);
+                           const float* weight, const float* b, float* y, bool relu);
 void tensor_conv2d_backward_data(const Cuda& ctx, const op::Conv2dShape& g, const float* dy,
                                  const float* weight, float* dx);
 void tensor_conv2d_backward_weights(const Cuda& ctx, const op::Conv2dShape& g, const float* x,
@@ -53,7 +53,8 @@ std::string winograd_conv2d_lacks(const op::Conv2dShape& g);
 bool winograd_conv2d_pays(const op::Conv2dShape& g, ConvPass pass);
 template <class T> void winograd_conv2d_forward(const Cuda& ctx, const op::Conv2dShape& g,
                                                 const T* x, const T* weight, const T* b, T* y,
-                                                const WinogradBounds& bounds = {});
+                                                const WinogradBounds& bounds = {},
+                                                bool relu = false);
 template <class T> void winograd_conv2d_backward_data(const Cuda& ctx, const op::Conv2dShape& g,
                                                       const T* dy, const T* weight, T* dx,
                                                       const WinogradBounds& bounds = {});

@@ -11,6 +11,7 @@
 #include "elementwise.cuh"
 #include "gemm.cuh"
 #include "launch.cuh"
+#include "relu.cuh"
 #include "scratch.cuh"
 
 namespace sinter::cuda {
@@ -79,13 +80,15 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// to (a, b, inner) = from (b, a, inner) with b's swapped, and bias[b] added where there is one.
+// to (a, b, inner) = from (b, a, inner) with b's swapped, and bias[b] added where there is one; or
+// the ReLU of that.
 template <class T> __global__ void __launch_bounds__(kThreads)
     swap_outer(int64_t count, int64_t a, int64_t b, int64_t inner, const T* from, const T* bias,
-               T* to) {
+               bool relu, T* to) {
   for (auto e = thread_index<int64_t>(); e < count; e += thread_count<int64_t>()) {
     const int64_t i = e % inner, at_b = e / inner % b, at_a = e / inner / b;
-    to[e] = from[(at_b * a + at_a) * inner + i] + (bias ? bias[at_b] : T(0));
+    const T value = from[(at_b * a + at_a) * inner + i] + (bias ? bias[at_b] : T(0));
+    to[e] = relu ? relu_of(value) : value;
   }
 }
 
@@ -98,13 +101,13 @@ template <class T> void write_patches(const Cuda& ctx, const Chunk& chunk, const
 template <class T>
 void write_gradients(const Cuda& ctx, const Chunk& chunk, const T* dy, T* gradients) {
   launch_1d(ctx, "conv2d: im2col", chunk.g.o * chunk.columns(), swap_outer<T>, int64_t{chunk.g.o},
-            chunk.images, chunk.positions(), dy, static_cast<const T*>(nullptr), gradients);
+            chunk.images, chunk.positions(), dy, static_cast<const T*>(nullptr), false, gradients);
 }
 
 }  // namespace
 
 template <class T> void im2col_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
-                                              const T* weight, const T* b, T* y) {
+                                              const T* weight, const T* b, T* y, bool relu) {
   for_each_chunk<T>(g, [&](const Chunk& chunk, int64_t first) {
     const int64_t m = g.o / g.groups, k = chunk.rows() / g.groups, n = chunk.columns();
     const Scratch<T> patches(ctx, chunk.rows() * n), products(ctx, g.o * n);
@@ -119,7 +122,7 @@ template <class T> void im2col_conv2d_forward(const Cuda& ctx, const Conv2dShape
           .tf32 = g.tf32},
          weight, static_cast<const T*>(patches.data()), products.data());
     launch_1d(ctx, "conv2d_forward", g.o * n, swap_outer<T>, chunk.images, int64_t{g.o},
-              chunk.positions(), static_cast<const T*>(products.data()), b,
+              chunk.positions(), static_cast<const T*>(products.data()), b, relu,
               y + first * chunk.y_image());
   });
 }
@@ -171,7 +174,7 @@ template <class T> void im2col_conv2d_backward_weights(const Cuda& ctx, const Co
 
 #define SINTER_INSTANTIATE(T)                                                                    \
   template void im2col_conv2d_forward(const Cuda&, const Conv2dShape&, const T*, const T*,       \
-                                      const T*, T*);                                             \
+                                      const T*, T*, bool);                                       \
   template void im2col_conv2d_backward_data(const Cuda&, const Conv2dShape&, const T*, const T*, \
                                             T*);                                                 \
   template void im2col_conv2d_backward_weights(const Cuda&, const Conv2dShape&, const T*,        \

@@ -2,6 +2,7 @@
 // product. Slow, and short enough to check the other algorithms by, on paper too.
 #include "conv2d_algorithms.cuh"
 #include "launch.cuh"
+#include "relu.cuh"
 
 namespace sinter::cuda {
 using namespace op;
@@ -9,9 +10,10 @@ using namespace op;
 namespace {
 
 // y[n, o, oy, ox] = b[o] + sum over c, i, j of x[n, c, iy, ix] weight[o, c, i, j]
-//   with iy = oy stride_h - pad_h + i dil_h, and likewise ix.
+//   with iy = oy stride_h - pad_h + i dil_h, and likewise ix; or the ReLU of it.
 template <class T> __global__ void __launch_bounds__(kThreads)
-    naive_forward(int64_t count, Conv2dShape g, const T* x, const T* weight, const T* b, T* y) {
+    naive_forward(int64_t count, Conv2dShape g, const T* x, const T* weight, const T* b, bool relu,
+                  T* y) {
   const int channels = g.c / g.groups;
   for (auto e = thread_index<int64_t>(); e < count; e += thread_count<int64_t>()) {
     const int ox = static_cast<int>(e % g.ow), oy = static_cast<int>(e / g.ow % g.oh);
@@ -30,7 +32,8 @@ template <class T> __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-    y[e] = sum + (b ? b[o] : T(0));
+    sum += b ? b[o] : T(0);
+    y[e] = relu ? relu_of(sum) : sum;
   }
 }
 
@@ -90,9 +93,9 @@ template <class T> __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <class T> void naive_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
-                                             const T* weight, const T* b, T* y) {
+                                             const T* weight, const T* b, T* y, bool relu) {
   launch_1d(ctx, "conv2d_forward", int64_t{g.n} * g.o * g.oh * g.ow, naive_forward<T>, g, x, weight,
-            b, y);
+            b, relu, y);
 }
 template <class T> void naive_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g,
                                                    const T* dy, const T* weight, T* dx) {
@@ -107,7 +110,7 @@ template <class T> void naive_conv2d_backward_weights(const Cuda& ctx, const Con
 
 #define SINTER_INSTANTIATE(T)                                                                      \
   template void naive_conv2d_forward(const Cuda&, const Conv2dShape&, const T*, const T*,          \
-                                     const T*, T*);                                                \
+                                     const T*, T*, bool);                                          \
   template void naive_conv2d_backward_data(const Cuda&, const Conv2dShape&, const T*, const T*,    \
                                            T*);                                                    \
   template void naive_conv2d_backward_weights(const Cuda&, const Conv2dShape&, const T*, const T*, \

@@ -20,6 +20,7 @@
 
 #include "conv2d_algorithms.cuh"
 #include "launch.cuh"
+#include "relu.cuh"
 #include "scratch.cuh"
 #include "tensor_core.cuh"
 
@@ -265,6 +266,7 @@ struct Correlation {
   int k_tiles, slices, slice_tiles;
   int tiles_m, tiles_n;
   bool in_fours;  // whether out can be written 16 bytes at a time
+  bool relu;      // of the sums
 };
 
 // packed (groups, k_tiles, m_padded / 16, 512): see PixelTiles. Element (group, m, channel, tap) of
@@ -378,7 +380,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kWarpM, kPasses>)
         const float bias = g.bias ? g.bias[group * g.m + row] : 0;
         float v[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = sum[m][i][half * 2 + e] + bias;
+        for (int i = 0; i < 4; ++i) {
+          v[i] = sum[m][i][half * 2 + e] + bias;
+          if (g.relu) v[i] = relu_of(v[i]);
+        }
         if (g.in_fours) {
           if (n >= g.pixels) continue;
           float* to = out + (n / g.plane * channels + row) * g.plane + n % g.plane;
@@ -394,14 +399,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kWarpM, kPasses>)
   }
 }
 
-// out[i] = the slices' sums at i, added in order, and its channel's bias.
+// out[i] = the slices' sums at i, added in order, and its channel's bias; or the ReLU of that.
 template <class N> __global__ void __launch_bounds__(kThreads)
     add_slices(N n, int slices, int channels, int plane, const float* partial, const float* bias,
-               float* out) {
+               bool relu, float* out) {
   for (N i = thread_index<N>(); i < n; i += thread_count<N>()) {
     float sum = partial[i];
     for (int s = 1; s < slices; ++s) sum += partial[static_cast<int64_t>(s) * n + i];
-    out[i] = sum + (bias ? bias[i / plane % channels] : 0);
+    sum += bias ? bias[i / plane % channels] : 0;
+    out[i] = relu ? relu_of(sum) : sum;
   }
 }
 
@@ -642,9 +648,11 @@ template <int kWarpM, int kPasses> void correlate(const Cuda& ctx, const Operati
   const Scratch<float> partial(ctx, sliced ? p.slices * size : 0);
   float* const out = p.out;
   const float* const bias = p.bias;
+  const bool relu = p.relu;
   if (sliced) {
     p.out = partial.data();
     p.bias = nullptr;
+    p.relu = false;
   }
   p.in_fours = p.plane % 4 == 0 && reinterpret_cast<uintptr_t>(p.out) % 16 == 0;
   launch_tiles<PixelTiles, kWarpM>(ctx, operation, source.groups,
@@ -652,7 +660,7 @@ template <int kWarpM, int kPasses> void correlate(const Cuda& ctx, const Operati
   if (!sliced) return;
   with_index(size + kStride, [&](auto index) {
     launch_1d(ctx, operation.name, size, add_slices<decltype(index)>, p.slices, source.groups * p.m,
-              p.plane, static_cast<const float*>(partial.data()), bias, out);
+              p.plane, static_cast<const float*>(partial.data()), bias, relu, out);
   });
 }
 
@@ -713,11 +721,12 @@ bool tensor_conv2d_pays(const Conv2dShape& g, ConvPass pass) {
 }
 
 void tensor_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const float* x,
-                           const float* weight, const float* b, float* y) {
+                           const float* weight, const float* b, float* y, bool relu) {
   Correlation p{};
   p.source = {x, g.c / g.groups, g.groups, forward_axis(g.h, g.kh, g.stride_h, g.pad_h, g.dil_h),
               forward_axis(g.w, g.kw, g.stride_w, g.pad_w, g.dil_w)};
   p.bias = b;
+  p.relu = relu;
   p.out = y;
   p.m = g.o / g.groups;
   p.plane = g.oh * g.ow;

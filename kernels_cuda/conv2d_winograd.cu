@@ -38,6 +38,7 @@
 #include "conv2d_tile.cuh"
 #include "gemm.cuh"
 #include "launch.cuh"
+#include "relu.cuh"
 #include "scratch.cuh"
 #include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
@@ -217,9 +218,11 @@ template <class Map, bool kFours, class T, class Index> __global__ void __launch
     to[static_cast<int64_t>(p) * count] = out[p / kPatch][p % kPatch];
 }
 
-// y (images, channels, h, w) from tiles (36, channels, length), with b (channels), nullable.
+// y (images, channels, h, w) from tiles (36, channels, length), with b (channels), nullable; or the
+// ReLU of that.
 template <bool kFours, class T, class Index> __global__ void __launch_bounds__(kThreads)
-    from_points(Index count, Tiles tiles, Planes planes, const T* from, const T* b, T* y) {
+    from_points(Index count, Tiles tiles, Planes planes, const T* from, const T* b, bool relu,
+                T* y) {
   const auto e = thread_index<Index>();
   if (e >= count) return;
   const Place at = place_of(tiles, planes, e);
@@ -231,6 +234,7 @@ template <bool kFours, class T, class Index> __global__ void __launch_bounds__(k
     in[p / kPatch][p % kPatch] = from[static_cast<int64_t>(p) * count];
   const T bias = b ? b[at.channel] : T(0);
   transform<PointsToTile>(in, out);
+  const auto result = [&](T value) { return relu ? relu_of(value + bias) : value + bias; };
   T* to = y + (at.plane * planes.h + at.y) * planes.w + at.x;
 #pragma unroll
   for (int i = 0; i < kTile; ++i, to += planes.w) {
@@ -238,12 +242,12 @@ template <bool kFours, class T, class Index> __global__ void __launch_bounds__(k
     if constexpr (kFours) {
       Quad<T> four;
 #pragma unroll
-      for (int j = 0; j < kTile; ++j) four.v[j] = out[i][j] + bias;
+      for (int j = 0; j < kTile; ++j) four.v[j] = result(out[i][j]);
       *reinterpret_cast<Quad<T>*>(to) = four;
     } else {
 #pragma unroll
       for (int j = 0; j < kTile; ++j)
-        if (at.x + j < planes.w) to[j] = out[i][j] + bias;
+        if (at.x + j < planes.w) to[j] = result(out[i][j]);
     }
   }
 }
@@ -347,9 +351,9 @@ int64_t slice_of(const Conv2dShape& g, int64_t tiles_of_image, int64_t element, 
 
 // y (n, o, oh, ow) = x (n, c, h, w) correlated with weight (o, c, 3, 3); kBackward: rotated
 // (c, o, 3, 3). g describes this correlation, whatever the pass.
-template <bool kBackward, class T> void correlate(const Cuda& ctx, const char* name,
-                                                  const Conv2dShape& g, const T* x, const T* weight,
-                                                  const T* b, T* y, const WinogradBounds& bounds) {
+template <bool kBackward, class T>
+void correlate(const Cuda& ctx, const char* name, const Conv2dShape& g, const T* x, const T* weight,
+               const T* b, bool relu, T* y, const WinogradBounds& bounds) {
   const Operation operation{name, g.n, g.o, g.oh, g.ow};
   const int64_t pairs = int64_t{g.o} * g.c;
   const Scratch<T> windows(ctx, kPoints * pairs);
@@ -381,7 +385,8 @@ template <bool kBackward, class T> void correlate(const Cuda& ctx, const char* n
     with_index(count, [&]<class Index>(Index) {
       launch(ctx, operation, static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0,
              fours ? from_points<true, T, Index> : from_points<false, T, Index>,
-             static_cast<Index>(count), tiles, made, static_cast<const T*>(results.data()), b, to);
+             static_cast<Index>(count), tiles, made, static_cast<const T*>(results.data()), b, relu,
+             to);
     });
   }
 }
@@ -435,8 +440,8 @@ bool winograd_conv2d_pays(const Conv2dShape& g, ConvPass pass) {
 
 template <class T> void winograd_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
                                                 const T* weight, const T* b, T* y,
-                                                const WinogradBounds& bounds) {
-  correlate<false>(ctx, "conv2d_forward", g, x, weight, b, y, bounds);
+                                                const WinogradBounds& bounds, bool relu) {
+  correlate<false>(ctx, "conv2d_forward", g, x, weight, b, relu, y, bounds);
 }
 
 template <class T> void winograd_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g,
@@ -448,8 +453,8 @@ template <class T> void winograd_conv2d_backward_data(const Cuda& ctx, const Con
   std::swap(back.w, back.ow);
   back.pad_h = kWindow - 1 - g.pad_h;
   back.pad_w = kWindow - 1 - g.pad_w;
-  correlate<true>(ctx, "conv2d_backward_data", back, dy, weight, static_cast<const T*>(nullptr), dx,
-                  bounds);
+  correlate<true>(ctx, "conv2d_backward_data", back, dy, weight, static_cast<const T*>(nullptr),
+                  false, dx, bounds);
 }
 
 template <class T> void winograd_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g,
@@ -489,7 +494,7 @@ template <class T> void winograd_conv2d_backward_weights(const Cuda& ctx, const 
 
 #define SINTER_INSTANTIATE(T)                                                                      \
   template void winograd_conv2d_forward(const Cuda&, const Conv2dShape&, const T*, const T*,       \
-                                        const T*, T*, const WinogradBounds&);                      \
+                                        const T*, T*, const WinogradBounds&, bool);                \
   template void winograd_conv2d_backward_data(const Cuda&, const Conv2dShape&, const T*, const T*, \
                                               T*, const WinogradBounds&);                          \
   template void winograd_conv2d_backward_weights(const Cuda&, const Conv2dShape&, const T*,        \

@@ -5,6 +5,7 @@
 #include "elementwise.cuh"
 #include "launch.cuh"
 #include "loop.cuh"
+#include "relu.cuh"
 #include "sinter/operators.h"
 #include "sinter/runtime.h"
 
@@ -81,8 +82,10 @@ template <class T> struct Scale {
   __device__ T operator()(T x, T) const { return alpha * x; }
 };
 struct Relu {
-  // Not max(x, 0), which would turn a NaN into 0.
-  template <class T> __device__ T operator()(T x, T) const { return x < T(0) ? T(0) : x; }
+  template <class T> __device__ T operator()(T x, T) const { return relu_of(x); }
+};
+struct AddRelu {
+  template <class T> __device__ T operator()(T a, T b) const { return relu_of(a + b); }
 };
 struct ReluGradient {
   template <class T> __device__ T operator()(T y, T dy) const { return y <= T(0) ? T(0) : dy; }
@@ -189,6 +192,13 @@ void run(const Cuda& ctx, const ReluForward& o) {
   with_floating(o.x, [&]<class T>() {
     const T* x = o.x.data<T>();
     cuda::map(ctx, "relu_forward", o.x.numel(), cuda::Relu{}, x, x, o.y.data<T>());
+  });
+}
+
+void run(const Cuda& ctx, const AddRelu& o) {
+  with_floating(o.y, [&]<class T>() {
+    cuda::map(ctx, "add_relu", o.y.numel(), cuda::AddRelu{}, o.a.data<T>(), o.b.data<T>(),
+              o.y.data<T>());
   });
 }
 

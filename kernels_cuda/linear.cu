@@ -3,6 +3,7 @@
 
 #include "gemm.cuh"
 #include "launch.cuh"
+#include "relu.cuh"
 #include "sinter/operators.h"
 #include "sum.cuh"
 
@@ -12,10 +13,15 @@ using namespace op;
 namespace cuda {
 namespace {
 
-// y (n, out) += b (out)
-template <class T, class Index>
+// y (n, out) += b (out), nullable with kRelu, which takes the ReLU of that.
+template <class T, class Index, bool kRelu>
 __global__ void add_bias_kernel(Index n, Index out, const T* b, T* y) {
-  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) y[i] += b[i % out];
+  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
+    if constexpr (kRelu)
+      y[i] = relu_of(b ? y[i] + b[i % out] : y[i]);
+    else
+      y[i] += b[i % out];
+  }
 }
 
 }  // namespace
@@ -26,10 +32,12 @@ void run(const Cuda& ctx, const LinearForward& o) {
   with_floating(o.x, [&]<class T>() {
     cuda::gemm(ctx, {.ta = false, .tb = true, .m = g.n, .n = g.out, .k = g.in, .tf32 = g.tf32},
                o.x.data<T>(), o.w.data<T>(), o.y.data<T>());
-    if (o.b.address == nullptr) return;
+    if (o.b.address == nullptr && !o.relu) return;
     cuda::with_index(g.n * g.out, [&]<class Index>(Index) {
-      cuda::launch_1d(ctx, "linear_forward", g.n * g.out, cuda::add_bias_kernel<T, Index>,
-                      static_cast<Index>(g.out), o.b.data<T>(), o.y.data<T>());
+      cuda::launch_1d(
+          ctx, "linear_forward", g.n * g.out,
+          o.relu ? cuda::add_bias_kernel<T, Index, true> : cuda::add_bias_kernel<T, Index, false>,
+          static_cast<Index>(g.out), o.b.data<T>(), o.y.data<T>());
     });
   });
 }

@@ -731,7 +731,7 @@ DEVICE_TEST("app: every usable device trains and agrees with the CPU", "[app]") 
 
 DEVICE_TEST("app: compiled steps and eager ones train to the same weights", "[app][program]") {
   const Folder folder;
-  const test::NoFusePass exact(device);
+  const test::PassesOff exact("-fuse");
   // 64 steps an epoch: on a GPU three calls of 20, and the last ones, of which one is a smaller
   // batch. Under a sanitizer 24.
   const char* const size = test::under_sanitizer() ? "750" : "2030";

@@ -59,21 +59,21 @@ inline bool under_sanitizer() {
   return set;
 }
 
-// While one lives, programs on a GPU run without the pass that lets one operator do what another
-// did: it rounds in another way there.
-class NoFusePass {
+// Passes that programs are made without while one lives: "-fuse,-dead". Without the fuse pass they
+// round as operators one by one do.
+class PassesOff {
  public:
-  explicit NoFusePass(Device device) {
-    if (device.is_cuda()) setenv(kName, before_ ? (*before_ + ",-fuse").c_str() : "-fuse", 1);
+  explicit PassesOff(const std::string& names) {
+    setenv(kName, before_ ? (*before_ + "," + names).c_str() : names.c_str(), 1);
   }
-  ~NoFusePass() {
+  ~PassesOff() {
     if (before_)
       setenv(kName, before_->c_str(), 1);
     else
       unsetenv(kName);
   }
-  NoFusePass(const NoFusePass&) = delete;
-  NoFusePass& operator=(const NoFusePass&) = delete;
+  PassesOff(const PassesOff&) = delete;
+  PassesOff& operator=(const PassesOff&) = delete;
 
  private:
   static constexpr const char* kName = "SINTER_PASSES";

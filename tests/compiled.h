@@ -5,9 +5,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,27 +13,6 @@
 #include "values.h"
 
 namespace sinter::test {
-
-// Passes that programs are made without while one lives: "-fuse,-dead".
-class PassesOff {
- public:
-  explicit PassesOff(const std::string& names) {
-    setenv(kName, before_ ? (*before_ + "," + names).c_str() : names.c_str(), 1);
-  }
-  ~PassesOff() {
-    if (before_)
-      setenv(kName, before_->c_str(), 1);
-    else
-      unsetenv(kName);
-  }
-  PassesOff(const PassesOff&) = delete;
-  PassesOff& operator=(const PassesOff&) = delete;
-
- private:
-  static constexpr const char* kName = "SINTER_PASSES";
-  const std::optional<std::string> before_ =
-      std::getenv(kName) ? std::optional<std::string>(std::getenv(kName)) : std::nullopt;
-};
 
 // What a function computes, undefined tensors among it. It does the same at every call: gradients
 // that it makes it drops first.

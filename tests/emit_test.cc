@@ -1,6 +1,7 @@
 // Operators as data (emit.h): whoever writes one has what the built-in ones have.
 #include <sinter/emit.h>
 
+#include <cmath>
 #include <sstream>
 #include <vector>
 
@@ -111,6 +112,12 @@ TEST_CASE("emit: an operator tells of itself", "[emit][cpu]") {
   INFO(difference);
   CHECK(difference.find("g: ") == 0);
   CHECK(difference.find("tf32=false") < difference.find("tf32=true"));
+
+  // Numbers to the bit.
+  OperatorOf fill(op::Fill{std::nan(""), out(y)});
+  CHECK(fill.difference(*fill.clone()).empty());
+  OperatorOf zero(op::Fill{0, out(y)}), negative(op::Fill{-0.0, out(y)});
+  CHECK(zero.difference(negative) == "value: 0, then -0");
 
   OperatorOf squares(Squares{0.5, {3, 4}, {in(x), in(w)}, {out(y)}, inout(x), {}});
   std::ostringstream all;

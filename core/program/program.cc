@@ -96,17 +96,19 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
   for (const Tensor& tensor : returned) {
     Returned kept{tensor, nullptr, nullptr, 0, {}, kFloat32};
     const auto [number, start] = tensor.place();
-    const auto found = recorded_.buffers.find(number);
+    const auto found =
+        std::find_if(recorded_.buffers.begin(), recorded_.buffers.end(), [&](const Buffer& buffer) {
+          return buffer.kind == Buffer::Kind::kResult && buffer.storage_number == number;
+        });
     // Several may be views of one.
     const auto same = std::find_if(returned_.begin(), returned_.end(), [&](const Returned& r) {
       return r.storage != nullptr && r.storage->number == number;
     });
-    const bool is_first = same == returned_.end() && found != recorded_.buffers.end() &&
-                          found->second.kind == Buffer::Kind::kResult;
+    const bool is_first = same == returned_.end() && found != recorded_.buffers.end();
     if (is_first || same != returned_.end()) {
       if (is_first) {
         // From now on the program writes to memory behind what is returned.
-        std::shared_ptr<Storage>& storage = found->second.storage;
+        std::shared_ptr<Storage>& storage = found->storage;
         kept.storage = storage;
         kept.memory = std::make_shared<Storage>(storage->device, storage->bytes);
         storage->adopt(kept.memory);
@@ -122,7 +124,7 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
     }
     returned_.push_back(std::move(kept));
   }
-  for (auto& [number, buffer] : recorded_.buffers) {
+  for (const Buffer& buffer : recorded_.buffers) {
     if (buffer.kind == Buffer::Kind::kOutside) ++buffer.storage->programs;
   }
   const Passes passes = Passes::from_environment();
@@ -137,9 +139,10 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
 
 void Program::take_over(Recorder::Result newer, const Matching& matching) {
   for (List* list : {&recorded_, &list_}) {
-    for (auto& [number, buffer] : list->buffers) {
+    for (uint64_t b = 1; b < list->buffers.size(); ++b) {
+      Buffer& buffer = list->buffers[b];
       if (buffer.kind != Buffer::Kind::kResult || is_returned(buffer.storage)) continue;
-      buffer.storage = newer.list.buffers.at(matching.pairs().at(number)).storage;
+      buffer.storage = newer.list.buffers[matching.partner(b)].storage;
     }
   }
   guards_ = std::move(newer.guards);
@@ -153,14 +156,13 @@ bool Program::is_returned(const std::shared_ptr<Storage>& storage) const {
 }
 
 Program::~Program() {
-  for (auto& [number, buffer] : recorded_.buffers) {
+  for (const Buffer& buffer : recorded_.buffers) {
     if (buffer.kind == Buffer::Kind::kOutside) --buffer.storage->programs;
   }
 }
 
 bool Program::lost_an_array() const {
-  return std::any_of(recorded_.buffers.begin(), recorded_.buffers.end(), [](const auto& entry) {
-    const Buffer& buffer = entry.second;
+  return std::any_of(recorded_.buffers.begin(), recorded_.buffers.end(), [](const Buffer& buffer) {
     // A program holds it twice, in the list as recorded and in the other.
     return buffer.kind == Buffer::Kind::kOutside &&
            buffer.storage.use_count() <= 2 * buffer.storage->programs.load();
@@ -275,7 +277,7 @@ void Program::replay(const std::vector<Tensor>& arguments) {
       inputs_[i]->point_to(address, impl.storage);
     }
   }
-  for (auto& [number, buffer] : recorded_.buffers)
+  for (const Buffer& buffer : recorded_.buffers)
     if (buffer.kind == Buffer::Kind::kOutside && on_gpu) buffer.storage->use();
   if (on_gpu && !options_.check_finite && !options_.profile) {
     if (!launch_) capture();
@@ -352,11 +354,6 @@ ProgramProfile Program::profile() const {
 namespace {
 
 void print_list(std::ostream& out, const List& list, const Schedule* schedule) {
-  // Numbers as they come up, instead of the process's.
-  std::unordered_map<uint64_t, size_t> numbers;
-  const auto number = [&](const Operand& x) {
-    return numbers.emplace(x.buffer, numbers.size()).first->second;
-  };
   for (size_t i = 0; i < list.entries.size(); ++i) {
     const Entry& entry = list.entries[i];
     out << "  " << i;
@@ -378,7 +375,7 @@ void print_list(std::ostream& out, const List& list, const Schedule* schedule) {
                                            : "")
           << ref.name;
       if (ref.index >= 0) out << '[' << ref.index << ']';
-      out << "=" << (buffer.is_virtual() ? "%" : "@") << number(x) << ' ' << x.dtype << x.shape;
+      out << "=" << (buffer.is_virtual() ? "%" : "@") << x.buffer << ' ' << x.dtype << x.shape;
     }
     int64_t bytes = 0;
     for (const OperandRef& ref : entry.operands) bytes += ref.operand->bytes();

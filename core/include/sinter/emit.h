@@ -13,6 +13,7 @@
 //   emit(Square{in(x), out(y)});
 #pragma once
 
+#include <bit>
 #include <memory>
 #include <ostream>
 #include <sstream>
@@ -95,6 +96,14 @@ template <class Op> Work work(const Op& op) {
   if constexpr (requires { flops(op); }) result.flops = flops(op);
   if constexpr (requires { bytes_unread(op); }) result.bytes -= bytes_unread(op);
   return result;
+}
+
+// To the bit: a NaN is what it was, and -0 is not 0.
+template <class V> bool same_attribute(const V& a, const V& b) {
+  if constexpr (std::is_same_v<V, double>)
+    return std::bit_cast<uint64_t>(a) == std::bit_cast<uint64_t>(b);
+  else
+    return a == b;
 }
 
 // As in "stride=(1, 1)": a number, a name, a list, or a struct that has `each`.

@@ -132,6 +132,13 @@ struct ReluForward {
   Out y;
   void each(auto&& f) { f("x", x), f("y", y); }
 };
+// y = max(a + b, 0), all of one shape; a NaN stays a NaN.
+struct AddRelu {
+  static constexpr const char* name = "add_relu";
+  In a, b;
+  Out y;
+  void each(auto&& f) { f("a", a), f("b", b), f("y", y); }
+};
 // dx = 0 where y <= 0, else dy: the gradient at 0 is 0, and a NaN passes its gradient on, as in
 // PyTorch.
 struct ReluBackward {
@@ -196,13 +203,14 @@ struct LinearShape {
   bool operator==(const LinearShape&) const = default;
   void each(auto&& f) const { f("n", n), f("in", in), f("out", out), f("tf32", tf32); }
 };
-// y = x w^T + b. b optional.
+// y = x w^T + b, with `relu` the ReLU of it, to the bit what ReluForward makes of it. b optional.
 struct LinearForward {
   static constexpr const char* name = "linear_forward";
   LinearShape g;
   In x, w, b;
   Out y;
-  void each(auto&& f) { f("g", g), f("x", x), f("w", w), f("b", b), f("y", y); }
+  bool relu = false;
+  void each(auto&& f) { f("g", g), f("relu", relu), f("x", x), f("w", w), f("b", b), f("y", y); }
 };
 // dx = dy w.
 struct LinearBackwardData {
@@ -243,13 +251,16 @@ struct Conv2dShape {
     f("algo", algo), f("tf32", tf32);
   }
 };
-// b optional.
+// relu: y is the ReLU of the convolution, to the bit what ReluForward makes of it. b optional.
 struct Conv2dForward {
   static constexpr const char* name = "conv2d_forward";
   Conv2dShape g;
   In x, weight, b;
   Out y;
-  void each(auto&& f) { f("g", g), f("x", x), f("weight", weight), f("b", b), f("y", y); }
+  bool relu = false;
+  void each(auto&& f) {
+    f("g", g), f("relu", relu), f("x", x), f("weight", weight), f("b", b), f("y", y);
+  }
 };
 struct Conv2dBackwardData {
   static constexpr const char* name = "conv2d_backward_data";
@@ -591,6 +602,7 @@ SINTER_OPERATOR(Binary);
 SINTER_OPERATOR(Scale);
 SINTER_OPERATOR(Accumulate);
 SINTER_OPERATOR(ReluForward);
+SINTER_OPERATOR(AddRelu);
 SINTER_OPERATOR(ReluBackward);
 SINTER_OPERATOR(Sum);
 SINTER_OPERATOR(SumSlices);

@@ -56,7 +56,9 @@ void forward(Rewriting& list, Kernels& kernels, int i) {
   if (relu == nullptr) return;
   const int conv_at = list.producer(relu->x, relu_at);
   const auto* conv = list.at<op::Conv2dForward>(conv_at);
-  if (conv == nullptr || !pools(pool->g, conv->g) || !kernels.fit(conv->g, conv->x.dtype)) return;
+  if (conv == nullptr || conv->relu || !pools(pool->g, conv->g) ||
+      !kernels.fit(conv->g, conv->x.dtype))
+    return;
   for (const In& x : {conv->x, conv->weight, conv->b})
     if (!list.unchanged(x, conv_at, i)) return;
   list.replace(

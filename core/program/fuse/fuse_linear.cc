@@ -34,7 +34,7 @@ Layer layer_of(const Rewriting& list, const Operand& x, int i) {
   layer.relu = list.at<op::ReluForward>(layer.at);
   const int linear_at = layer.relu != nullptr ? list.producer(layer.relu->x, layer.at) : layer.at;
   layer.linear = list.at<op::LinearForward>(linear_at);
-  if (layer.linear == nullptr) return {};
+  if (layer.linear == nullptr || layer.linear->relu) return {};
   for (const In& operand : {layer.linear->x, layer.linear->w, layer.linear->b})
     if (!list.unchanged(operand, linear_at, layer.at)) return {};
   return layer;

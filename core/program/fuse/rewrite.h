@@ -3,7 +3,6 @@
 
 #include <memory>
 #include <span>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -66,7 +65,6 @@ class Rewriting {
 
   List& list_;
   // Uses by buffer, in the list's order: those of buffer b are [first_[b], first_[b + 1]).
-  std::unordered_map<uint64_t, int> numbers_;
   std::vector<int> first_;
   std::vector<Use> uses_;
   std::vector<std::vector<Entry>> inserted_;
@@ -80,6 +78,7 @@ inline bool same_range(const Operand& a, const Operand& b) { return range_of(a) 
 void move_relu_before_pooling(List& list);  // fuse_conv2d.cc
 void fuse_conv2d_relu_pool(List& list);
 void fuse_linear_layers(List& list);  // fuse_linear.cc
+void fuse_activations(List& list);    // fuse_activation.cc
 void skip_times_one(List& list);      // fuse_step.cc
 void start_chains_from_loss(List& list);
 void sum_slices_in_updates(List& list);
