@@ -258,7 +258,7 @@ void bench_command(const Options& options) {
     Job job = options.job;
     job.device = *profiled;
     try {
-      if constexpr (cuda_built()) profile = profile_steps(job, data, progress);
+      profile = profile_steps(job, data, progress);
     } catch (const Error&) {
       profile_error = std::current_exception();
     }

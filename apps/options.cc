@@ -252,8 +252,10 @@ Options parse_options(int argc, const char* const* argv) {
       ->transform(integer_in(1, 1000))
       ->capture_default_str()
       ->type_name("R");
-  bench->add_flag("--profile", o.profile,
-                  "say where the time of a training step on a GPU goes, kernel by kernel");
+  bench->add_flag(
+      "--profile", o.profile,
+      "say where the time of a training step goes, operator by operator; on the first GPU "
+      "among the devices, and kernel by kernel too, or else on the CPU");
   bench->add_option("--json", o.json, "results")->capture_default_str()->type_name("FILE");
   bench->add_option("--markdown", o.markdown, "results, as a page")
       ->capture_default_str()

@@ -14,8 +14,6 @@ std::atomic<uint64_t> numbers{0};
 
 }  // namespace
 
-uint64_t new_storage_number() { return ++numbers; }
-
 int64_t live_storages() { return live_storage_count.load(std::memory_order_relaxed); }
 
 Storage::Storage(Device device, size_t bytes, Virtual)

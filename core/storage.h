@@ -55,6 +55,4 @@ struct Storage : std::enable_shared_from_this<Storage> {
   std::mutex mutex_;
 };
 
-uint64_t new_storage_number();  // for what is not there yet
-
 }  // namespace sinter

@@ -198,6 +198,10 @@ ProgramStats CompiledFunction::stats() const {
   return stats;
 }
 
+ProgramProfile CompiledFunction::profile() const {
+  return impl_->slots.empty() ? ProgramProfile() : impl_->slots.back().program->profile();
+}
+
 void CompiledFunction::print(std::ostream& out) const {
   if (impl_->slots.empty())
     out << "no program yet\n";

@@ -7,14 +7,11 @@ namespace sinter {
 void dead(List& list) {
   // From the end: the parts of buffers whose values somebody later reads; of those that are there
   // when the program ends, all.
-  std::unordered_map<uint64_t, std::vector<Range>> needed;
-  const auto needed_of = [&](const Operand& x) -> std::vector<Range>& {
-    const auto [found, is_new] = needed.try_emplace(x.buffer);
-    const Buffer& buffer = list.buffer(x);
-    if (is_new && !buffer.is_virtual())
-      found->second.push_back({x.buffer, 0, static_cast<int64_t>(buffer.bytes)});
-    return found->second;
-  };
+  std::vector<std::vector<Range>> needed(list.buffers.size());
+  for (uint64_t b = 1; b < list.buffers.size(); ++b)
+    if (const Buffer& buffer = list.buffers[b]; !buffer.is_virtual())
+      needed[b].push_back({b, 0, static_cast<int64_t>(buffer.bytes)});
+  const auto needed_of = [&](const Operand& x) -> std::vector<Range>& { return needed[x.buffer]; };
   const auto is_needed = [&](const Operand& x) {
     const Range range = range_of(x);
     const std::vector<Range>& parts = needed_of(x);

@@ -10,7 +10,8 @@ std::vector<std::vector<int>> dependencies(const List& list) {
     Range range;
     bool writes;
   };
-  std::unordered_map<uint64_t, std::vector<Use>> uses;  // by buffer, those that still matter
+  std::vector<std::vector<Use>> uses(
+      list.buffers.size());  // of each buffer, those that still matter
   std::vector<std::vector<int>> result(list.entries.size());
   for (size_t i = 0; i < list.entries.size(); ++i) {
     std::vector<int>& before = result[i];

@@ -31,9 +31,12 @@ bool Matching::same(const Operand& x, const Operand& y) {
   const Buffer &bx = a_.buffer(x), &by = b_.buffer(y);
   if (bx.kind != by.kind || bx.bytes != by.bytes) return false;
   if (bx.kind == Buffer::Kind::kOutside || bx.kind == Buffer::Kind::kInput)
-    return x.buffer == y.buffer;
-  return pairs_.emplace(x.buffer, y.buffer).first->second == y.buffer &&
-         reverse_.emplace(y.buffer, x.buffer).first->second == x.buffer;
+    return bx.storage_number == by.storage_number;
+  if (pairs_[x.buffer] == 0 && reverse_[y.buffer] == 0) {
+    pairs_[x.buffer] = y.buffer;
+    reverse_[y.buffer] = x.buffer;
+  }
+  return pairs_[x.buffer] == y.buffer && reverse_[y.buffer] == x.buffer;
 }
 
 std::string difference(const List& a, const List& b, Matching& matching) {

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "../storage.h"
@@ -23,6 +22,7 @@ struct Buffer {
   };
   Kind kind = Kind::kVirtual;
   size_t bytes = 0;
+  uint64_t storage_number = 0;       // of the storage that it was recorded from
   std::shared_ptr<Storage> storage;  // null for a virtual one
   int64_t offset = 0;                // of a virtual one in the program's memory
 
@@ -48,10 +48,10 @@ struct Entry {
 struct List {
   Device device;
   std::vector<Entry> entries;
-  std::unordered_map<uint64_t, Buffer> buffers;  // by the storage's number
+  std::vector<Buffer> buffers{1};  // by number; there is none of number 0, which is no operand
 
   List copy() const;
-  const Buffer& buffer(const Operand& x) const { return buffers.at(x.buffer); }
+  const Buffer& buffer(const Operand& x) const { return buffers[x.buffer]; }
 };
 
 // Bytes [begin, end) of a buffer.
@@ -72,13 +72,15 @@ inline Range range_of(const Operand& x) { return {x.buffer, x.offset, x.offset +
 // the same if they come up at the same time, others if they are.
 class Matching {
  public:
-  Matching(const List& a, const List& b) : a_(a), b_(b) {}
+  Matching(const List& a, const List& b)
+      : a_(a), b_(b), pairs_(a.buffers.size()), reverse_(b.buffers.size()) {}
   bool same(const Operand& x, const Operand& y);
-  const std::unordered_map<uint64_t, uint64_t>& pairs() const { return pairs_; }
+  // Of a buffer of a, the one of b; 0 if it did not come up.
+  uint64_t partner(uint64_t buffer) const { return pairs_[buffer]; }
 
  private:
   const List &a_, &b_;
-  std::unordered_map<uint64_t, uint64_t> pairs_, reverse_;
+  std::vector<uint64_t> pairs_, reverse_;
 };
 
 // What is the first difference between two lists, as "operator 3, adam_step: …"; empty if they do

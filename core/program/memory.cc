@@ -23,7 +23,7 @@ int64_t aligned(const List& list, int64_t offset) {
 
 int64_t memory_without_sharing(List& list) {
   int64_t size = 0;
-  for (auto& [number, buffer] : list.buffers) {
+  for (Buffer& buffer : list.buffers) {
     if (!buffer.is_virtual()) continue;
     buffer.offset = size;
     size = aligned(list, size + static_cast<int64_t>(buffer.bytes));
@@ -35,17 +35,20 @@ int64_t memory(List& list, const Schedule& schedule) {
   Order order(list.entries.size());
   const bool in_order = schedule.lanes == 1;
   std::vector<Block> blocks;
-  std::unordered_map<uint64_t, size_t> block_of;
+  std::vector<size_t> block_of(list.buffers.size());  // one more; 0: none yet
   for (size_t i = 0; i < list.entries.size(); ++i) {
     const auto entry = static_cast<int>(i);
     if (!in_order)
       for (const int p : schedule.places[i].after) order.add(p, entry);
     for (const OperandRef& ref : list.entries[i].operands) {
-      Buffer& buffer = list.buffers.at(ref.operand->buffer);
+      Buffer& buffer = list.buffers[ref.operand->buffer];
       if (!buffer.is_virtual()) continue;
-      const auto [found, is_new] = block_of.emplace(ref.operand->buffer, blocks.size());
-      if (is_new) blocks.push_back({&buffer, {}});
-      std::vector<int>& uses = blocks[found->second].uses;
+      size_t& block = block_of[ref.operand->buffer];
+      if (block == 0) {
+        blocks.push_back({&buffer, {}});
+        block = blocks.size();
+      }
+      std::vector<int>& uses = blocks[block - 1].uses;
       if (uses.empty() || uses.back() != entry) uses.push_back(entry);
     }
   }

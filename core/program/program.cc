@@ -1,19 +1,23 @@
 #include "program.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <ostream>
 #include <set>
 
 #include "../tensor_impl.h"
+#include "sinter/profile.h"
 
 namespace sinter {
 
 namespace {
 
-constexpr int kMostLanes = 5;  // on a GPU: the main one, and as many as a small step fills
+constexpr int64_t kMostTimes = 100;  // of an operator that are kept
+constexpr int kMostLanes = 5;        // on a GPU: the main one, and as many as a small step fills
 
 // Programs of a thread run one after another, so that they may share the memory of what they
 // compute in between. One that needs more begins a new one.
@@ -28,6 +32,34 @@ std::shared_ptr<Storage> shared_memory(Device device, int64_t bytes) {
   std::erase_if(blocks, [](const auto& weak) { return weak.expired(); });
   blocks.push_back(block);
   return block;
+}
+
+// The time of work on a context, as GpuTimer gives it.
+class CpuTimer {
+ public:
+  explicit CpuTimer(const Cpu&) {}
+  void start() { start_ = std::chrono::steady_clock::now(); }
+  double stop() const {
+    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start_)
+        .count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_;
+};
+template <class Ctx> struct TimerOf { using Type = GpuTimer; };
+template <> struct TimerOf<Cpu> { using Type = CpuTimer; };
+
+// The most operators of which each depends on the one before it.
+int64_t longest_chain(const List& list) {
+  const std::vector<std::vector<int>> before = dependencies(list);
+  std::vector<int64_t> depth(before.size(), 1);
+  int64_t longest = 0;
+  for (size_t i = 0; i < before.size(); ++i) {
+    for (const int p : before[i]) depth[i] = std::max(depth[i], depth[static_cast<size_t>(p)] + 1);
+    longest = std::max(longest, depth[i]);
+  }
+  return longest;
 }
 
 }  // namespace
@@ -64,17 +96,19 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
   for (const Tensor& tensor : returned) {
     Returned kept{tensor, nullptr, nullptr, 0, {}, kFloat32};
     const auto [number, start] = tensor.place();
-    const auto found = recorded_.buffers.find(number);
+    const auto found =
+        std::find_if(recorded_.buffers.begin(), recorded_.buffers.end(), [&](const Buffer& buffer) {
+          return buffer.kind == Buffer::Kind::kResult && buffer.storage_number == number;
+        });
     // Several may be views of one.
     const auto same = std::find_if(returned_.begin(), returned_.end(), [&](const Returned& r) {
       return r.storage != nullptr && r.storage->number == number;
     });
-    const bool is_first = same == returned_.end() && found != recorded_.buffers.end() &&
-                          found->second.kind == Buffer::Kind::kResult;
+    const bool is_first = same == returned_.end() && found != recorded_.buffers.end();
     if (is_first || same != returned_.end()) {
       if (is_first) {
         // From now on the program writes to memory behind what is returned.
-        std::shared_ptr<Storage>& storage = found->second.storage;
+        std::shared_ptr<Storage>& storage = found->storage;
         kept.storage = storage;
         kept.memory = std::make_shared<Storage>(storage->device, storage->bytes);
         storage->adopt(kept.memory);
@@ -90,7 +124,7 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
     }
     returned_.push_back(std::move(kept));
   }
-  for (auto& [number, buffer] : recorded_.buffers) {
+  for (const Buffer& buffer : recorded_.buffers) {
     if (buffer.kind == Buffer::Kind::kOutside) ++buffer.storage->programs;
   }
   const Passes passes = Passes::from_environment();
@@ -105,9 +139,10 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
 
 void Program::take_over(Recorder::Result newer, const Matching& matching) {
   for (List* list : {&recorded_, &list_}) {
-    for (auto& [number, buffer] : list->buffers) {
+    for (uint64_t b = 1; b < list->buffers.size(); ++b) {
+      Buffer& buffer = list->buffers[b];
       if (buffer.kind != Buffer::Kind::kResult || is_returned(buffer.storage)) continue;
-      buffer.storage = newer.list.buffers.at(matching.pairs().at(number)).storage;
+      buffer.storage = newer.list.buffers[matching.partner(b)].storage;
     }
   }
   guards_ = std::move(newer.guards);
@@ -121,14 +156,13 @@ bool Program::is_returned(const std::shared_ptr<Storage>& storage) const {
 }
 
 Program::~Program() {
-  for (auto& [number, buffer] : recorded_.buffers) {
+  for (const Buffer& buffer : recorded_.buffers) {
     if (buffer.kind == Buffer::Kind::kOutside) --buffer.storage->programs;
   }
 }
 
 bool Program::lost_an_array() const {
-  return std::any_of(recorded_.buffers.begin(), recorded_.buffers.end(), [](const auto& entry) {
-    const Buffer& buffer = entry.second;
+  return std::any_of(recorded_.buffers.begin(), recorded_.buffers.end(), [](const Buffer& buffer) {
     // A program holds it twice, in the list as recorded and in the other.
     return buffer.kind == Buffer::Kind::kOutside &&
            buffer.storage.use_count() <= 2 * buffer.storage->programs.load();
@@ -157,13 +191,28 @@ void Program::bind() {
   written_.assign(written.begin(), written.end());
 }
 
-void Program::run() {
-  with_context(list_.device, [&](const auto& ctx) {
+void Program::run(bool is_timed) {
+  with_context(list_.device, [&]<class Ctx>(const Ctx& ctx) {
+    std::optional<typename TimerOf<Ctx>::Type> timer;
+    if (is_timed) timer.emplace(ctx);
     for (size_t i = 0; i < list_.entries.size(); ++i) {
+      if (timer) timer->start();
       list_.entries[i].op->run(ctx);
+      if (timer) add_time(i, timer->stop());
       if (options_.check_finite) check_finite(i);
     }
   });
+  timed_calls_ += is_timed;
+}
+
+void Program::add_time(size_t i, double us) {
+  times_.resize(list_.entries.size());
+  std::vector<double>& times = times_[i];
+  const auto at = static_cast<size_t>(timed_calls_ % kMostTimes);
+  if (at < times.size())
+    times[at] = us;
+  else
+    times.push_back(us);
 }
 
 void Program::check_finite(size_t i) const {
@@ -228,13 +277,13 @@ void Program::replay(const std::vector<Tensor>& arguments) {
       inputs_[i]->point_to(address, impl.storage);
     }
   }
-  for (auto& [number, buffer] : recorded_.buffers)
+  for (const Buffer& buffer : recorded_.buffers)
     if (buffer.kind == Buffer::Kind::kOutside && on_gpu) buffer.storage->use();
-  if (on_gpu && !options_.check_finite) {
+  if (on_gpu && !options_.check_finite && !options_.profile) {
     if (!launch_) capture();
     launch_();
   } else {
-    run();
+    run(options_.profile);
   }
   after_call();
 }
@@ -276,16 +325,35 @@ std::vector<Tensor> Program::results() const {
   return results;
 }
 
+ProgramProfile Program::profile() const {
+  ProgramProfile profile;
+  profile.device = list_.device;
+  profile.calls = timed_calls_;
+  profile.chain = longest_chain(list_);
+  for (size_t i = 0; i < list_.entries.size(); ++i) {
+    const Entry& entry = list_.entries[i];
+    OperatorProfile row;
+    row.name = entry.op->name();
+    if (entry.module != nullptr) row.module = *entry.module;
+    if (entry.forward != nullptr) row.backward_of = entry.forward;
+    row.lane = schedule_.places[i].lane;
+    row.work = entry.op->work();
+    if (timed_calls_ > 0) {
+      std::vector<double> times = times_[i];
+      const auto middle = times.begin() + static_cast<ptrdiff_t>(times.size() / 2);
+      std::nth_element(times.begin(), middle, times.end());
+      row.us = *middle;
+    }
+    profile.operators.push_back(std::move(row));
+  }
+  return profile;
+}
+
 // ---- printing -----------------------------------------------------------------------------------
 
 namespace {
 
 void print_list(std::ostream& out, const List& list, const Schedule* schedule) {
-  // Numbers as they come up, instead of the process's.
-  std::unordered_map<uint64_t, size_t> numbers;
-  const auto number = [&](const Operand& x) {
-    return numbers.emplace(x.buffer, numbers.size()).first->second;
-  };
   for (size_t i = 0; i < list.entries.size(); ++i) {
     const Entry& entry = list.entries[i];
     out << "  " << i;
@@ -307,7 +375,7 @@ void print_list(std::ostream& out, const List& list, const Schedule* schedule) {
                                            : "")
           << ref.name;
       if (ref.index >= 0) out << '[' << ref.index << ']';
-      out << "=" << (buffer.is_virtual() ? "%" : "@") << number(x) << ' ' << x.dtype << x.shape;
+      out << "=" << (buffer.is_virtual() ? "%" : "@") << x.buffer << ' ' << x.dtype << x.shape;
     }
     int64_t bytes = 0;
     for (const OperandRef& ref : entry.operands) bytes += ref.operand->bytes();

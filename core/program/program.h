@@ -39,7 +39,7 @@ class Program {
   bool lost_an_array() const;
 
   // Runs the list, on a GPU operator by operator, with arguments in `inputs`.
-  void run();
+  void run(bool is_timed = false);
   // The same as one launch, where there is such a thing.
   void replay(const std::vector<Tensor>& arguments);
   // The returned tensors of the call that was made last.
@@ -48,11 +48,13 @@ class Program {
   int64_t operators() const { return static_cast<int64_t>(list_.entries.size()); }
   int64_t memory_bytes() const { return memory_bytes_; }
   int64_t lanes() const { return schedule_.lanes; }
+  ProgramProfile profile() const;
   void print(std::ostream& out) const;
 
  private:
   void bind();
   void check_finite(size_t i) const;  // what entry i wrote
+  void add_time(size_t i, double us);
   bool is_returned(const std::shared_ptr<Storage>& storage) const;
   void keep_returned();
   void capture();
@@ -81,6 +83,8 @@ class Program {
   };
   std::vector<Returned> returned_;
   std::function<void()> launch_;  // on a GPU, once it is captured
+  int64_t timed_calls_ = 0;
+  std::vector<std::vector<double>> times_;  // of each operator, in microseconds
 };
 
 }  // namespace sinter

@@ -56,20 +56,23 @@ Tensor Recorder::constant(const void* values, const Shape& shape, TensorOptions 
   note(std::make_unique<OperatorOf<op::Copy>>(op::Copy{in(source), out(y)}));
   const auto* first = static_cast<const std::byte*>(values);
   list_.entries.back().values.assign(first, first + bytes);
-  list_.buffers.at(storage->number).kind = Buffer::Kind::kConstant;
+  list_.buffers[numbers_.at(storage->number)].kind = Buffer::Kind::kConstant;
   return y;
 }
 
-Buffer& Recorder::buffer(Storage& storage) {
-  const auto [found, is_new] = list_.buffers.try_emplace(storage.number);
-  Buffer& buffer = found->second;
-  if (!is_new) return buffer;
+uint64_t Recorder::buffer_of(Storage& storage) {
+  const auto [found, is_new] = numbers_.emplace(storage.number, list_.buffers.size());
+  if (!is_new) return found->second;
+  Buffer buffer;
   buffer.bytes = storage.bytes;
-  if (made_.contains(storage.number)) return buffer;
-  storage.use();  // throws if it is left from a recording that failed
-  buffer.kind = Buffer::Kind::kOutside;
-  buffer.storage = storage.shared_from_this();
-  return buffer;
+  buffer.storage_number = storage.number;
+  if (!made_.contains(storage.number)) {
+    storage.use();  // throws if it is left from a recording that failed
+    buffer.kind = Buffer::Kind::kOutside;
+    buffer.storage = storage.shared_from_this();
+  }
+  list_.buffers.push_back(std::move(buffer));
+  return found->second;
 }
 
 void Recorder::note(std::unique_ptr<Operator> op) {
@@ -82,7 +85,7 @@ void Recorder::note(std::unique_ptr<Operator> op) {
     require<GraphError>(storage.device == list_.device, entry.op->name(),
                         ": a compiled function works on one device: on ", list_.device,
                         " so far, and now on ", storage.device);
-    buffer(storage);
+    ref.operand->buffer = buffer_of(storage);
     if (ref.writes()) storage.version.fetch_add(1, std::memory_order_relaxed);
     ref.operand->storage = nullptr;
   }
@@ -92,8 +95,7 @@ void Recorder::note(std::unique_ptr<Operator> op) {
 void note_operator(std::unique_ptr<Operator> op) { recorder->note(std::move(op)); }
 
 void Recorder::add_input(const std::shared_ptr<Storage>& storage) {
-  Buffer& added = buffer(*storage);
-  added.kind = Buffer::Kind::kInput;
+  list_.buffers[buffer_of(*storage)].kind = Buffer::Kind::kInput;
 }
 
 // ---- questions ----------------------------------------------------------------------------------
@@ -151,10 +153,10 @@ Recorder::Result Recorder::finish() {
   for (auto& [number, weak] : made_) {
     const std::shared_ptr<Storage> storage = weak.lock();
     if (storage == nullptr) continue;
-    const auto found = list_.buffers.find(number);
-    if (found != list_.buffers.end()) {
-      found->second.kind = Buffer::Kind::kResult;
-      found->second.storage = storage;
+    if (const auto found = numbers_.find(number); found != numbers_.end()) {
+      Buffer& buffer = list_.buffers[found->second];
+      buffer.kind = Buffer::Kind::kResult;
+      buffer.storage = storage;
     }
     storage->allocate_own();
   }

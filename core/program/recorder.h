@@ -99,13 +99,14 @@ class Recorder {
   Origin origin;
 
  private:
-  Buffer& buffer(Storage& storage);
+  uint64_t buffer_of(Storage& storage);  // its number in the list
 
   Recorder* outer_;
   bool is_committed_ = false;
   List list_;
   bool has_device_ = false;
   std::unordered_map<uint64_t, std::weak_ptr<Storage>> made_;
+  std::unordered_map<uint64_t, uint64_t> numbers_;  // of buffers, by their storages'
   Guards guards_;
   std::unordered_map<const void*, bool> asked_;
   struct Gradient {

@@ -40,7 +40,10 @@ Schedule schedule(List& list, int most_lanes) {
   const auto n = static_cast<int>(list.entries.size());
   Schedule result;
   result.places.resize(list.entries.size());
-  if (most_lanes == 1) return result;
+  if (most_lanes == 1) {
+    for (int i = 1; i < n; ++i) result.places[static_cast<size_t>(i)].after.push_back(i - 1);
+    return result;
+  }
   move_forward(list);
   const std::vector<std::vector<int>> before = dependencies(list);
   // The longest ways to the end and from the beginning; of each operator's successors, the one

@@ -25,6 +25,7 @@
 #include "sinter/operators.h"
 #include "sinter/runtime.h"
 #include "sinter/tensor.h"
+#include "sinter/work.h"
 
 namespace sinter {
 
@@ -82,6 +83,19 @@ template <class Op, class F> void each_attribute(Op& op, F&& f) {
   op.each([&]<class V>(const char* name, V& value) {
     if constexpr (!is_operand<V>) f(name, value);
   });
+}
+
+// What `op` has to do: every operand is read or written once, one that changes both. An operator of
+// one's own may have flops(op) and bytes_unread(op), found beside it, as those of work.h.
+template <class Op> Work work(const Op& op) {
+  Work result;
+  each_operand(const_cast<Op&>(op), [&](const OperandRef& ref) {
+    const auto bytes = static_cast<double>(ref.operand->bytes());
+    result.bytes += ref.access == Access::kInOut ? 2 * bytes : bytes;
+  });
+  if constexpr (requires { flops(op); }) result.flops = flops(op);
+  if constexpr (requires { bytes_unread(op); }) result.bytes -= bytes_unread(op);
+  return result;
 }
 
 // To the bit: a NaN is what it was, and -0 is not 0.
@@ -151,6 +165,7 @@ class Operator {
   virtual std::string difference(const Operator& other) const = 0;
   // Every operand that is there.
   virtual std::vector<OperandRef> operands() = 0;
+  virtual Work work() const = 0;
   // This operator as an Op, null if it is another.
   template <class Op> Op* as();
 };
@@ -195,6 +210,7 @@ template <class Op> class OperatorOf final : public Operator {
     each_operand(op, [&](const OperandRef& ref) { refs.push_back(ref); });
     return refs;
   }
+  Work work() const override { return sinter::work(op); }
   Op op;
 
  private:

@@ -15,7 +15,7 @@ struct Storage;  // a block of device memory, freed with its last owner
 struct Operand {
   void* address = nullptr;     // of the first element; null for 'no operand'
   Storage* storage = nullptr;  // while the operator is emitted
-  uint64_t buffer = 0;         // the storage's number, never used again; 0: no operand
+  uint64_t buffer = 0;         // the storage's number, in a program its buffer's; 0: no operand
   int64_t offset = 0;          // of the first element in its storage, in bytes
   Shape shape;
   DType dtype = kFloat32;

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,24 @@ struct GpuActivity {
 // Empty if there is a profiler, else why not and what to do: this build has no CUPTI, or its
 // library is not found. Loads the library, which by itself records nothing.
 std::string profiler_unavailable();
+
+// Times work on a GPU by itself: a short wait on the stream comes before, during which the host
+// enqueues the work, so that what is measured is the device's time and no launching. It includes
+// some microsecond between the two marks around the work.
+class GpuTimer {
+ public:
+  explicit GpuTimer(const Cuda& ctx);
+  ~GpuTimer();
+  GpuTimer(GpuTimer&&) noexcept;
+  GpuTimer& operator=(GpuTimer&&) = delete;
+
+  void start();
+  double stop();  // microseconds of what was enqueued on ctx.stream since start; waits for it
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 // Records the activities of all threads and devices while it lives, through NVIDIA's CUPTI, which
 // is loaded by the first one. Graphs are to be captured under it: kernels of an earlier one may be

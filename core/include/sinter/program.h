@@ -16,12 +16,14 @@
 #include <functional>
 #include <iosfwd>
 #include <memory>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "sinter/tensor.h"
+#include "sinter/work.h"
 
 namespace sinter {
 
@@ -39,6 +41,30 @@ struct CompileOptions {
   // the first that makes a NaN or an infinity: it names the operator, the module it comes from and
   // the element. For finding an error: it waits for the device at every operator.
   bool check_finite = false;
+  // Runs the program operator by operator, as it is after all passes, and times each, for
+  // profile(): on a CPU by the clock, on a GPU by the GPU, without the host's part. Calls do what
+  // they always do, and the first, in which the function itself runs, is not timed. On a GPU every
+  // operator is alone then: what runs side by side, is launched early or waits for a launch does
+  // not show.
+  bool profile = false;
+};
+
+// An operator of a program.
+struct OperatorProfile {
+  std::string name;         // "conv2d_backward_data"
+  std::string module;       // the path of the module it comes from; empty: of none
+  std::string backward_of;  // of a backward operator: the one it derives from, "conv2d"
+  int lane = 0;             // operators of one lane run one after another
+  double us = 0;            // median; 0 if none was timed
+  Work work;
+};
+
+// Of the program that ran last, after all passes.
+struct ProgramProfile {
+  Device device;
+  int64_t calls = 0;                       // that were timed; of many, the latest count
+  int64_t chain = 0;                       // the most operators that have to run one after another
+  std::vector<OperatorProfile> operators;  // in the order in which they run
 };
 
 // What compile's result is made of.
@@ -57,6 +83,7 @@ class CompiledFunction {
   CompiledFunction& operator=(CompiledFunction&&) noexcept;
   std::vector<Tensor> call(const Key& key, const std::vector<Tensor>& arguments, const Body& body);
   ProgramStats stats() const;
+  ProgramProfile profile() const;
   void print(std::ostream& out) const;
 
  private:
@@ -123,6 +150,9 @@ template <class F> class Compiled {
   }
 
   ProgramStats stats() const { return calls_.stats(); }
+  // The operators of the program that ran last, with the times of calls under
+  // CompileOptions::profile. Empty before the first.
+  ProgramProfile profile() const { return calls_.profile(); }
   // The program that ran last, as recorded and after each pass: one operator a line, with shapes,
   // bytes, lane and the module it comes from.
   void print(std::ostream& out) const { calls_.print(out); }

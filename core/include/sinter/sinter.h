@@ -21,3 +21,4 @@
 #include "sinter/safetensors.h"
 #include "sinter/shape.h"
 #include "sinter/tensor.h"
+#include "sinter/work.h"

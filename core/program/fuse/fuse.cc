@@ -7,38 +7,25 @@ namespace sinter {
 
 Rewriting::Rewriting(List& list)
     : list_(list), inserted_(list.entries.size()), replaced_(list.entries.size()) {
-  numbers_.reserve(list.buffers.size());
-  std::vector<int> number;  // of each operand's buffer
-  std::vector<int> count;
-  for (const Entry& entry : list.entries) {
-    for (const OperandRef& ref : entry.operands) {
-      const int next = static_cast<int>(count.size());
-      const int n = numbers_.emplace(ref.operand->buffer, next).first->second;
-      if (n == next) count.push_back(0);
-      ++count[static_cast<size_t>(n)];
-      number.push_back(n);
-    }
-  }
-  first_.resize(count.size() + 1);
-  for (size_t n = 0; n < count.size(); ++n) first_[n + 1] = first_[n] + count[n];
-  uses_.resize(number.size());
+  first_.resize(list.buffers.size() + 1);
+  for (const Entry& entry : list.entries)
+    for (const OperandRef& ref : entry.operands) ++first_[ref.operand->buffer + 1];
+  for (size_t b = 1; b < first_.size(); ++b) first_[b] += first_[b - 1];
+  uses_.resize(static_cast<size_t>(first_.back()));
   std::vector<int> at = first_;
-  size_t k = 0;
   for (size_t i = 0; i < list.entries.size(); ++i) {
     for (const OperandRef& ref : list.entries[i].operands) {
       const Range range = range_of(*ref.operand);
-      uses_[static_cast<size_t>(at[static_cast<size_t>(number[k++])]++)] = {
-          static_cast<int>(i), range.begin, range.end, ref.reads(), ref.writes()};
+      uses_[static_cast<size_t>(at[range.buffer]++)] = {static_cast<int>(i), range.begin, range.end,
+                                                        ref.reads(), ref.writes()};
     }
   }
 }
 
 std::span<const Rewriting::Use> Rewriting::uses(const Operand& x) const {
-  const auto found = numbers_.find(x.buffer);
-  if (found == numbers_.end()) return {};
-  const auto n = static_cast<size_t>(found->second);
-  return std::span(uses_).subspan(static_cast<size_t>(first_[n]),
-                                  static_cast<size_t>(first_[n + 1] - first_[n]));
+  if (x.buffer + 1 >= first_.size()) return {};  // made since
+  const auto first = static_cast<size_t>(first_[x.buffer]);
+  return std::span(uses_).subspan(first, static_cast<size_t>(first_[x.buffer + 1]) - first);
 }
 
 int Rewriting::producer(const Operand& x, int i) const {
@@ -69,10 +56,10 @@ bool Rewriting::is_read(const Operand& x, int from, int to) const {
 
 Operand Rewriting::make(const Shape& shape, DType dtype) {
   Operand x;
-  x.buffer = new_storage_number();
+  x.buffer = list_.buffers.size();
   x.shape = shape;
   x.dtype = dtype;
-  list_.buffers[x.buffer].bytes = static_cast<size_t>(x.bytes());
+  list_.buffers.emplace_back().bytes = static_cast<size_t>(x.bytes());
   return x;
 }
 

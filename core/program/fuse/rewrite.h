@@ -3,7 +3,6 @@
 
 #include <memory>
 #include <span>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -66,7 +65,6 @@ class Rewriting {
 
   List& list_;
   // Uses by buffer, in the list's order: those of buffer b are [first_[b], first_[b + 1]).
-  std::unordered_map<uint64_t, int> numbers_;
   std::vector<int> first_;
   std::vector<Use> uses_;
   std::vector<std::vector<Entry>> inserted_;
