@@ -40,7 +40,7 @@ inline void check_same_bits(const Results& a, const Results& b) {
   for (size_t i = 0; i < a.size(); ++i) {
     INFO("result " << i);
     REQUIRE(a[i].defined() == b[i].defined());
-    if (a[i].defined()) CHECK(same_bits(a[i], b[i]));
+    if (a[i].defined()) CHECK(same_numbers(a[i], b[i]));
   }
 }
 

@@ -567,11 +567,11 @@ TEST_CASE("profile: bench --profile of a step on a CPU", "[profile]") {
 
 CUDA_TEST("profile: the recorder sees every kernel and those in a graph", "[profile]") {
   if (!profiler_unavailable().empty()) FAIL(profiler_unavailable());
-  Tensor x = zeros({1000}, {kFloat32, device});
+  const Tensor x = zeros({1000}, {kFloat32, device}), rows = zeros({5, 1000}, {kFloat32, device});
   for (int round = 0; round < 2; ++round) {  // a second profiler works as the first
     Profiler profiler;
     auto fills = compile([&] {
-      for (int i = 0; i < 5; ++i) x.fill_(i);
+      for (int i = 0; i < 5; ++i) rows.narrow(i, 1).fill_(i);
     });
     for (int i = 0; i < 3; ++i) fills();  // a graph from the second call on
     profiler.take();
@@ -642,7 +642,7 @@ CUDA_TEST("profile: bench --profile accounts for a training step", "[profile][ap
       any_in_graph = any_in_graph || in_graph;
       // What a graph launches, it launches in every step; so does an eager step, but for the copies
       // that move the position before the first.
-      if (in_graph || (eager && row.at("name") != "copy"))
+      if (in_graph || (eager && row.at("name") != "copy" && row.at("name") != "unpack_kernel"))
         CHECK(row.at("launches").get<int64_t>() % steps == 0);
     }
     CHECK(any_in_graph == !eager);
