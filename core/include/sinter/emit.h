@@ -137,14 +137,6 @@ template <class V> void print_attribute(std::ostream& out, const V& value) {
   }
 }
 
-// Equal, or both NaN.
-template <class V> bool same_attribute(const V& a, const V& b) {
-  if constexpr (std::is_floating_point_v<V>)
-    return a == b || (a != a && b != b);
-  else
-    return a == b;
-}
-
 // run(ctx, op), found beside the operator or in sinter.
 template <class Ctx, class Op> void run_operator(const Ctx& ctx, const Op& op) {
   if constexpr (requires { run(ctx, op); }) {
