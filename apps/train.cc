@@ -439,9 +439,10 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
     progress.bar(title, 1, "evaluating");
     try {
       result.test = evaluate();
-    } catch (const Interrupted&) {
+    } catch (const Interrupted& e) {
       checkpoint();
-      throw;
+      throw Interrupted(
+          str(e.what(), checkpoints == nullptr ? "" : "; --resume goes on from there"));
     }
     // Finite weights can be far out too.
     if (!std::isfinite(result.test.loss))

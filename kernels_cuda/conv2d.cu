@@ -138,15 +138,15 @@ template <class T, int K, bool kFlip> __global__ void __launch_bounds__(kThreads
     x_row += tile_h * tile_w;
   }
 
+  const T limit = act_limit<T>(g.relu);
 #pragma unroll
   for (int q = 0; q < 4; ++q) {
     const int o = o0 + quad * 4 + q;
     if (o >= g.o) break;
     const T bias = b ? b[o] : T(0);
-    const auto result = [&](T s) { return g.relu ? relu_of(s + bias) : s + bias; };
     T* out = y + ((image * g.o + o) * g.oh + y0 + row) * g.ow + column;
-    out[0] = result(sum[q][0]);
-    if (column + 1 < g.ow) out[1] = result(sum[q][1]);
+    out[0] = act(sum[q][0] + bias, limit);
+    if (column + 1 < g.ow) out[1] = act(sum[q][1] + bias, limit);
   }
 }
 
@@ -337,7 +337,7 @@ template <class T> struct ForwardPass {
   }
   __device__ T result(T sum, int group, int64_t m) const {
     sum += b ? b[static_cast<int64_t>(group) * (g.o / g.groups) + m] : T(0);
-    return relu ? relu_of(sum) : sum;
+    return act(sum, act_limit<T>(relu));
   }
 };
 

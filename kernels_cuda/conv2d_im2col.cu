@@ -88,7 +88,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
   for (auto e = thread_index<int64_t>(); e < count; e += thread_count<int64_t>()) {
     const int64_t i = e % inner, at_b = e / inner % b, at_a = e / inner / b;
     const T value = from[(at_b * a + at_a) * inner + i] + (bias ? bias[at_b] : T(0));
-    to[e] = relu ? relu_of(value) : value;
+    to[e] = act(value, act_limit<T>(relu));
   }
 }
 

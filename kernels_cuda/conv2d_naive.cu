@@ -33,7 +33,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
       }
     }
     sum += b ? b[o] : T(0);
-    y[e] = relu ? relu_of(sum) : sum;
+    y[e] = act(sum, act_limit<T>(relu));
   }
 }
 

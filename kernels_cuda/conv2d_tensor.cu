@@ -365,6 +365,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kWarpM, kPasses>)
   multiply<PixelTiles, kWarpM, kPasses>(loader, min(g.slice_tiles, g.k_tiles - k_begin), sum);
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const float limit = act_limit<float>(g.relu);
   const int64_t channels = static_cast<int64_t>(g.source.groups) * g.m;
   float* const out =
       g.out + slice * channels * g.pixels + static_cast<int64_t>(group) * g.m * g.plane;
@@ -380,10 +381,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kWarpM, kPasses>)
         const float bias = g.bias ? g.bias[group * g.m + row] : 0;
         float v[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          v[i] = sum[m][i][half * 2 + e] + bias;
-          if (g.relu) v[i] = relu_of(v[i]);
-        }
+        for (int i = 0; i < 4; ++i) v[i] = act(sum[m][i][half * 2 + e] + bias, limit);
         if (g.in_fours) {
           if (n >= g.pixels) continue;
           float* to = out + (n / g.plane * channels + row) * g.plane + n % g.plane;
@@ -407,7 +405,7 @@ template <class N> __global__ void __launch_bounds__(kThreads)
     float sum = partial[i];
     for (int s = 1; s < slices; ++s) sum += partial[static_cast<int64_t>(s) * n + i];
     sum += bias ? bias[i / plane % channels] : 0;
-    out[i] = relu ? relu_of(sum) : sum;
+    out[i] = act(sum, act_limit<float>(relu));
   }
 }
 

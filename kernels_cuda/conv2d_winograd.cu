@@ -234,7 +234,7 @@ template <bool kFours, class T, class Index> __global__ void __launch_bounds__(k
     in[p / kPatch][p % kPatch] = from[static_cast<int64_t>(p) * count];
   const T bias = b ? b[at.channel] : T(0);
   transform<PointsToTile>(in, out);
-  const auto result = [&](T value) { return relu ? relu_of(value + bias) : value + bias; };
+  const T limit = act_limit<T>(relu);
   T* to = y + (at.plane * planes.h + at.y) * planes.w + at.x;
 #pragma unroll
   for (int i = 0; i < kTile; ++i, to += planes.w) {
@@ -242,12 +242,12 @@ template <bool kFours, class T, class Index> __global__ void __launch_bounds__(k
     if constexpr (kFours) {
       Quad<T> four;
 #pragma unroll
-      for (int j = 0; j < kTile; ++j) four.v[j] = result(out[i][j]);
+      for (int j = 0; j < kTile; ++j) four.v[j] = act(out[i][j] + bias, limit);
       *reinterpret_cast<Quad<T>*>(to) = four;
     } else {
 #pragma unroll
       for (int j = 0; j < kTile; ++j)
-        if (at.x + j < planes.w) to[j] = result(out[i][j]);
+        if (at.x + j < planes.w) to[j] = act(out[i][j] + bias, limit);
     }
   }
 }

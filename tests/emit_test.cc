@@ -97,7 +97,7 @@ TEST_CASE("emit: an operator tells of itself", "[emit][cpu]") {
   CHECK(std::string(linear.name()) == "linear_forward");
   std::ostringstream text;
   linear.print_attributes(text);
-  CHECK(text.str() == "g=(n=2, in=3, out=4, tf32=false)");
+  CHECK(text.str() == "g=(n=2, in=3, out=4, tf32=false), relu=false");
   std::vector<std::string> names;
   for (const OperandRef& ref : linear.operands())
     names.push_back(str(ref.name, ref.reads() ? " read" : "", ref.writes() ? " written" : ""));
