@@ -62,6 +62,7 @@ TEST_CASE("profile: the work of operators without products is their operands", "
   check_work(op::Scale{2, in_of(s), out_of(s)}, 0, 280);
   check_work(op::Accumulate{in_of(s), inout_of(s)}, 0, 3 * 140);
   check_work(op::ReluForward{in_of(s), out_of(s)}, 0, 280);
+  check_work(op::AddRelu{in_of(s), in_of(s), out_of(s)}, 0, 420);
   check_work(op::ReluBackward{in_of(s), in_of(s), out_of(s)}, 0, 420);
   check_work(op::Sum{{}, {}, 1, in_of(s), out_of({})}, 0, 144);
   // Elements 2 to 5 of 4 slices of 9.
