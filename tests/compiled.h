@@ -124,9 +124,7 @@ inline List program_of(const Work& f) {
     if (t.defined()) t = t.detach();
   List list = recorder.finish().list;
   recorder.stop();
-  const Passes passes = Passes::from_environment();
-  if (passes.fuse) fuse(list);
-  if (passes.dead) dead(list);
+  rewrite(list, Passes::from_environment(), [](const char*) {});
   return list;
 }
 

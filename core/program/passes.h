@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "list.h"
@@ -13,14 +14,27 @@ namespace sinter {
 
 // Rewrites operators that one kernel can do, or that another makes unnecessary: fuse.cc lists them.
 // Each looks at one operator and, through what it reads, at their producers, and lets an operator
-// write what others wrote before. What is then written in vain dead removes. None asks who
-// else reads: so what is computed, to the bit, does not depend on it.
-void fuse(List& list);
+// write what others wrote before; what is then written in vain dead removes. Who else reads a value
+// changes at most what a rewrite costs: what is computed, to the bit, does not depend on it. First
+// come whole layers, each way, then what stands between them.
+void fuse_layers(List& list);
+void fuse_between(List& list);
 
 // ---- dead ---------------------------------------------------------------------------------------
 
 // Removes operators whose results nobody reads or holds, and leaves out optional ones.
 void dead(List& list);
+
+// ---- both -------------------------------------------------------------------------------------
+
+// Which passes run: all, but for those that SINTER_PASSES names as "-fuse,-dead,…".
+struct Passes {
+  bool fuse = true, dead = true, schedule = true, memory = true;
+  // Throws ValueError for other names.
+  static Passes from_environment();
+};
+// The passes that rewrite a list, each followed by dead; show(title) is called after each.
+void rewrite(List& list, const Passes& passes, const std::function<void(const char*)>& show);
 
 // ---- schedule -----------------------------------------------------------------------------------
 

@@ -64,28 +64,6 @@ int64_t longest_chain(const List& list) {
 
 }  // namespace
 
-Passes Passes::from_environment() {
-  Passes passes;
-  const char* text = std::getenv("SINTER_PASSES");
-  std::string rest = text == nullptr ? "" : text;
-  while (!rest.empty()) {
-    const size_t comma = std::min(rest.find(','), rest.size());
-    const std::string name = rest.substr(0, comma);
-    rest.erase(0, comma + 1);
-    bool* const pass = name == "-fuse"       ? &passes.fuse
-                       : name == "-dead"     ? &passes.dead
-                       : name == "-schedule" ? &passes.schedule
-                       : name == "-memory"   ? &passes.memory
-                                             : nullptr;
-    require<ValueError>(pass != nullptr,
-                        "SINTER_PASSES: expected some of -fuse, -dead, -schedule "
-                        "and -memory, separated by commas, got '",
-                        name, "'");
-    *pass = false;
-  }
-  return passes;
-}
-
 Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
                  const std::vector<std::shared_ptr<Storage>>& inputs, const CompileOptions& options)
     : options_(options),
@@ -129,8 +107,7 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
   }
   const Passes passes = Passes::from_environment();
   list_ = recorded_.copy();
-  if (passes.fuse) fuse(list_);
-  if (passes.dead) dead(list_);
+  rewrite(list_, passes, [](const char*) {});
   schedule_ = schedule(list_, list_.device.is_cuda() && passes.schedule ? kMostLanes : 1);
   memory_bytes_ = passes.memory ? memory(list_, schedule_) : memory_without_sharing(list_);
   memory_ = shared_memory(list_.device, memory_bytes_);
@@ -397,14 +374,7 @@ void Program::print(std::ostream& out) const {
   };
   out << "program on " << list.device << ", " << memory_bytes_ << " bytes in between\n";
   show("recorded", nullptr);
-  if (passes.fuse) {
-    fuse(list);
-    show("after fuse", nullptr);
-  }
-  if (passes.dead) {
-    dead(list);
-    show("after dead", nullptr);
-  }
+  rewrite(list, passes, [&](const char* title) { show(title, nullptr); });
   if (schedule_.lanes > 1) {
     const Schedule schedule = sinter::schedule(list, kMostLanes);
     show("after schedule", &schedule);

@@ -14,12 +14,6 @@
 
 namespace sinter {
 
-// Which passes run: all, but for those that SINTER_PASSES names as "-fuse,-dead,…".
-struct Passes {
-  bool fuse = true, dead = true, schedule = true, memory = true;
-  static Passes from_environment();
-};
-
 class Program {
  public:
   // Returned tensors, of the recording and of what was there before.

@@ -74,10 +74,13 @@ void Rewriting::finish() {
   list_.entries = std::move(entries);
 }
 
-void fuse(List& list) {
+void fuse_layers(List& list) {
   move_relu_before_pooling(list);
   fuse_conv2d_relu_pool(list);
   fuse_linear_layers(list);
+}
+
+void fuse_between(List& list) {
   fuse_activations(list);
   skip_times_one(list);
   start_chains_from_loss(list);
