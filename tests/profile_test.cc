@@ -665,7 +665,7 @@ CUDA_TEST("profile: bench --profile accounts for a training step", "[profile][ap
     CHECK(updates == 1);
     const double dependent = profile.at("floor_us").at("dependent_operators");
     CHECK(dependent >= 7);
-    CHECK(dependent <= 9);
+    CHECK(dependent <= 16);  // nine where the linear layers are a chain
 
     const json& ceilings = profile.at("ceilings");
     CHECK(ceilings.at("launch_us").get<double>() > 0);

@@ -9,7 +9,8 @@ namespace {
 
 struct Block {
   Buffer* buffer;
-  std::vector<int> uses;  // ascending; every other follows the first, which makes its values
+  std::vector<int> uses;    // ascending
+  std::vector<int> begins;  // those that follow no other: several if it is written part by part
   int64_t end() const { return buffer->offset + static_cast<int64_t>(buffer->bytes); }
 };
 
@@ -45,18 +46,24 @@ int64_t memory(List& list, const Schedule& schedule) {
       if (!buffer.is_virtual()) continue;
       size_t& block = block_of[ref.operand->buffer];
       if (block == 0) {
-        blocks.push_back({&buffer, {}});
+        blocks.push_back({&buffer, {}, {}});
         block = blocks.size();
       }
       std::vector<int>& uses = blocks[block - 1].uses;
-      if (uses.empty() || uses.back() != entry) uses.push_back(entry);
+      if (!uses.empty() && uses.back() == entry) continue;
+      const bool follows = std::any_of(uses.begin(), uses.end(), [&](int use) {
+        return in_order || order.precedes(use, entry);
+      });
+      if (!follows) blocks[block - 1].begins.push_back(entry);
+      uses.push_back(entry);
     }
   }
-  // Whether a is over before b begins.
+  // Whether a is over before b begins, which is not the one of the two that begins first.
   const auto is_over = [&](const Block& a, const Block& b) {
     if (in_order) return a.uses.back() < b.uses.front();
-    return std::all_of(a.uses.begin(), a.uses.end(), [&](int use) {
-      return use < b.uses.front() && order.precedes(use, b.uses.front());
+    return std::all_of(a.uses.rbegin(), a.uses.rend(), [&](int use) {
+      return std::all_of(b.begins.begin(), b.begins.end(),
+                         [&](int begin) { return use < begin && order.precedes(use, begin); });
     });
   };
   int64_t size = 0;
@@ -64,7 +71,7 @@ int64_t memory(List& list, const Schedule& schedule) {
   for (Block& block : blocks) {
     beside.clear();
     for (const Block* other : placed)
-      if (!is_over(*other, block) && !is_over(block, *other)) beside.push_back(other);
+      if (!is_over(*other, block)) beside.push_back(other);
     std::sort(beside.begin(), beside.end(),
               [](const Block* a, const Block* b) { return a->buffer->offset < b->buffer->offset; });
     int64_t offset = 0;
