@@ -16,12 +16,14 @@ Trace trace_steps(Job job, ImageSet set, Device device) {
       set.to(device),
       {.batch_size = job.batch_size, .shuffle = job.shuffle, .seed = job.seed, .dtype = kFloat64});
   const Tensor losses = empty({kAgreementSteps}, {kFloat64, device});
+  TrainSteps steps(*model, *optimizer, batches, losses.options(), job.eager);
   for (int64_t step = 0; step < kAgreementSteps; ++step) {
     // A set of fewer images goes round again.
     const int64_t i = step % batches.size();
     if (i == 0) batches.start_epoch(static_cast<uint64_t>(step / batches.size()));
     check_interrupt("while comparing devices");
-    train_step(*model, *optimizer, batches.get(i), losses.narrow(step, 1));
+    const int64_t in_batch = std::min(job.batch_size, images - i * job.batch_size);
+    steps.run(i, 1, in_batch, losses.narrow(step, 1));
   }
   Trace trace{device, losses.to_vector<double>(), {}};
   for (const auto& [name, tensor] : model->state_dict())

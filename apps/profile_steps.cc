@@ -43,7 +43,8 @@ class Steps {
   void prepare() {
     batches_.start_epoch(epoch_++);
     if (!steps_) {
-      steps_.emplace(*model_, *optimizer_, batches_, job_.device, job_.eager);
+      steps_.emplace(*model_, *optimizer_, batches_, TensorOptions{kFloat32, job_.device},
+                     job_.eager);
       for (int i = 0; i < 2; ++i) call(0);
       synchronize(job_.device);
       const Stopwatch clock;

@@ -256,12 +256,12 @@ void Metrics::sync() {
 
 // ---- the loop -----------------------------------------------------------------------------------
 
-TrainSteps::TrainSteps(Module& model, Optimizer& optimizer, Batches& batches, Device device,
-                       bool eager)
+TrainSteps::TrainSteps(Module& model, Optimizer& optimizer, Batches& batches,
+                       TensorOptions of_losses, bool eager)
     : model_(model),
       optimizer_(optimizer),
       batches_(batches),
-      losses_(empty({kMost}, {kFloat32, device})),
+      losses_(empty({kMost}, of_losses)),
       eager_(eager),
       compiled_(Body{this}, {}) {}
 
@@ -330,7 +330,7 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
 
   const int64_t full_epoch = epoch_steps(job, data), total = total_steps(job, data);
   const int64_t epochs = (total - 1) / full_epoch + 1;
-  TrainSteps run_steps(*result.model, *optimizer, batches, job.device, job.eager);
+  TrainSteps run_steps(*result.model, *optimizer, batches, {kFloat32, job.device}, job.eager);
   Evaluator evaluate(*result.model, data.test, job.eager);
   bool ran = false;  // a step of this process
 

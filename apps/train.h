@@ -59,8 +59,9 @@ class TrainSteps {
  public:
   static constexpr int64_t kMost = 20;  // steps of a call
 
-  // From wherever `batches` stands. eager: not compiled.
-  TrainSteps(Module& model, Optimizer& optimizer, Batches& batches, Device device, bool eager);
+  // From wherever `batches` stands; losses are as `of_losses`. eager: not compiled.
+  TrainSteps(Module& model, Optimizer& optimizer, Batches& batches, TensorOptions of_losses,
+             bool eager);
   // `count` steps, each on `images` images, from batch `first` of the epoch on; losses (count)
   // receives theirs.
   void run(int64_t first, int64_t count, int64_t images, const Tensor& losses);

@@ -80,7 +80,8 @@ inline bool same_bits(const Tensor& a, const Tensor& b) {
   return a.bytes() == 0 || std::memcmp(x.read(), y.read(), a.bytes()) == 0;
 }
 
-// The same bits, but for those of NaNs, of which a GPU's additions keep one operand's or the other's.
+// The same bits, but for those of NaNs, of which a GPU's additions keep one operand's or the
+// other's.
 inline bool same_numbers(const Tensor& a, const Tensor& b) {
   if (same_bits(a, b)) return true;
   if (!(a.shape() == b.shape()) || a.dtype() != b.dtype()) return false;
