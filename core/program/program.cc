@@ -73,7 +73,7 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
       inputs_(inputs) {
   for (const Tensor& tensor : returned) {
     Returned kept{tensor, nullptr, nullptr, 0, {}, kFloat32};
-    const auto [number, start] = tensor.place();
+    const uint64_t number = tensor.place().first;
     const auto found =
         std::find_if(recorded_.buffers.begin(), recorded_.buffers.end(), [&](const Buffer& buffer) {
           return buffer.kind == Buffer::Kind::kResult && buffer.storage_number == number;
@@ -95,7 +95,7 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
         kept.storage = same->storage;
         kept.memory = same->memory;
       }
-      kept.start = start;
+      kept.start = tensor.place().second;
       kept.shape = tensor.shape();
       kept.dtype = tensor.dtype();
       kept.tensor = Tensor();
