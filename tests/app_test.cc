@@ -813,6 +813,15 @@ TEST_CASE("app: progress stays within the terminal's line", "[app]") {
   CHECK(app::progress_text("x", 2, "y", 30).size() == 30);
 }
 
+TEST_CASE("app: the program of a training step is printed", "[app]") {
+  const Folder folder;
+  const std::string text =
+      run(folder, job("train", {"--device", "cpu", "--max-steps", "1", "--print-program"})).out;
+  for (const char* part :
+       {"recorded: ", "gather_batch", "module conv1", "after dead: ", "adam_step"})
+    CHECK(contains(text, part));
+}
+
 TEST_CASE("app: being told to end is like Ctrl-C", "[app]") {
   const Folder folder;
   for (const int signal : {SIGTERM, SIGHUP}) {

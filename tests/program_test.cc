@@ -2,7 +2,9 @@
 #include <sinter/models.h>
 #include <sinter/program.h>
 
+#include <cmath>
 #include <memory>
+#include <sstream>
 #include <thread>
 
 #include "values.h"
@@ -506,6 +508,47 @@ DEVICE_TEST("program: threads record and replay side by side", "[program]") {
   for (const std::string& failure : failures) CHECK(failure.empty());
   check_same_weights(*alone.net, *a.net);
   check_same_weights(*alone.net, *b.net);
+}
+
+// ---- looking at a program -----------------------------------------------------------------------
+
+DEVICE_TEST("program: the check mode names the operator that makes a NaN and its module",
+            "[program]") {
+  Sequential net(Linear(3, 3), ReLU(), Linear(3, 2));
+  net.to(device);
+  const Tensor scale = ones({1}, {kFloat32, device});
+  auto step = compile([&](const Tensor& x) { return net(x) / scale; }, {.check_finite = true});
+  auto unchecked = compile([&](const Tensor& x) { return net(x) / scale; });
+  const Tensor x = ones({4, 3}, {kFloat32, device});
+  for (int i = 0; i < 3; ++i) CHECK(same_bits(step(x), unchecked(x)));
+  // Weights are read by reference, also by a replay.
+  const Tensor weight = net.state_dict()[2].second;
+  const Tensor before = weight.clone();
+  weight.fill_(std::nan(""));
+  check_throws<AnomalyError>([&] { step(x); }, {"_forward of 2: ", "nan", "element 0"});
+  CHECK(std::isnan(unchecked(x).to_vector<float>()[0]));
+  weight.copy_(before);
+  scale.fill_(0);
+  check_throws<AnomalyError>([&] { step(x); }, {"binary", "inf"});
+  scale.fill_(1);
+  CHECK(same_bits(step(x), unchecked(x)));
+}
+
+DEVICE_TEST("program: print shows every operator before and after each pass", "[program]") {
+  Sequential net(Linear(3, 2), ReLU());
+  net.to(device);
+  auto step = compile([&](const Tensor& x) { return net(x); });
+  std::ostringstream none, text;
+  step.print(none);
+  CHECK(none.str() == "no program yet\n");
+  step(ones({4, 3}, {kFloat32, device}));
+  step.print(text);
+  for (const char* part : {"program on ", "recorded: 2 operators",
+                           "linear_forward(g=(n=4, in=3, out=2", "x=@", "float32(4, 3)", "module 0",
+                           "relu_forward", "module 1", "after dead: 1 operators", "relu=true"}) {
+    INFO(text.str());
+    CHECK(text.str().find(part) != std::string::npos);
+  }
 }
 
 }  // namespace sinter::test
