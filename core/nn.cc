@@ -309,6 +309,7 @@ void Module::zero_grad() {
 }
 
 void Module::train(bool on) {
+  if (Recorder* const recorder = Recorder::of_this_thread()) recorder->sets_mode(mode_.training);
   *mode_.training = on;
   any_child(*this, [&](const std::string&, Module& child) {
     child.train(on);

@@ -29,7 +29,7 @@ struct Signature {
 
 // A returned tensor that something else holds too, a leaf as its gradient or a member, is
 // overwritten with it by the next call: what is returned becomes a copy.
-void make_own(std::vector<Tensor>& returned) {
+void make_own(std::vector<Tensor>& returned, const std::vector<std::shared_ptr<Storage>>& inputs) {
   for (Tensor& y : returned) {
     if (!y.defined()) continue;
     const uint64_t number = y.place().first;
@@ -37,7 +37,9 @@ void make_own(std::vector<Tensor>& returned) {
       return other.place().first == number;
     });
     const Tensor::Impl& impl = Recorder::impl_of(y);
-    if (impl.storage->data == nullptr && impl.storage.use_count() > mine) y = y.clone();
+    const bool is_argument = std::find(inputs.begin(), inputs.end(), impl.storage) != inputs.end();
+    const bool is_made = impl.storage->data == nullptr;
+    if (is_argument || (is_made && impl.storage.use_count() > mine)) y = y.clone();
   }
 }
 
@@ -141,7 +143,8 @@ std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Ten
       // Without the graph, which would keep all it was made from.
       for (Tensor& y : returned) y = y.detach();
       recorder.release_nodes();
-      make_own(returned);
+      make_own(returned, slot.inputs);
+      stand_ins.clear();
       Recorder::Result result = recorder.finish();
       recorder.stop();
       for (const Entry& entry : result.list.entries) {
@@ -155,7 +158,9 @@ std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Ten
       if (slot.program != nullptr) {
         Matching matching(slot.program->recorded(), result.list);
         const std::string changed = difference(slot.program->recorded(), result.list, matching);
-        if (changed.empty()) {
+        const bool same_results =
+            changed.empty() && slot.program->gives_the_same(result, returned, matching);
+        if (same_results) {
           slot.recordings = 1;
           slot.program->take_over(std::move(result), matching);
           returned.clear();
@@ -164,8 +169,10 @@ std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Ten
           slot.is_stable = true;
           return slot.program->results();
         }
-        require<GraphError>(++slot.recordings < kMostRecordings,
-                            "compile: the function is another one at every call, ", changed,
+        if (++slot.recordings >= kMostRecordings) slot.program = nullptr;
+        require<GraphError>(slot.program != nullptr,
+                            "compile: the function is another one at every call, ",
+                            changed.empty() ? "it returns or keeps something else" : changed,
                             "; what changes from call to call must be an argument, or values of a "
                             "tensor");
       } else {
@@ -174,6 +181,7 @@ std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Ten
       const auto program =
           std::make_shared<Program>(std::move(result), returned, slot.inputs, impl_->options);
       returned.clear();
+      program->take_arguments(arguments);
       program->run();
       recorder.commit();
       slot.program = program;
@@ -190,7 +198,7 @@ ProgramStats CompiledFunction::stats() const {
   ProgramStats stats;
   stats.recordings = impl_->recordings;
   stats.programs = static_cast<int64_t>(impl_->slots.size());
-  if (impl_->slots.empty()) return stats;
+  if (impl_->slots.empty() || impl_->slots.back().program == nullptr) return stats;
   const Program& last = *impl_->slots.back().program;
   stats.operators = last.operators();
   stats.memory_bytes = last.memory_bytes();
@@ -203,7 +211,7 @@ ProgramProfile CompiledFunction::profile() const {
 }
 
 void CompiledFunction::print(std::ostream& out) const {
-  if (impl_->slots.empty())
+  if (impl_->slots.empty() || impl_->slots.back().program == nullptr)
     out << "no program yet\n";
   else
     impl_->slots.back().program->print(out);

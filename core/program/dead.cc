@@ -21,7 +21,9 @@ void dead(List& list) {
   std::vector<Entry> kept;
   for (size_t i = list.entries.size(); i-- > 0;) {
     Entry& entry = list.entries[i];
-    bool is_live = false;
+    // One that writes nothing is there for something else.
+    bool is_live = std::none_of(entry.operands.begin(), entry.operands.end(),
+                                [](const OperandRef& ref) { return ref.writes(); });
     for (const OperandRef& ref : entry.operands)
       is_live = is_live || (ref.writes() && is_needed(*ref.operand));
     if (!is_live) continue;

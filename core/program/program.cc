@@ -72,35 +72,15 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
       gradients_(std::move(recorded.gradients)),
       inputs_(inputs) {
   for (const Tensor& tensor : returned) {
-    Returned kept{tensor, nullptr, nullptr, 0, {}, kFloat32};
-    const uint64_t number = tensor.place().first;
-    const auto found =
-        std::find_if(recorded_.buffers.begin(), recorded_.buffers.end(), [&](const Buffer& buffer) {
-          return buffer.kind == Buffer::Kind::kResult && buffer.storage_number == number;
-        });
-    // Several may be views of one.
-    const auto same = std::find_if(returned_.begin(), returned_.end(), [&](const Returned& r) {
-      return r.storage != nullptr && r.storage->number == number;
-    });
-    const bool is_first = same == returned_.end() && found != recorded_.buffers.end();
-    if (is_first || same != returned_.end()) {
-      if (is_first) {
-        // From now on the program writes to memory behind what is returned.
-        std::shared_ptr<Storage>& storage = found->storage;
-        kept.storage = storage;
-        kept.memory = std::make_shared<Storage>(storage->device, storage->bytes);
-        storage->adopt(kept.memory);
-        storage = kept.memory;
-      } else {
-        kept.storage = same->storage;
-        kept.memory = same->memory;
-      }
-      kept.start = tensor.place().second;
-      kept.shape = tensor.shape();
-      kept.dtype = tensor.dtype();
-      kept.tensor = Tensor();
+    Returned r = described(tensor, recorded_);
+    if (r.buffer != 0) {
+      std::shared_ptr<Storage>& storage = recorded_.buffers[r.buffer].storage;
+      // Not the returned tensors' own, which are copies. Several may be views of one.
+      if (!is_returned(storage))
+        storage = std::make_shared<Storage>(storage->device, storage->bytes);
+      r.memory = storage;
     }
-    returned_.push_back(std::move(kept));
+    returned_.push_back(std::move(r));
   }
   for (const Buffer& buffer : recorded_.buffers) {
     if (buffer.kind == Buffer::Kind::kOutside) ++buffer.storage->programs;
@@ -119,12 +99,15 @@ void Program::take_over(Recorder::Result newer, const Matching& matching) {
     for (uint64_t b = 1; b < list->buffers.size(); ++b) {
       Buffer& buffer = list->buffers[b];
       if (buffer.kind != Buffer::Kind::kResult || is_returned(buffer.storage)) continue;
-      buffer.storage = newer.list.buffers[matching.partner(b)].storage;
+      const Buffer& partner = newer.list.buffers[matching.partner(b)];
+      buffer.storage = partner.storage;
+      buffer.storage_number = partner.storage_number;
     }
   }
   guards_ = std::move(newer.guards);
   gradients_ = std::move(newer.gradients);
   bind();
+  launch_ = nullptr;  // it knows the addresses from before
 }
 
 bool Program::is_returned(const std::shared_ptr<Storage>& storage) const {
@@ -139,10 +122,13 @@ Program::~Program() {
 }
 
 bool Program::lost_an_array() const {
-  return std::any_of(recorded_.buffers.begin(), recorded_.buffers.end(), [](const Buffer& buffer) {
+  return std::any_of(recorded_.buffers.begin(), recorded_.buffers.end(), [&](const Buffer& buffer) {
     // A program holds it twice, in the list as recorded and in the other.
-    return buffer.kind == Buffer::Kind::kOutside &&
-           buffer.storage.use_count() <= 2 * buffer.storage->programs.load();
+    if (buffer.kind == Buffer::Kind::kOutside)
+      return buffer.storage.use_count() <= 2 * buffer.storage->programs.load();
+    // A member that is another tensor now, of another program perhaps.
+    return buffer.kind == Buffer::Kind::kResult && !is_returned(buffer.storage) &&
+           buffer.storage.use_count() <= 2;
   });
 }
 
@@ -217,52 +203,90 @@ void Program::check_finite(size_t i) const {
 }
 
 // Values that the last call returned, and that somebody still holds, move out of the way.
-void Program::keep_returned() {
-  for (size_t i = 0; i < returned_.size(); ++i) {
-    Returned& r = returned_[i];
-    if (r.memory == nullptr) continue;
-    const auto mine = std::count_if(returned_.begin(), returned_.end(), [&](const Returned& other) {
-      return other.storage == r.storage;
-    });
-    if (r.storage.use_count() <= mine) continue;
-    const std::shared_ptr<Storage> theirs = r.storage;
-    theirs->allocate_own();
-    with_context(theirs->device, [&](const auto& ctx) {
-      copy_on_device(ctx, theirs->data, r.memory->data, theirs->bytes);
-    });
-    auto fresh = std::make_shared<Storage>(theirs->device, theirs->bytes, Storage::Virtual());
-    fresh->adopt(r.memory);
-    for (Returned& other : returned_)
-      if (other.storage == theirs) other.storage = fresh;
+Program::Returned Program::described(const Tensor& tensor, const List& list) {
+  Returned r;
+  r.tensor = tensor;
+  if (!tensor.defined()) return r;
+  const auto [number, start] = tensor.place();
+  r.start = start;
+  r.shape = tensor.shape();
+  r.dtype = tensor.dtype();
+  for (uint64_t b = 1; b < list.buffers.size(); ++b) {
+    const Buffer& buffer = list.buffers[b];
+    if (buffer.kind != Buffer::Kind::kResult || buffer.storage_number != number) continue;
+    r.buffer = b;
+    r.tensor = Tensor();
+  }
+  return r;
+}
+
+// Whether two tensors that no operator of their lists made are the same, or were both made in
+// recordings, without values.
+bool Program::is_same(const Tensor& a, const Tensor& b) {
+  if (a.defined() != b.defined()) return false;
+  if (!a.defined() || a.place() == b.place()) return true;
+  return Recorder::impl_of(a).storage->was_virtual && Recorder::impl_of(b).storage->was_virtual &&
+         a.shape() == b.shape();
+}
+
+bool Program::gives_the_same(const Recorder::Result& newer, const std::vector<Tensor>& returned,
+                             const Matching& matching) const {
+  if (returned.size() != returned_.size()) return false;
+  for (size_t i = 0; i < returned.size(); ++i) {
+    const Returned &a = returned_[i], b = described(returned[i], newer.list);
+    const uint64_t partner = a.buffer != 0 ? matching.partner(a.buffer) : 0;
+    if (partner != b.buffer || a.start != b.start || !(a.shape == b.shape) || a.dtype != b.dtype ||
+        !is_same(a.tensor, b.tensor))
+      return false;
+  }
+  // Leaves with the gradients that the same operators made.
+  if (newer.gradients.size() != gradients_.size()) return false;
+  for (const auto& [leaf, gradient] : gradients_) {
+    const auto same =
+        std::find_if(newer.gradients.begin(), newer.gradients.end(),
+                     [&, &leaf = leaf](const auto& pair) { return pair.first == leaf; });
+    if (same == newer.gradients.end()) return false;
+    const Returned a = described(gradient, recorded_), b = described(same->second, newer.list);
+    const uint64_t partner = a.buffer != 0 ? matching.partner(a.buffer) : 0;
+    if (partner != b.buffer || a.start != b.start || !is_same(a.tensor, b.tensor)) return false;
+  }
+  return true;
+}
+
+void Program::take_arguments(const std::vector<Tensor>& arguments) {
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const Tensor::Impl& impl = Recorder::impl_of(arguments[i]);
+    Storage& input = *inputs_[i];
+    std::byte* const address = impl.storage->use() + impl.start;
+    // What the program itself reads or writes is an argument as it is now: a copy.
+    const bool is_known =
+        std::any_of(recorded_.buffers.begin(), recorded_.buffers.end(),
+                    [&](const Buffer& buffer) { return buffer.storage == impl.storage; });
+    if (list_.device.is_cuda() || is_known) {
+      if (input.data == nullptr || input.owner != nullptr) input.allocate_own();
+      with_context(list_.device,
+                   [&](const auto& ctx) { copy_on_device(ctx, input.data, address, input.bytes); });
+    } else {
+      input.point_to(address, impl.storage);
+    }
+    for (Operand* x : reads_input_[i]) x->address = static_cast<std::byte*>(input.data) + x->offset;
   }
 }
 
 void Program::replay(const std::vector<Tensor>& arguments) {
-  keep_returned();
   const bool on_gpu = list_.device.is_cuda();
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    const auto& impl = Recorder::impl_of(arguments[i]);
-    std::byte* const address = impl.storage->use() + impl.start;
-    if (on_gpu) {
-      with_context(list_.device, [&](const auto& ctx) {
-        copy_on_device(ctx, inputs_[i]->data, address, inputs_[i]->bytes);
-      });
-    } else {
-      const auto* before = static_cast<std::byte*>(inputs_[i]->data);
-      for (Operand* x : reads_input_[i])
-        x->address = address + (static_cast<std::byte*>(x->address) - before);
-      inputs_[i]->point_to(address, impl.storage);
-    }
-  }
   for (const Buffer& buffer : recorded_.buffers)
     if (buffer.kind == Buffer::Kind::kOutside && on_gpu) buffer.storage->use();
+  // First, since a call that throws has changed some.
+  for (Storage* storage : written_) storage->version.fetch_add(1, std::memory_order_relaxed);
+  take_arguments(arguments);
   if (on_gpu && !options_.check_finite && !options_.profile) {
     if (!launch_) capture();
     launch_();
   } else {
     run(options_.profile);
   }
-  after_call();
+  for (const auto& [leaf, gradient] : gradients_) set_gradient_of(*leaf, gradient);
 }
 
 void Program::capture() {
@@ -287,17 +311,25 @@ void Program::capture() {
   }
 }
 
-void Program::after_call() {
-  for (Storage* storage : written_) storage->version.fetch_add(1, std::memory_order_relaxed);
-  for (const auto& [leaf, gradient] : gradients_) set_gradient_of(*leaf, gradient);
-}
-
 std::vector<Tensor> Program::results() const {
   std::vector<Tensor> results;
+  std::vector<std::pair<const Storage*, std::shared_ptr<Storage>>> copies;
   for (const Returned& r : returned_) {
-    results.push_back(r.memory == nullptr ? r.tensor
-                                          : Recorder::tensor_of(std::make_shared<Tensor::Impl>(
-                                                r.storage, r.start, r.shape, r.dtype)));
+    if (r.memory == nullptr) {
+      results.push_back(r.tensor.detach());
+      continue;
+    }
+    auto copy = std::find_if(copies.begin(), copies.end(),
+                             [&](const auto& pair) { return pair.first == r.memory.get(); });
+    if (copy == copies.end()) {
+      auto fresh = std::make_shared<Storage>(r.memory->device, r.memory->bytes);
+      with_context(fresh->device, [&](const auto& ctx) {
+        copy_on_device(ctx, fresh->data, r.memory->data, fresh->bytes);
+      });
+      copy = copies.insert(copies.end(), {r.memory.get(), std::move(fresh)});
+    }
+    results.push_back(Recorder::tensor_of(
+        std::make_shared<Tensor::Impl>(copy->second, r.start, r.shape, r.dtype)));
   }
   return results;
 }

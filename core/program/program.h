@@ -23,6 +23,10 @@ class Program {
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
+  // Whether a newer recording with the same list returns the same, and gives the same leaves the
+  // same gradients.
+  bool gives_the_same(const Recorder::Result& newer, const std::vector<Tensor>& returned,
+                      const Matching& matching) const;
   // Of a newer recording, in which nothing differs: what is held outside now are its results.
   void take_over(Recorder::Result newer, const Matching& matching);
 
@@ -32,11 +36,13 @@ class Program {
   // Whether an outside array is owned by programs alone: the function would now read another.
   bool lost_an_array() const;
 
+  // Reads the arguments where they lie, or copies them.
+  void take_arguments(const std::vector<Tensor>& arguments);
   // Runs the list, on a GPU operator by operator, with arguments in `inputs`.
   void run(bool is_timed = false);
   // The same as one launch, where there is such a thing.
   void replay(const std::vector<Tensor>& arguments);
-  // The returned tensors of the call that was made last.
+  // The returned tensors of the call that was made last, in memory of their own.
   std::vector<Tensor> results() const;
 
   int64_t operators() const { return static_cast<int64_t>(list_.entries.size()); }
@@ -50,9 +56,7 @@ class Program {
   void check_finite(size_t i) const;  // what entry i wrote
   void add_time(size_t i, double us);
   bool is_returned(const std::shared_ptr<Storage>& storage) const;
-  void keep_returned();
   void capture();
-  void after_call();
 
   CompileOptions options_;
   std::thread::id thread_ = std::this_thread::get_id();
@@ -66,15 +70,16 @@ class Program {
   std::shared_ptr<Storage> memory_;
   std::vector<Storage*> written_;  // outside of the program's memory
 
-  // A returned tensor lies in memory of the program until the next call.
   struct Returned {
-    Tensor tensor;                     // one that was there before
-    std::shared_ptr<Storage> memory;   // else where the program writes it
-    std::shared_ptr<Storage> storage;  // and that of the tensor which is returned now
+    Tensor tensor;                    // one that was there before
+    uint64_t buffer = 0;              // else that of the recorded list which it is made of
+    std::shared_ptr<Storage> memory;  // and where the program writes it
     int64_t start = 0;
     Shape shape;
     DType dtype = kFloat32;
   };
+  static bool is_same(const Tensor& a, const Tensor& b);
+  static Returned described(const Tensor& tensor, const List& list);
   std::vector<Returned> returned_;
   std::function<void()> launch_;  // on a GPU, once it is captured
   int64_t timed_calls_ = 0;

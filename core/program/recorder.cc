@@ -24,6 +24,9 @@ Recorder::~Recorder() {
   if (is_committed_) return;
   // As if nothing had happened: leaves have the gradients from before.
   for (auto& [node, gradient] : set_) set_gradient_of(*gradient.leaf, gradient.before);
+  // What was made has no values.
+  for (auto& [number, weak] : made_)
+    if (const std::shared_ptr<Storage> storage = weak.lock()) storage->point_to(nullptr, nullptr);
 }
 
 void Recorder::refuse(const char* what) {
@@ -41,6 +44,7 @@ std::shared_ptr<Storage> Recorder::make_virtual(Device device, size_t bytes) {
                       list_.device, " so far, and now on ", device,
                       "; move this out of it, or make what it needs there before");
   auto storage = std::make_shared<Storage>(device, bytes, Storage::Virtual());
+  storage->was_virtual = true;
   made_.emplace(storage->number, storage);
   return storage;
 }
@@ -108,11 +112,15 @@ void Recorder::asked(const Tensor& tensor) {
 
 void Recorder::asked_gradient(const std::shared_ptr<Node>& leaf, const Tensor& gradient) {
   if (set_.contains(leaf.get()) || !asked_.emplace(leaf.get(), true).second) return;
-  guards_.gradients.push_back({leaf, gradient.place().first});
+  guards_.gradients.push_back({leaf, gradient.place()});
 }
 
 void Recorder::asked_mode(const std::shared_ptr<const bool>& mode) {
   if (asked_.emplace(mode.get(), true).second) guards_.modes.push_back({mode, *mode});
+}
+
+void Recorder::sets_mode(const std::shared_ptr<const bool>& mode) {
+  asked_.emplace(mode.get(), true);
 }
 
 void Recorder::sets_gradient(const std::shared_ptr<Node>& leaf, const Tensor& before) {
@@ -131,7 +139,7 @@ bool Guards::hold() const {
   }
   for (const Gradient& gradient : gradients) {
     const std::shared_ptr<Node> leaf = gradient.leaf.lock();
-    if (leaf != nullptr && gradient_of(*leaf).place().first != gradient.storage) return false;
+    if (leaf != nullptr && gradient_of(*leaf).place() != gradient.place) return false;
   }
   for (const Mode& mode : modes)
     if (*mode.mode != mode.answer) return false;

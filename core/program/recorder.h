@@ -26,10 +26,10 @@ struct Guards {
     std::pair<uint64_t, int64_t> place;
     bool requires_grad;
   };
-  // A leaf's gradient, asked for before the recording gave it one: its storage, 0 for none.
+  // A leaf's gradient, asked for before the recording gave it one.
   struct Gradient {
     std::weak_ptr<Node> leaf;
-    uint64_t storage;
+    std::pair<uint64_t, int64_t> place;
   };
   struct Mode {
     std::shared_ptr<const bool> mode;  // of a module
@@ -74,6 +74,7 @@ class Recorder {
   void asked(const Tensor& tensor);
   void asked_gradient(const std::shared_ptr<Node>& leaf, const Tensor& gradient);
   void asked_mode(const std::shared_ptr<const bool>& mode);
+  void sets_mode(const std::shared_ptr<const bool>& mode);  // which is no question from then on
   // Before a leaf's gradient is set.
   void sets_gradient(const std::shared_ptr<Node>& leaf, const Tensor& before);
   void made_node(const std::shared_ptr<Node>& node);

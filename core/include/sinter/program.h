@@ -13,10 +13,13 @@
 #pragma once
 
 #include <any>
+#include <bit>
+#include <cstdint>
 #include <functional>
 #include <iosfwd>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -97,6 +100,8 @@ class CompiledFunction {
 // - What the function reads and does not make is read by reference, as it is at each call: weights,
 //   optimizer state, a Batches' position. Tensors given as arguments are copied in (on a CPU they
 //   are read where they lie); other arguments choose among the programs that are kept, at most 8.
+//   Give tensors new values in place: one that takes another's place is noticed only once nobody
+//   holds the old one any more.
 // - What is still held when the function returns is a result: returned tensors, gradients of
 // leaves,
 //   members. A returned one keeps its values; all others are overwritten by the next call. Results
@@ -122,7 +127,7 @@ template <class F> class Compiled {
     using Result = std::invoke_result_t<F&, Args...>;
     std::vector<Tensor> tensors;
     (add_tensor(tensors, args), ...);
-    using Values = std::tuple<Kept<Args>...>;
+    using Values = std::tuple<decltype(kept(args))...>;
     const CompiledFunction::Key key{
         Values(kept(args)...), [](const std::any& a, const std::any& b) {
           const auto *x = std::any_cast<Values>(&a), *y = std::any_cast<Values>(&b);
@@ -162,16 +167,20 @@ template <class F> class Compiled {
   struct Nothing {
     bool operator==(const Nothing&) const = default;
   };
-  template <class A> using Kept = std::conditional_t<is_tensor<A>, Nothing, std::decay_t<A>>;
+  // Numbers to the bit, so that a NaN is what it was; text by what it says.
+  template <class A> static auto kept(const A& value) {
+    if constexpr (is_tensor<A>)
+      return Nothing();
+    else if constexpr (std::is_floating_point_v<A>)
+      return std::bit_cast<uint64_t>(static_cast<double>(value));
+    else if constexpr (std::is_convertible_v<const A&, std::string_view>)
+      return std::string(std::string_view(value));
+    else
+      return value;
+  }
 
   template <class A> static void add_tensor(std::vector<Tensor>& tensors, const A& value) {
     if constexpr (is_tensor<A>) tensors.push_back(value);
-  }
-  template <class A> static Kept<A> kept(const A& value) {
-    if constexpr (is_tensor<A>)
-      return {};
-    else
-      return value;
   }
 
   static void add_results(std::vector<Tensor>& results, const Tensor& y) { results.push_back(y); }
