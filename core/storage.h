@@ -40,7 +40,6 @@ struct Storage : std::enable_shared_from_this<Storage> {
   std::shared_ptr<void> owner;  // null: the block is this storage's own
   std::atomic<uint64_t> version{0};
   std::atomic<int> programs{0};  // that hold it
-  bool was_virtual = false;      // made while a program was recorded
 
  private:
   void note_user();

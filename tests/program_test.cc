@@ -3,6 +3,7 @@
 #include <sinter/program.h>
 
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <sstream>
 #include <thread>
@@ -549,6 +550,115 @@ DEVICE_TEST("program: print shows every operator before and after each pass", "[
     INFO(text.str());
     CHECK(text.str().find(part) != std::string::npos);
   }
+}
+
+// ---- whose values are whose ---------------------------------------------------------------------
+
+DEVICE_TEST("program: results are nobody else's", "[program]") {
+  const TensorOptions options{kFloat32, device};
+  const auto x = [&](double value) { return full({2}, value, options); };
+  const auto first = [](const Tensor& t) { return t.to_vector<float>()[0]; };
+  auto twice = compile([](const Tensor& x) { return x * 2.0; });
+  Tensor kept;
+  for (int i = 0; i < 3; ++i) kept = twice(x(1));
+  auto times_kept = compile([&](const Tensor& x) { return x * kept; });
+  for (int i = 0; i < 3; ++i) CHECK(first(times_kept(x(1))) == 2);
+  const Tensor later = twice(x(50));
+  CHECK(first(times_kept(x(1))) == 2);
+  CHECK(first(kept) == 2);
+  CHECK(first(later) == 100);
+  // Of an argument, too.
+  auto as_it_is = compile([](const Tensor& x) { return x.reshape({2, 1}); });
+  std::vector<Tensor> all;
+  for (int i = 0; i < 4; ++i) all.push_back(as_it_is(x(i)));
+  for (int i = 0; i < 4; ++i) CHECK(first(all[static_cast<size_t>(i)]) == static_cast<float>(i));
+}
+
+DEVICE_TEST("program: an argument that the program writes is as it was", "[program]") {
+  const TensorOptions options{kFloat32, device};
+  Tensor member = full({2}, 1, options);
+  auto step = compile([&](const Tensor& x) {
+    member = x * 2.0;
+    return member * 1.0 + x;
+  });
+  float expected = 1;
+  for (int i = 0; i < 6; ++i) {
+    const Tensor y = step(member);
+    CHECK(y.to_vector<float>()[0] == 3 * expected);
+    expected *= 2;
+    CHECK(member.to_vector<float>()[0] == expected);
+  }
+  const Tensor w = full({2}, 2, options);
+  auto fills = compile([&](const Tensor& x) {
+    const Tensor h = x + x;
+    w.fill_(-1);
+    return relu(h);
+  });
+  for (int i = 0; i < 4; ++i) {
+    w.fill_(2);
+    CHECK(fills(w).to_vector<float>()[0] == 4);
+  }
+}
+
+DEVICE_TEST("program: members follow the program that ran last", "[program]") {
+  Tensor member;
+  auto times = compile([&](const Tensor& x, int k) { member = x * static_cast<double>(k); });
+  const Tensor x = full({2}, 10, {kFloat32, device});
+  for (const int k : {1, 1, 2, 2, 1, 1, 2, 1}) {
+    times(x, k);
+    CHECK(member.to_vector<float>()[0] == static_cast<float>(10 * k));
+  }
+}
+
+DEVICE_TEST("program: what is returned is part of it", "[program]") {
+  int calls = 0;
+  auto swaps = compile([&](const Tensor& x) {
+    const Tensor a = x * 2.0, b = x * 3.0;
+    return calls++ % 2 == 0 ? std::pair(a, b) : std::pair(b, a);
+  });
+  const Tensor x = ones({2}, {kFloat32, device});
+  CHECK(swaps(x).first.to_vector<float>()[0] == 2);
+  CHECK(swaps(x).first.to_vector<float>()[0] == 3);
+  CHECK(swaps(x).first.to_vector<float>()[0] == 2);
+  check_throws<GraphError>([&] { swaps(x); }, {"returns or keeps something else"});
+  // And can be compiled once it is the same.
+  calls = 0;
+  auto then_still = compile([&](const Tensor& x) { return x * static_cast<double>(++calls); });
+  for (int i = 0; i < 3; ++i) then_still(x);
+  check_throws<GraphError>([&] { then_still(x); }, {"alpha: 3, then 4"});
+  for (int i = 0; i < 3; ++i) {
+    calls = 6;
+    CHECK(then_still(x).to_vector<float>()[0] == 7);
+  }
+}
+
+TEST_CASE("program: state made in a call that failed has no values", "[program][cpu]") {
+  Linear fc(3, 2);
+  std::unique_ptr<Adam> adam;
+  auto step = compile([&](const Tensor& x, const Tensor& y) {
+    const Tensor loss = cross_entropy(fc(x), y);
+    if (!adam) adam = std::make_unique<Adam>(fc.parameters());
+    loss.backward();
+    adam->step();
+    adam->zero_grad();
+  });
+  const Tensor x = ones({1, 3}), good = from_vector(std::vector<int64_t>{1}, {1}),
+               bad = from_vector(std::vector<int64_t>{7}, {1});
+  check_throws<ValueError>([&] { step(x, bad); }, {"label"});
+  check_throws<GraphError>([&] { step(x, good); }, {"has no values"});
+  adam = nullptr;
+  for (int i = 0; i < 4; ++i) step(x, good);
+  CHECK(adam->steps() == 4);
+}
+
+DEVICE_TEST("program: numbers as arguments are told apart to the bit", "[program]") {
+  auto over = compile([](const Tensor& x, double by) { return x / by; });
+  const Tensor x = ones({2}, {kFloat32, device});
+  for (int i = 0; i < 3; ++i) over(x, 0.0);
+  CHECK(over(x, 0.0).to_vector<float>()[0] == std::numeric_limits<float>::infinity());
+  CHECK(over(x, -0.0).to_vector<float>()[0] == -std::numeric_limits<float>::infinity());
+  for (int i = 0; i < 4; ++i) over(x, std::nan(""));
+  CHECK(over.stats().recordings == 2 + 1 + 2);
 }
 
 }  // namespace sinter::test

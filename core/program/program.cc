@@ -69,6 +69,7 @@ Program::Program(Recorder::Result recorded, const std::vector<Tensor>& returned,
     : options_(options),
       recorded_(std::move(recorded.list)),
       guards_(std::move(recorded.guards)),
+      untouched_(std::move(recorded.untouched)),
       gradients_(std::move(recorded.gradients)),
       inputs_(inputs) {
   for (const Tensor& tensor : returned) {
@@ -105,6 +106,7 @@ void Program::take_over(Recorder::Result newer, const Matching& matching) {
     }
   }
   guards_ = std::move(newer.guards);
+  untouched_.merge(newer.untouched);
   gradients_ = std::move(newer.gradients);
   bind();
   launch_ = nullptr;  // it knows the addresses from before
@@ -220,12 +222,12 @@ Program::Returned Program::described(const Tensor& tensor, const List& list) {
   return r;
 }
 
-// Whether two tensors that no operator of their lists made are the same, or were both made in
-// recordings, without values.
-bool Program::is_same(const Tensor& a, const Tensor& b) {
+// Whether a tensor that is none of the list's is that of a newer recording: the same, or both made
+// there without values.
+bool Program::is_same(const Tensor& a, const Tensor& b, const Recorder::Result& newer) const {
   if (a.defined() != b.defined()) return false;
   if (!a.defined() || a.place() == b.place()) return true;
-  return Recorder::impl_of(a).storage->was_virtual && Recorder::impl_of(b).storage->was_virtual &&
+  return untouched_.contains(a.place().first) && newer.untouched.contains(b.place().first) &&
          a.shape() == b.shape();
 }
 
@@ -236,7 +238,7 @@ bool Program::gives_the_same(const Recorder::Result& newer, const std::vector<Te
     const Returned &a = returned_[i], b = described(returned[i], newer.list);
     const uint64_t partner = a.buffer != 0 ? matching.partner(a.buffer) : 0;
     if (partner != b.buffer || a.start != b.start || !(a.shape == b.shape) || a.dtype != b.dtype ||
-        !is_same(a.tensor, b.tensor))
+        !is_same(a.tensor, b.tensor, newer))
       return false;
   }
   // Leaves with the gradients that the same operators made.
@@ -248,7 +250,8 @@ bool Program::gives_the_same(const Recorder::Result& newer, const std::vector<Te
     if (same == newer.gradients.end()) return false;
     const Returned a = described(gradient, recorded_), b = described(same->second, newer.list);
     const uint64_t partner = a.buffer != 0 ? matching.partner(a.buffer) : 0;
-    if (partner != b.buffer || a.start != b.start || !is_same(a.tensor, b.tensor)) return false;
+    if (partner != b.buffer || a.start != b.start || !is_same(a.tensor, b.tensor, newer))
+      return false;
   }
   return true;
 }

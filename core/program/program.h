@@ -62,6 +62,7 @@ class Program {
   std::thread::id thread_ = std::this_thread::get_id();
   List recorded_, list_;
   Guards guards_;
+  std::unordered_set<uint64_t> untouched_;  // as the recording says
   std::vector<std::pair<std::shared_ptr<Node>, Tensor>> gradients_;
   std::vector<std::shared_ptr<Storage>> inputs_;    // what the list reads in the arguments' place
   std::vector<std::vector<Operand*>> reads_input_;  // operands of list_, by argument
@@ -78,7 +79,7 @@ class Program {
     Shape shape;
     DType dtype = kFloat32;
   };
-  static bool is_same(const Tensor& a, const Tensor& b);
+  bool is_same(const Tensor& a, const Tensor& b, const Recorder::Result& newer) const;
   static Returned described(const Tensor& tensor, const List& list);
   std::vector<Returned> returned_;
   std::function<void()> launch_;  // on a GPU, once it is captured

@@ -44,7 +44,6 @@ std::shared_ptr<Storage> Recorder::make_virtual(Device device, size_t bytes) {
                       list_.device, " so far, and now on ", device,
                       "; move this out of it, or make what it needs there before");
   auto storage = std::make_shared<Storage>(device, bytes, Storage::Virtual());
-  storage->was_virtual = true;
   made_.emplace(storage->number, storage);
   return storage;
 }
@@ -158,9 +157,11 @@ void Recorder::release_nodes() {
 }
 
 Recorder::Result Recorder::finish() {
+  std::unordered_set<uint64_t> untouched;
   for (auto& [number, weak] : made_) {
     const std::shared_ptr<Storage> storage = weak.lock();
     if (storage == nullptr) continue;
+    if (!numbers_.contains(number)) untouched.insert(number);
     if (const auto found = numbers_.find(number); found != numbers_.end()) {
       Buffer& buffer = list_.buffers[found->second];
       buffer.kind = Buffer::Kind::kResult;
@@ -168,7 +169,7 @@ Recorder::Result Recorder::finish() {
     }
     storage->allocate_own();
   }
-  Result result{std::move(list_), std::move(guards_), {}};
+  Result result{std::move(list_), std::move(guards_), std::move(untouched), {}};
   for (auto& [key, gradient] : set_)
     result.gradients.emplace_back(gradient.leaf, gradient_of(*gradient.leaf));
   return result;

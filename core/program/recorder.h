@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "../storage.h"
@@ -86,6 +87,7 @@ class Recorder {
   struct Result {
     List list;
     Guards guards;
+    std::unordered_set<uint64_t> untouched;  // made, and held, but of no operator: by number
     std::vector<std::pair<std::shared_ptr<Node>, Tensor>> gradients;
   };
   Result finish();
