@@ -33,23 +33,11 @@ const char* name(Mode mode) { return mode == Mode::kEager ? "eager" : "compiled"
 
 std::vector<Tensor> results(Mode mode, const std::function<std::vector<Tensor>()>& f) {
   if (mode == Mode::kEager) return f();
-  std::vector<bool> is_there;
-  auto program = compile([&] {
-    std::vector<Tensor> there;
-    is_there.clear();
-    for (const Tensor& t : f()) {
-      is_there.push_back(t.defined());
-      if (t.defined()) there.push_back(t);
-    }
-    return there;
-  });
+  auto program = compile(f);
   for (int i = 0; i < 2; ++i) program();
-  const std::vector<Tensor> there = program();
+  const std::vector<Tensor> all = program();
   require<Error>(program.stats().recordings == 2, "compile: recorded ", program.stats().recordings,
                  " times, expected 2, and then a replay");
-  std::vector<Tensor> all;
-  size_t next = 0;
-  for (const bool is : is_there) all.push_back(is ? there[next++] : Tensor());
   return all;
 }
 

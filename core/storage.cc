@@ -25,11 +25,6 @@ Storage::Storage(Device device, size_t bytes) : Storage(device, bytes, Virtual()
   allocate_own();
 }
 
-Storage::Storage(Device device, size_t bytes, void* data, std::shared_ptr<void> owner)
-    : Storage(device, bytes, Virtual()) {
-  point_to(data, std::move(owner));
-}
-
 Storage::~Storage() {
   free_own();
   live_storage_count.fetch_sub(1, std::memory_order_relaxed);

@@ -17,8 +17,6 @@ namespace sinter {
 // recorded, has none.
 struct Storage : std::enable_shared_from_this<Storage> {
   Storage(Device device, size_t bytes);
-  // At `data`, which is `owner`'s.
-  Storage(Device device, size_t bytes, void* data, std::shared_ptr<void> owner);
   struct Virtual {};
   Storage(Device device, size_t bytes, Virtual);
   Storage(const Storage&) = delete;
@@ -27,8 +25,7 @@ struct Storage : std::enable_shared_from_this<Storage> {
 
   // Memory of its own, instead of what it has or has not; nothing is copied.
   void allocate_own();
-  // The memory of another storage, instead.
-  void adopt(const std::shared_ptr<Storage>& memory) { point_to(memory->data, memory); }
+  // Memory that is `owner`'s, instead; null for none.
   void point_to(void* data, std::shared_ptr<void> owner);
   // The address, for work of the calling thread. Throws GraphError if there is no memory.
   std::byte* use();

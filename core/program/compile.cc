@@ -59,6 +59,8 @@ struct CompiledFunction::Impl {
   int64_t recordings = 0;
   CompileOptions options;
 
+  // Of the call that was made last; null if there is none.
+  const Program* last() const { return slots.empty() ? nullptr : slots.back().program.get(); }
   // The slot for a call, moved to the end; a new one if there is none.
   Slot& find(const Key& key, const std::vector<Signature>& arguments);
 };
@@ -117,24 +119,12 @@ std::vector<Tensor> CompiledFunction::call(const Key& key, const std::vector<Ten
     std::vector<Tensor> stand_ins;
     for (size_t i = 0; i < arguments.size(); ++i) {
       const Tensor& x = arguments[i];
-      const Tensor::Impl& impl = Recorder::impl_of(x);
+      // Without values until the program takes the arguments.
       if (slot.inputs.size() == i) {
-        slot.inputs.push_back(
-            x.device().is_cuda()
-                ? std::make_shared<Storage>(x.device(), x.bytes())
-                : std::make_shared<Storage>(x.device(), x.bytes(), Storage::Virtual()));
+        slot.inputs.push_back(std::make_shared<Storage>(x.device(), x.bytes(), Storage::Virtual()));
       }
-      const std::shared_ptr<Storage>& input = slot.inputs[i];
-      std::byte* const address = impl.storage->use() + impl.start;
-      if (x.device().is_cuda()) {
-        with_context(x.device(), [&](const auto& ctx) {
-          copy_on_device(ctx, input->use(), address, x.bytes());
-        });
-      } else {
-        input->point_to(address, impl.storage);
-      }
-      stand_ins.push_back(
-          Recorder::tensor_of(std::make_shared<Tensor::Impl>(input, 0, x.shape(), x.dtype())));
+      stand_ins.push_back(Recorder::tensor_of(
+          std::make_shared<Tensor::Impl>(slot.inputs[i], 0, x.shape(), x.dtype())));
     }
     {
       Recorder recorder;
@@ -198,23 +188,24 @@ ProgramStats CompiledFunction::stats() const {
   ProgramStats stats;
   stats.recordings = impl_->recordings;
   stats.programs = static_cast<int64_t>(impl_->slots.size());
-  if (impl_->slots.empty() || impl_->slots.back().program == nullptr) return stats;
-  const Program& last = *impl_->slots.back().program;
-  stats.operators = last.operators();
-  stats.memory_bytes = last.memory_bytes();
-  stats.lanes = last.lanes();
+  if (const Program* const last = impl_->last()) {
+    stats.operators = last->operators();
+    stats.memory_bytes = last->memory_bytes();
+    stats.lanes = last->lanes();
+  }
   return stats;
 }
 
 ProgramProfile CompiledFunction::profile() const {
-  return impl_->slots.empty() ? ProgramProfile() : impl_->slots.back().program->profile();
+  const Program* const last = impl_->last();
+  return last == nullptr ? ProgramProfile() : last->profile();
 }
 
 void CompiledFunction::print(std::ostream& out) const {
-  if (impl_->slots.empty() || impl_->slots.back().program == nullptr)
-    out << "no program yet\n";
+  if (const Program* const last = impl_->last())
+    last->print(out);
   else
-    impl_->slots.back().program->print(out);
+    out << "no program yet\n";
 }
 
 }  // namespace sinter

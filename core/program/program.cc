@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <ostream>
@@ -146,9 +145,10 @@ void Program::bind() {
       const auto input = argument.find(buffer.storage.get());
       if (buffer.is_virtual()) {
         x.address = static_cast<std::byte*>(memory_->data) + buffer.offset + x.offset;
+      } else if (input != argument.end()) {
+        reads_input_[input->second].push_back(&x);  // its address comes with the argument
       } else {
         x.address = static_cast<std::byte*>(buffer.storage->data) + x.offset;
-        if (input != argument.end()) reads_input_[input->second].push_back(&x);
         if (ref.writes()) written.insert(buffer.storage.get());
       }
     }
@@ -204,7 +204,6 @@ void Program::check_finite(size_t i) const {
   }
 }
 
-// Values that the last call returned, and that somebody still holds, move out of the way.
 Program::Returned Program::described(const Tensor& tensor, const List& list) {
   Returned r;
   r.tensor = tensor;

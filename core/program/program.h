@@ -80,6 +80,7 @@ class Program {
     DType dtype = kFloat32;
   };
   bool is_same(const Tensor& a, const Tensor& b, const Recorder::Result& newer) const;
+  // `tensor` as part of what `list` gives, without memory.
   static Returned described(const Tensor& tensor, const List& list);
   std::vector<Returned> returned_;
   std::function<void()> launch_;  // on a GPU, once it is captured

@@ -1,6 +1,5 @@
 #include "recorder.h"
 
-#include <cstring>
 #include <utility>
 
 #include "../tensor_impl.h"
@@ -63,15 +62,16 @@ Tensor Recorder::constant(const void* values, const Shape& shape, TensorOptions 
   return y;
 }
 
-uint64_t Recorder::buffer_of(Storage& storage) {
+uint64_t Recorder::buffer_of(Storage& storage, Buffer::Kind kind) {
   const auto [found, is_new] = numbers_.emplace(storage.number, list_.buffers.size());
   if (!is_new) return found->second;
   Buffer buffer;
   buffer.bytes = storage.bytes;
   buffer.storage_number = storage.number;
   if (!made_.contains(storage.number)) {
-    storage.use();  // throws if it is left from a recording that failed
-    buffer.kind = Buffer::Kind::kOutside;
+    // Throws if it is left from a recording that failed.
+    if (kind == Buffer::Kind::kOutside) storage.use();
+    buffer.kind = kind;
     buffer.storage = storage.shared_from_this();
   }
   list_.buffers.push_back(std::move(buffer));
@@ -88,7 +88,7 @@ void Recorder::note(std::unique_ptr<Operator> op) {
     require<GraphError>(storage.device == list_.device, entry.op->name(),
                         ": a compiled function works on one device: on ", list_.device,
                         " so far, and now on ", storage.device);
-    ref.operand->buffer = buffer_of(storage);
+    ref.operand->buffer = buffer_of(storage, Buffer::Kind::kOutside);
     if (ref.writes()) storage.version.fetch_add(1, std::memory_order_relaxed);
     ref.operand->storage = nullptr;
   }
@@ -98,29 +98,27 @@ void Recorder::note(std::unique_ptr<Operator> op) {
 void note_operator(std::unique_ptr<Operator> op) { recorder->note(std::move(op)); }
 
 void Recorder::add_input(const std::shared_ptr<Storage>& storage) {
-  list_.buffers[buffer_of(*storage)].kind = Buffer::Kind::kInput;
+  buffer_of(*storage, Buffer::Kind::kInput);
 }
 
 // ---- questions ----------------------------------------------------------------------------------
 
 void Recorder::asked(const Tensor& tensor) {
   const std::shared_ptr<Tensor::Impl>& impl = tensor.impl_;
-  if (made_.contains(impl->storage->number) || !asked_.emplace(impl.get(), true).second) return;
+  if (made_.contains(impl->storage->number) || !asked_.insert(impl.get()).second) return;
   guards_.leaves.push_back({impl, tensor.place(), collects_gradient(tensor)});
 }
 
 void Recorder::asked_gradient(const std::shared_ptr<Node>& leaf, const Tensor& gradient) {
-  if (set_.contains(leaf.get()) || !asked_.emplace(leaf.get(), true).second) return;
+  if (set_.contains(leaf.get()) || !asked_.insert(leaf.get()).second) return;
   guards_.gradients.push_back({leaf, gradient.place()});
 }
 
 void Recorder::asked_mode(const std::shared_ptr<const bool>& mode) {
-  if (asked_.emplace(mode.get(), true).second) guards_.modes.push_back({mode, *mode});
+  if (asked_.insert(mode.get()).second) guards_.modes.push_back({mode, *mode});
 }
 
-void Recorder::sets_mode(const std::shared_ptr<const bool>& mode) {
-  asked_.emplace(mode.get(), true);
-}
+void Recorder::sets_mode(const std::shared_ptr<const bool>& mode) { asked_.insert(mode.get()); }
 
 void Recorder::sets_gradient(const std::shared_ptr<Node>& leaf, const Tensor& before) {
   set_.try_emplace(leaf.get(), Gradient{leaf, before});
@@ -161,11 +159,12 @@ Recorder::Result Recorder::finish() {
   for (auto& [number, weak] : made_) {
     const std::shared_ptr<Storage> storage = weak.lock();
     if (storage == nullptr) continue;
-    if (!numbers_.contains(number)) untouched.insert(number);
     if (const auto found = numbers_.find(number); found != numbers_.end()) {
       Buffer& buffer = list_.buffers[found->second];
       buffer.kind = Buffer::Kind::kResult;
       buffer.storage = storage;
+    } else {
+      untouched.insert(number);
     }
     storage->allocate_own();
   }

@@ -102,7 +102,9 @@ class Recorder {
   Origin origin;
 
  private:
-  uint64_t buffer_of(Storage& storage);  // its number in the list
+  // The storage's number in the list; of one that was not made here and is new, `kind` says what
+  // it is.
+  uint64_t buffer_of(Storage& storage, Buffer::Kind kind);
 
   Recorder* outer_;
   bool is_committed_ = false;
@@ -111,7 +113,7 @@ class Recorder {
   std::unordered_map<uint64_t, std::weak_ptr<Storage>> made_;
   std::unordered_map<uint64_t, uint64_t> numbers_;  // of buffers, by their storages'
   Guards guards_;
-  std::unordered_map<const void*, bool> asked_;
+  std::unordered_set<const void*> asked_;
   struct Gradient {
     std::shared_ptr<Node> leaf;
     Tensor before;
