@@ -1,4 +1,4 @@
-#include "agreement.h"
+#include "apps/agreement.h"
 
 #include <algorithm>
 #include <cmath>

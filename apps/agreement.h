@@ -2,7 +2,7 @@
 // shows at once and rounding does not.
 #pragma once
 
-#include "train.h"
+#include "apps/train.h"
 
 namespace sinter::app {
 

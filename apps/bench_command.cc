@@ -4,11 +4,11 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "agreement.h"
-#include "commands.h"
-#include "load.h"
-#include "machine.h"
-#include "profile.h"
+#include "apps/agreement.h"
+#include "apps/commands.h"
+#include "apps/load.h"
+#include "apps/machine.h"
+#include "apps/profile.h"
 #include "sinter/runtime.h"
 
 namespace sinter::app {

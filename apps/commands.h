@@ -1,7 +1,7 @@
 // The subcommands. Each prints its results on stdout and throws what goes wrong.
 #pragma once
 
-#include "options.h"
+#include "apps/options.h"
 
 namespace sinter::app {
 

@@ -1,4 +1,4 @@
-#include "console.h"
+#include "apps/console.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "core/file.h"
+#include "core/io/file.h"
 
 namespace sinter::app {
 

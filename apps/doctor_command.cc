@@ -3,10 +3,10 @@
 #include <cmath>
 #include <iostream>
 
-#include "agreement.h"
-#include "commands.h"
-#include "load.h"
-#include "machine.h"
+#include "apps/agreement.h"
+#include "apps/commands.h"
+#include "apps/load.h"
+#include "apps/machine.h"
 #include "sinter/runtime.h"
 
 namespace sinter::app {

@@ -1,9 +1,9 @@
 #include <cmath>
 #include <iostream>
 
-#include "commands.h"
-#include "load.h"
-#include "machine.h"
+#include "apps/commands.h"
+#include "apps/load.h"
+#include "apps/machine.h"
 #include "sinter/safetensors.h"
 
 namespace sinter::app {

@@ -2,12 +2,12 @@
 #include <iomanip>
 #include <iostream>
 
-#include "commands.h"
-#include "comparison.h"
-#include "gradcheck_cases.h"
-#include "machine.h"
+#include "apps/commands.h"
+#include "apps/machine.h"
+#include "apps/verify.h"
 #include "sinter/gradcheck.h"
-#include "verify.h"
+#include "tests/reference/comparison.h"
+#include "tests/reference/gradcheck_cases.h"
 
 namespace sinter::app {
 

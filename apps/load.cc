@@ -1,4 +1,4 @@
-#include "load.h"
+#include "apps/load.h"
 
 #include <algorithm>
 #include <cmath>

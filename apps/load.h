@@ -1,7 +1,7 @@
 // Getting the data set a command works on.
 #pragma once
 
-#include "options.h"
+#include "apps/options.h"
 
 namespace sinter::app {
 

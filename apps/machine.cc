@@ -1,4 +1,4 @@
-#include "machine.h"
+#include "apps/machine.h"
 
 #include <sys/utsname.h>
 
@@ -6,8 +6,8 @@
 #include <set>
 #include <sstream>
 
+#include "apps/console.h"
 #include "commit.h"
-#include "console.h"
 #include "sinter/runtime.h"
 
 namespace sinter::app {

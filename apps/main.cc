@@ -6,8 +6,8 @@
 #include <iostream>
 #include <new>
 
-#include "commands.h"
-#include "machine.h"
+#include "apps/commands.h"
+#include "apps/machine.h"
 #include "sinter/runtime.h"
 
 namespace sinter::app {

@@ -1,11 +1,11 @@
-#include "options.h"
+#include "apps/options.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 
-#include "machine.h"
+#include "apps/machine.h"
 #include "sinter/models.h"
 #include "sinter/runtime.h"
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "train.h"
+#include "apps/train.h"
 
 namespace sinter::app {
 

@@ -1,11 +1,11 @@
-#include "profile.h"
+#include "apps/profile.h"
 
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <tuple>
 
-#include "machine.h"
+#include "apps/machine.h"
 
 namespace sinter::app {
 

@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "apps/train.h"
 #include "sinter/profile.h"
-#include "train.h"
 
 namespace sinter::app {
 

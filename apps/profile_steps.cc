@@ -4,13 +4,13 @@
 #include <algorithm>
 #include <optional>
 
-#include "machine.h"
-#include "profile.h"
+#include "apps/machine.h"
+#include "apps/profile.h"
+#include "apps/train.h"
 #include "sinter/emit.h"
 #include "sinter/ops.h"
 #include "sinter/profile.h"
 #include "sinter/random.h"
-#include "train.h"
 
 namespace sinter::app {
 

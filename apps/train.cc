@@ -1,4 +1,4 @@
-#include "train.h"
+#include "apps/train.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -8,11 +8,11 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "core/file.h"
+#include "apps/train_checkpoint.h"
+#include "core/io/file.h"
 #include "sinter/checkpoint.h"
 #include "sinter/models.h"
 #include "sinter/random.h"
-#include "train_checkpoint.h"
 
 namespace sinter::app {
 

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "console.h"
+#include "apps/console.h"
 #include "sinter/data.h"
 #include "sinter/nn.h"
 #include "sinter/optim.h"

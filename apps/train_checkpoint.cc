@@ -1,4 +1,4 @@
-#include "train_checkpoint.h"
+#include "apps/train_checkpoint.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -10,8 +10,8 @@
 #include <cstring>
 #include <set>
 
-#include "core/file.h"
-#include "machine.h"
+#include "apps/machine.h"
+#include "core/io/file.h"
 #include "sinter/random.h"
 #include "sinter/runtime.h"
 

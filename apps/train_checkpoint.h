@@ -6,8 +6,8 @@
 #include <memory>
 #include <vector>
 
+#include "apps/train.h"
 #include "sinter/checkpoint.h"
-#include "train.h"
 
 namespace sinter::app {
 

@@ -1,11 +1,11 @@
 #include <exception>
 #include <iostream>
 
-#include "commands.h"
-#include "load.h"
-#include "machine.h"
+#include "apps/commands.h"
+#include "apps/load.h"
+#include "apps/machine.h"
+#include "apps/train_checkpoint.h"
 #include "sinter/safetensors.h"
-#include "train_checkpoint.h"
 
 namespace sinter::app {
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "comparison.h"
-#include "console.h"
+#include "apps/console.h"
+#include "tests/reference/comparison.h"
 
 namespace sinter::app {
 

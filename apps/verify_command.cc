@@ -5,13 +5,13 @@
 #include <iostream>
 #include <map>
 
-#include "commands.h"
-#include "golden_replay.h"
-#include "gradcheck_cases.h"
-#include "machine.h"
-#include "oracle_cases.h"
+#include "apps/commands.h"
+#include "apps/machine.h"
+#include "apps/verify.h"
 #include "sinter/gradcheck.h"
-#include "verify.h"
+#include "tests/reference/golden_replay.h"
+#include "tests/reference/gradcheck_cases.h"
+#include "tests/reference/oracle_cases.h"
 
 namespace sinter::app {
 

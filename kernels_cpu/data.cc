@@ -1,15 +1,15 @@
 // Batches: which images, and their pixels as normalized numbers.
-#include "simd.h"
+#include "kernels_cpu/simd.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "data.cc"
+#define HWY_TARGET_INCLUDE "kernels_cpu/data.cc"
 #include <hwy/foreach_target.h>
 // foreach_target.h must come first.
 #include <hwy/highway.h>
 
 #include <algorithm>
 
-#include "parallel.h"
+#include "kernels_cpu/runtime/parallel.h"
 #include "sinter/operators.h"
 #include "sinter/philox.h"
 

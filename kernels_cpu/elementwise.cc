@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "parallel.h"
+#include "kernels_cpu/runtime/parallel.h"
+#include "kernels_cpu/strided.h"
 #include "sinter/operators.h"
-#include "strided.h"
 
 namespace sinter {
 using namespace op;

@@ -2,14 +2,14 @@
 // runs on the calling thread alone, whatever the program around us asked of it; parallelism comes
 // from cutting C into tiles that depend on the shape alone, so the result is the same for any
 // number of threads.
-#include "gemm.h"
+#include "kernels_cpu/gemm.h"
 
 #include <algorithm>
 #include <climits>
 #include <new>
 #include <string>
 
-#include "parallel.h"
+#include "kernels_cpu/runtime/parallel.h"
 #include "sinter/check.h"
 
 #ifdef SINTER_WITH_OPENBLAS

@@ -1,8 +1,8 @@
 // Fully connected layers: matrix products and the two bias loops around them.
 #include <algorithm>
 
-#include "gemm.h"
-#include "parallel.h"
+#include "kernels_cpu/gemm.h"
+#include "kernels_cpu/runtime/parallel.h"
 
 namespace sinter {
 using namespace op;

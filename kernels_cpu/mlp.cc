@@ -5,10 +5,10 @@
 // gradients, in blocks of outputs. Products are register tiles of rows x outputs, straight from the
 // arrays as they are: summed over the lanes where both factors are contiguous along the sum
 // (y = x w^T), with one of them broadcast where not.
-#include "simd.h"
+#include "kernels_cpu/simd.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "mlp.cc"
+#define HWY_TARGET_INCLUDE "kernels_cpu/mlp.cc"
 #include <hwy/foreach_target.h>
 // foreach_target.h must come first.
 #include <hwy/highway.h>
@@ -16,9 +16,9 @@
 #include <algorithm>
 #include <array>
 
-#include "parallel.h"
+#include "kernels_cpu/runtime/parallel.h"
+#include "kernels_cpu/tiles-inl.h"
 #include "sinter/operators.h"
-#include "tiles-inl.h"
 
 #ifndef SINTER_KERNELS_CPU_MLP_GEOMETRY
 #define SINTER_KERNELS_CPU_MLP_GEOMETRY

@@ -1,8 +1,8 @@
 // Optimizer steps over all parameters in one call.
-#include "simd.h"
+#include "kernels_cpu/simd.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "optim.cc"
+#define HWY_TARGET_INCLUDE "kernels_cpu/optim.cc"
 #include <hwy/foreach_target.h>
 // foreach_target.h must come first.
 #include <hwy/highway.h>
@@ -13,7 +13,7 @@
 #include <span>
 #include <vector>
 
-#include "parallel.h"
+#include "kernels_cpu/runtime/parallel.h"
 #include "sinter/operators.h"
 
 #ifndef SINTER_KERNELS_CPU_OPTIM_ONCE

@@ -1,8 +1,8 @@
 // Max and average pooling, parallel over the (n, c) planes; a plane's work is in order.
-#include "simd.h"
+#include "kernels_cpu/simd.h"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "pool2d.cc"
+#define HWY_TARGET_INCLUDE "kernels_cpu/pool2d.cc"
 #include <hwy/foreach_target.h>
 // foreach_target.h must come first.
 #include <hwy/highway.h>
@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "parallel.h"
+#include "kernels_cpu/runtime/parallel.h"
 #include "sinter/operators.h"
 
 HWY_BEFORE_NAMESPACE();

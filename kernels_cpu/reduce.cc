@@ -1,10 +1,10 @@
 // Sums over any set of dimensions, in blocks that depend on the geometry alone.
-#include "reduce.h"
+#include "kernels_cpu/reduce.h"
 
 #include <algorithm>
 
-#include "parallel.h"
-#include "strided.h"
+#include "kernels_cpu/runtime/parallel.h"
+#include "kernels_cpu/strided.h"
 
 namespace sinter {
 using namespace op;

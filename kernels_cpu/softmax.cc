@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "parallel.h"
+#include "kernels_cpu/runtime/parallel.h"
 #include "sinter/check.h"
 #include "sinter/operators.h"
 

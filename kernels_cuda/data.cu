@@ -2,11 +2,11 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "launch.cuh"
-#include "reduce.cuh"
+#include "kernels_cuda/reduce.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
+#include "kernels_cuda/runtime/stream.cuh"
 #include "sinter/operators.h"
 #include "sinter/philox.h"
-#include "stream.cuh"
 
 namespace sinter {
 using namespace op;

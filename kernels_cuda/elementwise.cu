@@ -2,10 +2,10 @@
 // allows.
 #include <cstdint>
 
-#include "elementwise.cuh"
-#include "launch.cuh"
-#include "loop.cuh"
-#include "relu.cuh"
+#include "kernels_cuda/elementwise.cuh"
+#include "kernels_cuda/loop.cuh"
+#include "kernels_cuda/relu.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
 #include "sinter/operators.h"
 #include "sinter/runtime.h"
 

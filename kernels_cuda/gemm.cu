@@ -9,11 +9,11 @@
 #include <type_traits>
 #include <utility>
 
-#include "check.cuh"
-#include "gemm.cuh"
-#include "shared_library.h"
+#include "kernels_cuda/gemm.cuh"
+#include "kernels_cuda/runtime/check.cuh"
+#include "kernels_cuda/runtime/shared_library.h"
+#include "kernels_cuda/runtime/stream.cuh"
 #include "sinter/operators.h"
-#include "stream.cuh"
 
 namespace sinter {
 namespace cuda {

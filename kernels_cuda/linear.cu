@@ -1,11 +1,11 @@
 // Fully connected layers: products through gemm, and the bias.
 #include <cstdint>
 
-#include "gemm.cuh"
-#include "launch.cuh"
-#include "relu.cuh"
+#include "kernels_cuda/gemm.cuh"
+#include "kernels_cuda/relu.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
+#include "kernels_cuda/sum.cuh"
 #include "sinter/operators.h"
-#include "sum.cuh"
 
 namespace sinter {
 using namespace op;

@@ -16,9 +16,9 @@
 #include <mutex>
 #include <type_traits>
 
-#include "cluster.cuh"
-#include "launch.cuh"
-#include "reduce.cuh"
+#include "kernels_cuda/cluster.cuh"
+#include "kernels_cuda/reduce.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
 #include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
 

@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "launch.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
+#include "kernels_cuda/runtime/stream.cuh"
 #include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
-#include "stream.cuh"
 
 namespace sinter {
 using namespace op;

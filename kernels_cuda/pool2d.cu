@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "launch.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
 #include "sinter/operators.h"
 #include "sinter/philox.h"  // SINTER_HD
 

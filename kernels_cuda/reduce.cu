@@ -2,11 +2,11 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "launch.cuh"
-#include "loop.cuh"
-#include "scratch.cuh"
+#include "kernels_cuda/loop.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
+#include "kernels_cuda/runtime/scratch.cuh"
+#include "kernels_cuda/sum.cuh"
 #include "sinter/operators.h"
-#include "sum.cuh"
 
 namespace sinter {
 namespace cuda {

@@ -5,11 +5,11 @@
 #include <cstdint>
 #include <limits>
 
-#include "launch.cuh"
-#include "reduce.cuh"
-#include "scratch.cuh"
+#include "kernels_cuda/reduce.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
+#include "kernels_cuda/runtime/scratch.cuh"
+#include "kernels_cuda/runtime/stream.cuh"
 #include "sinter/operators.h"
-#include "stream.cuh"
 
 namespace sinter {
 using namespace op;

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "launch.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
 
 namespace sinter::cuda {
 

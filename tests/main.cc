@@ -5,8 +5,8 @@
 
 #include <filesystem>
 
-#include "catch.h"
-#include "values.h"
+#include "tests/support/catch.h"
+#include "tests/support/values.h"
 
 #ifdef __has_feature
 #if __has_feature(address_sanitizer)

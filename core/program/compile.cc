@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <ostream>
 
-#include "../tensor_impl.h"
-#include "program.h"
+#include "core/program/program.h"
+#include "core/tensor/tensor_impl.h"
 #include "sinter/autograd.h"
 
 namespace sinter {

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "passes.h"
+#include "core/program/passes.h"
 
 namespace sinter {
 

@@ -1,4 +1,4 @@
-#include "list.h"
+#include "core/program/list.h"
 
 namespace sinter {
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../storage.h"
+#include "core/tensor/storage.h"
 #include "sinter/emit.h"
 
 namespace sinter {

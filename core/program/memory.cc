@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "order.h"
-#include "passes.h"
+#include "core/program/order.h"
+#include "core/program/passes.h"
 
 namespace sinter {
 

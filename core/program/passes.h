@@ -6,7 +6,7 @@
 #include <functional>
 #include <vector>
 
-#include "list.h"
+#include "core/program/list.h"
 
 namespace sinter {
 

@@ -1,4 +1,4 @@
-#include "program.h"
+#include "core/program/program.h"
 
 #include <algorithm>
 #include <chrono>
@@ -8,7 +8,7 @@
 #include <ostream>
 #include <set>
 
-#include "../tensor_impl.h"
+#include "core/tensor/tensor_impl.h"
 #include "sinter/profile.h"
 
 namespace sinter {

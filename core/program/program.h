@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "passes.h"
-#include "recorder.h"
+#include "core/program/passes.h"
+#include "core/program/recorder.h"
 #include "sinter/program.h"
 
 namespace sinter {

@@ -1,8 +1,8 @@
-#include "recorder.h"
+#include "core/program/recorder.h"
 
 #include <utility>
 
-#include "../tensor_impl.h"
+#include "core/tensor/tensor_impl.h"
 #include "sinter/check.h"
 
 namespace sinter {

@@ -8,8 +8,8 @@
 #include <unordered_set>
 #include <vector>
 
-#include "../storage.h"
-#include "list.h"
+#include "core/program/list.h"
+#include "core/tensor/storage.h"
 #include "sinter/emit.h"
 #include "sinter/tensor.h"
 

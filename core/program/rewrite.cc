@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "passes.h"
+#include "core/program/passes.h"
 #include "sinter/check.h"
 
 namespace sinter {

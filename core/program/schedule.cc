@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "order.h"
-#include "passes.h"
+#include "core/program/order.h"
+#include "core/program/passes.h"
 
 namespace sinter {
 

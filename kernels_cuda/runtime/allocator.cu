@@ -3,7 +3,7 @@
 #include <exception>
 #include <utility>
 
-#include "state.cuh"
+#include "kernels_cuda/runtime/state.cuh"
 
 namespace sinter {
 namespace cuda {

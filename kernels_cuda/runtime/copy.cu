@@ -4,9 +4,9 @@
 #include <set>
 #include <utility>
 
-#include "../launch.cuh"
-#include "../scratch.cuh"
-#include "state.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
+#include "kernels_cuda/runtime/scratch.cuh"
+#include "kernels_cuda/runtime/state.cuh"
 
 namespace sinter {
 namespace cuda {

@@ -1,8 +1,8 @@
 // Devices, and what kernels are told of them.
 #include <array>
 
-#include "../launch.cuh"
-#include "state.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
+#include "kernels_cuda/runtime/state.cuh"
 
 #ifndef SINTER_CUDA_BUILT_ARCHITECTURES
 #error "CMakeLists.txt defines SINTER_CUDA_BUILT_ARCHITECTURES"

@@ -3,8 +3,8 @@
 #include <exception>
 #include <utility>
 
-#include "../launch.cuh"
-#include "state.cuh"
+#include "kernels_cuda/runtime/launch.cuh"
+#include "kernels_cuda/runtime/state.cuh"
 
 namespace sinter {
 namespace cuda {

@@ -14,8 +14,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "../check.cuh"
-#include "../stream.cuh"
+#include "kernels_cuda/runtime/check.cuh"
+#include "kernels_cuda/runtime/stream.cuh"
 #include "sinter/runtime.h"
 
 namespace sinter::cuda {

@@ -1,8 +1,8 @@
 // load_checkpoint, what restores a training from its result, and save_checkpoint.
-#include "fuzz.h"
 #include "sinter/checkpoint.h"
 #include "sinter/optim.h"
 #include "sinter/safetensors.h"
+#include "tests/fuzz/fuzz.h"
 
 namespace {
 

@@ -3,8 +3,8 @@
 #include <cstring>
 #include <vector>
 
-#include "fuzz.h"
 #include "sinter/data.h"
+#include "tests/fuzz/fuzz.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "fuzz.h"
+#include "tests/fuzz/fuzz.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -9,7 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../temp_dir.h"
+#include "tests/support/temp_dir.h"
 
 #ifdef __has_feature
 #if __has_feature(address_sanitizer)

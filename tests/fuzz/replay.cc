@@ -8,8 +8,8 @@
 #include <cstdio>
 #include <vector>
 
-#include "../temp_dir.h"
-#include "fuzz.h"
+#include "tests/fuzz/fuzz.h"
+#include "tests/support/temp_dir.h"
 
 namespace fs = std::filesystem;
 

@@ -1,7 +1,7 @@
 // parse_safetensors, and save_safetensors of what it accepts.
-#include "../temp_dir.h"
-#include "fuzz.h"
 #include "sinter/safetensors.h"
+#include "tests/fuzz/fuzz.h"
+#include "tests/support/temp_dir.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace sinter;

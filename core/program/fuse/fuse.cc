@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "rewrite.h"
+#include "core/program/fuse/rewrite.h"
 
 namespace sinter {
 

@@ -1,5 +1,5 @@
 // ReLU behind a convolution, a linear layer or an addition.
-#include "rewrite.h"
+#include "core/program/fuse/rewrite.h"
 
 namespace sinter {
 

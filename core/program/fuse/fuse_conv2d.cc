@@ -1,5 +1,5 @@
 // Convolution, ReLU and pooling.
-#include "rewrite.h"
+#include "core/program/fuse/rewrite.h"
 
 namespace sinter {
 

@@ -1,7 +1,7 @@
 // What is between the parts of a training step.
 #include <optional>
 
-#include "rewrite.h"
+#include "core/program/fuse/rewrite.h"
 
 namespace sinter {
 

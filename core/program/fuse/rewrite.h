@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "../passes.h"
+#include "core/program/passes.h"
 
 namespace sinter {
 
