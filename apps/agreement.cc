@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/base/detail.h"
+
 namespace sinter::app {
 
 Trace trace_steps(Job job, ImageSet set, Device device) {

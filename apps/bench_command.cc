@@ -9,6 +9,7 @@
 #include "apps/load.h"
 #include "apps/machine.h"
 #include "apps/profile.h"
+#include "core/base/detail.h"
 #include "sinter/runtime.h"
 
 namespace sinter::app {

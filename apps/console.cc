@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/base/detail.h"
 #include "core/io/file.h"
 
 namespace sinter::app {

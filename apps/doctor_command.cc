@@ -7,6 +7,7 @@
 #include "apps/commands.h"
 #include "apps/load.h"
 #include "apps/machine.h"
+#include "core/base/detail.h"
 #include "sinter/runtime.h"
 
 namespace sinter::app {

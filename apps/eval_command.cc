@@ -4,6 +4,7 @@
 #include "apps/commands.h"
 #include "apps/load.h"
 #include "apps/machine.h"
+#include "core/base/detail.h"
 #include "sinter/safetensors.h"
 
 namespace sinter::app {

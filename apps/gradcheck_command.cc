@@ -5,6 +5,7 @@
 #include "apps/commands.h"
 #include "apps/machine.h"
 #include "apps/verify.h"
+#include "core/base/detail.h"
 #include "sinter/gradcheck.h"
 #include "tests/reference/comparison.h"
 #include "tests/reference/gradcheck_cases.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/base/detail.h"
 #include "sinter/checkpoint.h"
 #include "sinter/models.h"
 

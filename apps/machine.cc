@@ -8,6 +8,7 @@
 
 #include "apps/console.h"
 #include "commit.h"
+#include "core/base/detail.h"
 #include "sinter/runtime.h"
 
 namespace sinter::app {

@@ -8,6 +8,7 @@
 
 #include "apps/commands.h"
 #include "apps/machine.h"
+#include "core/base/detail.h"
 #include "sinter/runtime.h"
 
 namespace sinter::app {

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "apps/machine.h"
+#include "core/base/detail.h"
 #include "sinter/models.h"
 #include "sinter/runtime.h"
 

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "apps/machine.h"
+#include "core/base/detail.h"
 
 namespace sinter::app {
 

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "apps/train_checkpoint.h"
+#include "core/base/detail.h"
 #include "core/io/file.h"
 #include "sinter/checkpoint.h"
 #include "sinter/models.h"

@@ -11,6 +11,7 @@
 #include <set>
 
 #include "apps/machine.h"
+#include "core/base/detail.h"
 #include "core/io/file.h"
 #include "sinter/random.h"
 #include "sinter/runtime.h"

@@ -5,6 +5,7 @@
 #include "apps/load.h"
 #include "apps/machine.h"
 #include "apps/train_checkpoint.h"
+#include "core/base/detail.h"
 #include "sinter/safetensors.h"
 
 namespace sinter::app {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "apps/console.h"
+#include "core/base/detail.h"
 #include "tests/reference/comparison.h"
 
 namespace sinter::app {

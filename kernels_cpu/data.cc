@@ -10,7 +10,7 @@
 #include <algorithm>
 
 #include "kernels_cpu/runtime/parallel.h"
-#include "sinter/operators.h"
+#include "sinter/operators/data.h"
 #include "sinter/philox.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -1,10 +1,11 @@
 // Element-wise kernels and data movement: plain loops that the compiler vectorizes.
+#include "sinter/operators/elementwise.h"
+
 #include <algorithm>
 #include <cstring>
 
 #include "kernels_cpu/runtime/parallel.h"
 #include "kernels_cpu/strided.h"
-#include "sinter/operators.h"
 
 namespace sinter {
 using namespace op;

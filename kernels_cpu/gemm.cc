@@ -9,6 +9,7 @@
 #include <new>
 #include <string>
 
+#include "core/base/detail.h"
 #include "kernels_cpu/runtime/parallel.h"
 #include "sinter/check.h"
 

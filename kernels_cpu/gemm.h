@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "sinter/operators.h"
+#include "sinter/operators/linear.h"
 
 namespace sinter {
 

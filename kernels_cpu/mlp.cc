@@ -18,7 +18,7 @@
 
 #include "kernels_cpu/runtime/parallel.h"
 #include "kernels_cpu/tiles-inl.h"
-#include "sinter/operators.h"
+#include "sinter/operators/mlp.h"
 
 #ifndef SINTER_KERNELS_CPU_MLP_GEOMETRY
 #define SINTER_KERNELS_CPU_MLP_GEOMETRY

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "kernels_cpu/runtime/parallel.h"
-#include "sinter/operators.h"
+#include "sinter/operators/optim.h"
 
 #ifndef SINTER_KERNELS_CPU_OPTIM_ONCE
 #define SINTER_KERNELS_CPU_OPTIM_ONCE

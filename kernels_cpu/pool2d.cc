@@ -11,7 +11,7 @@
 #include <type_traits>
 
 #include "kernels_cpu/runtime/parallel.h"
-#include "sinter/operators.h"
+#include "sinter/operators/pool2d.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sinter {

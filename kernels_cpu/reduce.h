@@ -1,7 +1,7 @@
 // Sums for the other kernels of this room; see reduce.cc.
 #pragma once
 
-#include "sinter/operators.h"
+#include "sinter/operators/reduce.h"
 
 namespace sinter {
 

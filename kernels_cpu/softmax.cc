@@ -1,13 +1,15 @@
 // Log-softmax and cross-entropy. Rows are small and exp dominates; sums over a row are taken in
 // order, in blocks, the loss row by row.
+#include "sinter/operators/softmax.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
 
+#include "core/base/detail.h"
 #include "kernels_cpu/runtime/parallel.h"
 #include "sinter/check.h"
-#include "sinter/operators.h"
 
 namespace sinter {
 using namespace op;

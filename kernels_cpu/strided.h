@@ -5,7 +5,7 @@
 #include <array>
 #include <cstdint>
 
-#include "sinter/operators.h"
+#include "sinter/operators/elementwise.h"
 
 namespace sinter {
 

@@ -5,7 +5,7 @@
 #include "kernels_cuda/reduce.cuh"
 #include "kernels_cuda/runtime/launch.cuh"
 #include "kernels_cuda/runtime/stream.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/data.h"
 #include "sinter/philox.h"
 
 namespace sinter {

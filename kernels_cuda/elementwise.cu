@@ -6,7 +6,7 @@
 #include "kernels_cuda/loop.cuh"
 #include "kernels_cuda/relu.cuh"
 #include "kernels_cuda/runtime/launch.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/elementwise.h"
 #include "sinter/runtime.h"
 
 namespace sinter {

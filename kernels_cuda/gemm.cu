@@ -9,11 +9,12 @@
 #include <type_traits>
 #include <utility>
 
+#include "core/base/detail.h"
 #include "kernels_cuda/gemm.cuh"
 #include "kernels_cuda/runtime/check.cuh"
 #include "kernels_cuda/runtime/shared_library.h"
 #include "kernels_cuda/runtime/stream.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/linear.h"
 
 namespace sinter {
 namespace cuda {

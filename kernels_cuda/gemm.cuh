@@ -1,7 +1,7 @@
 // Matrix products (gemm.cu), for the kernels that are made of them.
 #pragma once
 
-#include "sinter/operators.h"
+#include "sinter/operators/linear.h"
 
 namespace sinter::cuda {
 

@@ -5,7 +5,7 @@
 #include "kernels_cuda/relu.cuh"
 #include "kernels_cuda/runtime/launch.cuh"
 #include "kernels_cuda/sum.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/linear.h"
 
 namespace sinter {
 using namespace op;

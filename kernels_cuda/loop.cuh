@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "sinter/operators.h"
+#include "sinter/operators/elementwise.h"
 #include "sinter/philox.h"  // SINTER_HD
 
 namespace sinter::cuda {

@@ -19,7 +19,7 @@
 #include "kernels_cuda/cluster.cuh"
 #include "kernels_cuda/reduce.cuh"
 #include "kernels_cuda/runtime/launch.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/mlp.h"
 #include "sinter/philox.h"  // SINTER_HD
 
 namespace sinter {

@@ -7,7 +7,7 @@
 
 #include "kernels_cuda/runtime/launch.cuh"
 #include "kernels_cuda/runtime/stream.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/optim.h"
 #include "sinter/philox.h"  // SINTER_HD
 
 namespace sinter {

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "kernels_cuda/runtime/launch.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/pool2d.h"
 #include "sinter/philox.h"  // SINTER_HD
 
 namespace sinter {

@@ -6,7 +6,7 @@
 #include "kernels_cuda/runtime/launch.cuh"
 #include "kernels_cuda/runtime/scratch.cuh"
 #include "kernels_cuda/sum.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/reduce.h"
 
 namespace sinter {
 namespace cuda {

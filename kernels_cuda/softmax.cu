@@ -9,7 +9,7 @@
 #include "kernels_cuda/runtime/launch.cuh"
 #include "kernels_cuda/runtime/scratch.cuh"
 #include "kernels_cuda/runtime/stream.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/softmax.h"
 
 namespace sinter {
 using namespace op;

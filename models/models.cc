@@ -1,5 +1,7 @@
 #include "sinter/models.h"
 
+#include "core/base/detail.h"
+
 namespace sinter {
 
 Tensor CifarCnn::forward(const Tensor& x) {

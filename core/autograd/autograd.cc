@@ -7,10 +7,12 @@
 #include <utility>
 
 #include "core/autograd/leaf_use.h"
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "core/program/recorder.h"
 #include "core/tensor/tensor_impl.h"
 #include "sinter/emit.h"
+#include "sinter/operators/elementwise.h"
 #include "sinter/ops.h"
 
 namespace sinter {

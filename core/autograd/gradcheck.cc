@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/base/detail.h"
 #include "sinter/autograd.h"
 #include "sinter/program.h"
 #include "sinter/random.h"

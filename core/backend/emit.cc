@@ -1,5 +1,6 @@
 #include "sinter/emit.h"
 
+#include "core/base/detail.h"
 #include "core/tensor/tensor_impl.h"
 
 namespace sinter {
@@ -21,12 +22,12 @@ Out out(const Tensor& t) { return {operand_of(t)}; }
 OptionalOut optional_out(const Tensor& t) { return {out(t)}; }
 InOut inout(const Tensor& t) { return {operand_of(t)}; }
 
-void bind_operand(const OperandRef& ref) {
+void detail::bind_operand(const OperandRef& ref) {
   Operand& x = *ref.operand;
   x.address = x.storage->use() + x.offset;
   if (ref.writes()) x.storage->version.fetch_add(1, std::memory_order_relaxed);
 }
 
-Device device_of(const Operand& operand) { return operand.storage->device; }
+Device detail::device_of(const Operand& operand) { return operand.storage->device; }
 
 }  // namespace sinter

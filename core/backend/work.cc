@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "sinter/operators.h"
+
 namespace sinter {
 
 namespace {
@@ -37,53 +39,55 @@ double unread_of_slices(const Operand& partial, int64_t used) {
 
 }  // namespace
 
-double flops(const op::Gemm& op) { return 2 * product({op.g.batch, op.g.m, op.g.n, op.g.k}); }
+double op::flops(const op::Gemm& op) { return 2 * product({op.g.batch, op.g.m, op.g.n, op.g.k}); }
 
-double flops(const op::LinearForward& op) { return linear(op.g); }
-double flops(const op::LinearBackwardData& op) { return linear(op.g); }
-double flops(const op::LinearBackwardWeights& op) { return is_there(op.dw) ? linear(op.g) : 0; }
+double op::flops(const op::LinearForward& op) { return linear(op.g); }
+double op::flops(const op::LinearBackwardData& op) { return linear(op.g); }
+double op::flops(const op::LinearBackwardWeights& op) { return is_there(op.dw) ? linear(op.g) : 0; }
 
-double flops(const op::Conv2dForward& op) { return conv2d(op.g); }
-double flops(const op::Conv2dBackwardData& op) { return conv2d(op.g); }
-double flops(const op::Conv2dBackwardWeights& op) {
+double op::flops(const op::Conv2dForward& op) { return conv2d(op.g); }
+double op::flops(const op::Conv2dBackwardData& op) { return conv2d(op.g); }
+double op::flops(const op::Conv2dBackwardWeights& op) {
   return is_there(op.dweight) ? conv2d(op.g) : 0;
 }
 
-double flops(const op::Conv2dReluPoolForward& op) { return 4 * pooled(op.g); }
-double flops(const op::Conv2dReluPoolBackward& op) {
+double op::flops(const op::Conv2dReluPoolForward& op) { return 4 * pooled(op.g); }
+double op::flops(const op::Conv2dReluPoolBackward& op) {
   return pooled(op.g) * (is_there(op.dx) + is_there(op.dweight));
 }
-double flops(const op::Conv2dReluPoolBackwardData& op) { return pooled(op.g); }
-double flops(const op::Conv2dReluPoolBackwardWeights& op) { return pooled(op.g); }
+double op::flops(const op::Conv2dReluPoolBackwardData& op) { return pooled(op.g); }
+double op::flops(const op::Conv2dReluPoolBackwardWeights& op) { return pooled(op.g); }
 
-double flops(const op::MlpForward& op) {
+double op::flops(const op::MlpForward& op) {
   double sum = 0;
   for (int l = 1; l <= op.g.layers; ++l) sum += mlp(op.g, l);
   return sum;
 }
 // The last layer's gradient is given, or the loss's, which is no product.
-double flops(const op::MlpBackwardChain& op) {
+double op::flops(const op::MlpBackwardChain& op) {
   double sum = is_there(op.dx) ? mlp(op.g, 1) : 0;
   for (int l = 2; l <= op.g.layers; ++l)
     if (is_there(op.dz, l - 2)) sum += mlp(op.g, l);
   return sum;
 }
-double flops(const op::MlpBackwardWeights& op) {
+double op::flops(const op::MlpBackwardWeights& op) {
   double sum = 0;
   for (int l = 1; l <= static_cast<int>(op.dw.size()); ++l)
     if (is_there(op.dw[static_cast<size_t>(l - 1)])) sum += mlp(op.g, l);
   return sum;
 }
 
-double bytes_unread(const op::GatherBatch& op) {
+double op::bytes_unread(const op::GatherBatch& op) {
   constexpr int64_t kLabel = 1, kIndex = 8;
   const int64_t image = int64_t{op.g.c} * op.g.h * op.g.w;
   return product({std::max<int64_t>(op.g.size - op.g.n, 0), image + kLabel + kIndex});
 }
 
-double bytes_unread(const op::SumSlices& op) { return unread_of_slices(op.partial, op.y.numel()); }
+double op::bytes_unread(const op::SumSlices& op) {
+  return unread_of_slices(op.partial, op.y.numel());
+}
 
-double bytes_unread(const op::AdamStep& op) {
+double op::bytes_unread(const op::AdamStep& op) {
   double sum = 0;
   for (size_t i = 0; i < op.first.size(); ++i)
     if (op.first[i] >= 0) sum += unread_of_slices(op.g[i], op.p[i].numel());

@@ -4,6 +4,7 @@
 #include <charconv>
 #include <ostream>
 
+#include "core/base/detail.h"
 #include "core/program/recorder.h"
 #include "sinter/emit.h"
 

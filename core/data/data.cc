@@ -5,8 +5,10 @@
 #include <cstring>
 #include <limits>
 
+#include "core/base/detail.h"
 #include "core/io/file.h"
 #include "sinter/emit.h"
+#include "sinter/operators/data.h"
 
 namespace sinter {
 

@@ -1,4 +1,5 @@
 // Fetching CIFAR-10: libcurl for the transfer, OpenSSL for the checksum, libarchive for unpacking.
+#include "core/base/detail.h"
 #include "sinter/data.h"
 
 #ifdef SINTER_WITH_DOWNLOAD

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdlib>
 
+#include "core/base/detail.h"
 #include "sinter/data.h"
 #include "sinter/philox.h"
 

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string_view>
 
+#include "core/base/detail.h"
 #include "core/io/file.h"
 #include "sinter/safetensors.h"
 

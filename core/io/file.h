@@ -16,6 +16,7 @@
 #include <system_error>
 #include <utility>
 
+#include "core/base/detail.h"
 #include "sinter/check.h"
 
 namespace sinter {

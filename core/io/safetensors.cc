@@ -13,6 +13,7 @@
 #include <set>
 #include <tuple>
 
+#include "core/base/detail.h"
 #include "core/io/file.h"
 
 namespace sinter {

@@ -11,6 +11,7 @@
 #include <unordered_set>
 
 #include "core/autograd/leaf_use.h"
+#include "core/base/detail.h"
 #include "core/program/recorder.h"
 #include "sinter/random.h"
 

@@ -1,6 +1,7 @@
 #include <map>
 #include <string_view>
 
+#include "core/base/detail.h"
 #include "core/io/file.h"
 #include "sinter/tensor.h"
 

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "core/base/detail.h"
 #include "sinter/tensor.h"
 
 namespace sinter {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 
 namespace sinter {

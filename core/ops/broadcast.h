@@ -2,6 +2,8 @@
 #pragma once
 
 #include "sinter/emit.h"
+#include "sinter/operators/elementwise.h"
+#include "sinter/operators/reduce.h"
 #include "sinter/tensor.h"
 
 namespace sinter {

@@ -1,6 +1,9 @@
 // Convolution.
+#include "sinter/operators/conv2d.h"
+
 #include <climits>
 
+#include "core/base/detail.h"
 #include "core/ops/windows.h"
 #include "sinter/emit.h"
 #include "sinter/ops.h"

@@ -1,6 +1,7 @@
 // Element-wise operators, with broadcasting.
 #include <algorithm>
 
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "core/ops/broadcast.h"
 #include "sinter/emit.h"

@@ -1,4 +1,7 @@
 // The linear layer.
+#include "sinter/operators/linear.h"
+
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "sinter/emit.h"
 #include "sinter/ops.h"

@@ -1,9 +1,11 @@
 // Matrix products.
 #include <algorithm>
 
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "core/ops/broadcast.h"
 #include "sinter/emit.h"
+#include "sinter/operators/linear.h"
 #include "sinter/ops.h"
 
 namespace sinter {

@@ -1,4 +1,7 @@
 // Pooling.
+#include "sinter/operators/pool2d.h"
+
+#include "core/base/detail.h"
 #include "core/ops/windows.h"
 #include "sinter/emit.h"
 #include "sinter/ops.h"

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "core/ops/broadcast.h"
 #include "sinter/emit.h"

@@ -1,6 +1,7 @@
 // Operators that move values and compute none.
 #include <utility>
 
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "core/ops/broadcast.h"
 #include "sinter/emit.h"

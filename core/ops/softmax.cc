@@ -1,4 +1,7 @@
 // Softmax, the loss made of it, and accuracy.
+#include "sinter/operators/softmax.h"
+
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "sinter/emit.h"
 #include "sinter/ops.h"

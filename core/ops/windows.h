@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <tuple>
 
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "sinter/ops.h"
 

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <unordered_set>
 
+#include "core/base/detail.h"
 #include "sinter/emit.h"
+#include "sinter/operators/optim.h"
 
 namespace sinter {
 

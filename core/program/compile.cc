@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <ostream>
 
+#include "core/base/detail.h"
 #include "core/program/program.h"
 #include "core/tensor/tensor_impl.h"
 #include "sinter/autograd.h"

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "core/base/detail.h"
 #include "core/program/passes.h"
 
 namespace sinter {

@@ -1,5 +1,7 @@
 #include "core/program/list.h"
 
+#include "core/base/detail.h"
+
 namespace sinter {
 
 Entry Entry::copy() const {

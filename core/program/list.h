@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/detail.h"
 #include "core/tensor/storage.h"
 #include "sinter/emit.h"
 

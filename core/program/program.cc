@@ -8,6 +8,7 @@
 #include <ostream>
 #include <set>
 
+#include "core/base/detail.h"
 #include "core/tensor/tensor_impl.h"
 #include "sinter/profile.h"
 

@@ -2,8 +2,10 @@
 
 #include <utility>
 
+#include "core/base/detail.h"
 #include "core/tensor/tensor_impl.h"
 #include "sinter/check.h"
+#include "sinter/operators/elementwise.h"
 
 namespace sinter {
 
@@ -12,7 +14,7 @@ thread_local Recorder* recorder = nullptr;
 }  // namespace
 
 Recorder* Recorder::of_this_thread() { return recorder; }
-bool recording_program() { return recorder != nullptr; }
+bool detail::recording_program() { return recorder != nullptr; }
 
 Recorder::Recorder() : outer_(std::exchange(recorder, this)) {}
 
@@ -95,7 +97,7 @@ void Recorder::note(std::unique_ptr<Operator> op) {
   list_.entries.push_back(std::move(entry));
 }
 
-void note_operator(std::unique_ptr<Operator> op) { recorder->note(std::move(op)); }
+void detail::note_operator(std::unique_ptr<Operator> op) { recorder->note(std::move(op)); }
 
 void Recorder::add_input(const std::shared_ptr<Storage>& storage) {
   buffer_of(*storage, Buffer::Kind::kInput);

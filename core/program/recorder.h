@@ -8,6 +8,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "core/base/detail.h"
 #include "core/program/list.h"
 #include "core/tensor/storage.h"
 #include "sinter/emit.h"

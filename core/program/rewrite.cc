@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "core/base/detail.h"
 #include "core/program/passes.h"
 #include "sinter/check.h"
 

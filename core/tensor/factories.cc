@@ -2,8 +2,10 @@
 #include <cmath>
 #include <limits>
 
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "sinter/emit.h"
+#include "sinter/operators/elementwise.h"
 #include "sinter/tensor.h"
 
 namespace sinter {

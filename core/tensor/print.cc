@@ -6,6 +6,7 @@
 #include <limits>
 #include <ostream>
 
+#include "core/base/detail.h"
 #include "sinter/autograd.h"
 #include "sinter/emit.h"
 

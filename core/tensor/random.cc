@@ -3,8 +3,10 @@
 #include <cmath>
 #include <numbers>
 
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "sinter/emit.h"
+#include "sinter/operators/elementwise.h"
 #include "sinter/philox.h"
 
 namespace sinter {

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
+#include "core/base/detail.h"
 #include "sinter/check.h"
 #include "sinter/emit.h"
+#include "sinter/operators/elementwise.h"
 
 namespace sinter {
 

@@ -3,10 +3,12 @@
 #include <memory>
 #include <utility>
 
+#include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "core/program/recorder.h"
 #include "core/tensor/tensor_impl.h"
 #include "sinter/emit.h"
+#include "sinter/operators/elementwise.h"
 #include "sinter/ops.h"
 
 namespace sinter {

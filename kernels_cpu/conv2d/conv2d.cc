@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "core/base/detail.h"
 #include "kernels_cpu/conv2d/conv2d_direct.h"
 #include "kernels_cpu/conv2d/conv2d_implicit_gemm.h"
 #include "kernels_cpu/conv2d/conv2d_naive.h"

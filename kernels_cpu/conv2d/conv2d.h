@@ -1,7 +1,7 @@
 // Convolution by the algorithm that g.algo names or the geometry suggests; see conv2d.cc.
 #pragma once
 
-#include "sinter/operators.h"
+#include "sinter/operators/conv2d.h"
 
 namespace sinter {
 

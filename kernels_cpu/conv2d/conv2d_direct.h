@@ -1,7 +1,7 @@
 // Convolution with images in the lanes of a vector; see conv2d_direct.cc.
 #pragma once
 
-#include "sinter/operators.h"
+#include "sinter/operators/conv2d.h"
 
 namespace sinter {
 

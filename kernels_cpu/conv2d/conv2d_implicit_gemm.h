@@ -1,7 +1,7 @@
 // Convolution as a matrix product whose patches are never written out; see conv2d_implicit_gemm.cc.
 #pragma once
 
-#include "sinter/operators.h"
+#include "sinter/operators/conv2d.h"
 
 namespace sinter {
 

@@ -1,7 +1,7 @@
 // Convolution as it is defined; see conv2d_naive.cc.
 #pragma once
 
-#include "sinter/operators.h"
+#include "sinter/operators/conv2d.h"
 
 namespace sinter {
 

@@ -31,6 +31,7 @@
 #include "kernels_cpu/runtime/parallel.h"
 #include "kernels_cpu/tiles-inl.h"
 #include "kernels_cpu/transpose-inl.h"
+#include "sinter/operators/conv2d_relu_pool.h"
 
 // ---- geometry, the same for every instruction set -----------------------------------------------
 #ifndef SINTER_KERNELS_CPU_CONV2D_RELU_POOL_GEOMETRY

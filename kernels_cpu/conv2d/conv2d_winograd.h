@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "sinter/operators.h"
+#include "sinter/operators/conv2d.h"
 
 namespace sinter {
 

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 
-#include "sinter/operators.h"
+#include "sinter/operand.h"
 #include "sinter/runtime.h"
 
 namespace sinter {

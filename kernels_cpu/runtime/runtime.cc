@@ -14,6 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include "core/base/detail.h"
+
 #ifdef __linux__
 #include <sched.h>
 #endif

@@ -21,13 +21,14 @@
 #include <optional>
 #include <type_traits>
 
+#include "core/base/detail.h"
 #include "kernels_cuda/conv2d/conv2d_algorithms.cuh"
 #include "kernels_cuda/conv2d/conv2d_tile.cuh"
 #include "kernels_cuda/relu.cuh"
 #include "kernels_cuda/runtime/launch.cuh"
 #include "kernels_cuda/runtime/scratch.cuh"
 #include "kernels_cuda/sum.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/conv2d.h"
 #include "sinter/philox.h"  // SINTER_HD
 
 namespace sinter {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "sinter/operators.h"
+#include "sinter/operators/conv2d.h"
 
 namespace sinter::cuda {
 

@@ -21,7 +21,7 @@
 
 #include "kernels_cuda/conv2d/conv2d_tile.cuh"
 #include "kernels_cuda/runtime/launch.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/conv2d_relu_pool.h"
 #include "sinter/philox.h"  // SINTER_HD
 
 namespace sinter {

@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/base/detail.h"
 #include "kernels_cuda/conv2d/conv2d_algorithms.cuh"
 #include "kernels_cuda/relu.cuh"
 #include "kernels_cuda/runtime/launch.cuh"

@@ -40,7 +40,7 @@
 #include "kernels_cuda/relu.cuh"
 #include "kernels_cuda/runtime/launch.cuh"
 #include "kernels_cuda/runtime/scratch.cuh"
-#include "sinter/operators.h"
+#include "sinter/operators/conv2d.h"
 #include "sinter/philox.h"  // SINTER_HD
 
 namespace sinter::cuda {

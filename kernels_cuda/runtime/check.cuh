@@ -9,6 +9,7 @@
 #include <cstring>
 #include <string>
 
+#include "core/base/detail.h"
 #include "sinter/check.h"
 
 namespace sinter::cuda {

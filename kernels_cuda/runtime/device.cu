@@ -1,6 +1,7 @@
 // Devices, and what kernels are told of them.
 #include <array>
 
+#include "core/base/detail.h"
 #include "kernels_cuda/runtime/launch.cuh"
 #include "kernels_cuda/runtime/state.cuh"
 

@@ -3,6 +3,7 @@
 #include <exception>
 #include <utility>
 
+#include "core/base/detail.h"
 #include "kernels_cuda/runtime/launch.cuh"
 #include "kernels_cuda/runtime/state.cuh"
 

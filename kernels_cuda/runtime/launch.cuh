@@ -6,8 +6,9 @@
 #include <cstdint>
 #include <string>
 
+#include "core/base/detail.h"
 #include "kernels_cuda/runtime/check.cuh"
-#include "sinter/operators.h"
+#include "sinter/operand.h"
 #include "sinter/runtime.h"
 
 namespace sinter::cuda {

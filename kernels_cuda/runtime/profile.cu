@@ -2,6 +2,7 @@
 //
 // CUPTI is opened when the first profile is asked for, not linked: programs that use the library
 // run where it is not installed.
+#include "core/base/detail.h"
 #include "kernels_cuda/runtime/check.cuh"
 #include "kernels_cuda/runtime/shared_library.h"
 #include "sinter/profile.h"

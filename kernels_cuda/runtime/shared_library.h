@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "core/base/detail.h"
 #include "sinter/check.h"
 
 namespace sinter {

@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "sinter/operators.h"
+#include "sinter/operand.h"
 
 namespace sinter::cuda {
 

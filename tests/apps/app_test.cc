@@ -20,6 +20,7 @@
 
 #include "apps/agreement.h"
 #include "apps/options.h"
+#include "core/base/detail.h"
 #include "sinter/checkpoint.h"
 #include "sinter/data.h"
 #include "sinter/safetensors.h"

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "core/base/detail.h"
 #include "tests/support/values.h"
 
 #ifdef SINTER_APP_PATH

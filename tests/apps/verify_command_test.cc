@@ -6,6 +6,7 @@
 #include <sstream>
 
 #include "apps/verify.h"
+#include "core/base/detail.h"
 #include "tests/reference/gradcheck_cases.h"
 #include "tests/support/process.h"
 #include "tests/support/values.h"

@@ -3,6 +3,7 @@
 #include <sinter/gradcheck.h>
 #include <sinter/sinter.h>
 
+#include "core/base/detail.h"
 #include "tests/support/values.h"
 
 using namespace sinter;

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <thread>
 
+#include "core/base/detail.h"
 #include "tests/support/values.h"
 
 namespace sinter::test {

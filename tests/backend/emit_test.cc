@@ -5,6 +5,7 @@
 #include <sstream>
 #include <vector>
 
+#include "core/base/detail.h"
 #include "tests/support/values.h"
 
 namespace sinter::test {

@@ -8,6 +8,7 @@
 #include <sstream>
 #include <thread>
 
+#include "core/base/detail.h"
 #include "kernels_cpu/runtime/parallel.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/values.h"

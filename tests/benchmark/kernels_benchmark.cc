@@ -23,6 +23,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/detail.h"
+
 #ifdef SINTER_WITH_CUDA
 #include <cuda_runtime_api.h>
 #endif

@@ -1,6 +1,7 @@
 // download_cifar10 against file URLs and a server of this process: no network is needed.
 #include <sinter/data.h>
 
+#include "core/base/detail.h"
 #include "tests/support/catch.h"
 #include "tests/support/temp_dir.h"
 

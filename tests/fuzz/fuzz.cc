@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/base/detail.h"
 #include "tests/support/temp_dir.h"
 
 #ifdef __has_feature

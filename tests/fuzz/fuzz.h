@@ -15,6 +15,7 @@
 #include <string>
 #include <utility>
 
+#include "core/base/detail.h"
 #include "sinter/check.h"
 #include "sinter/tensor.h"
 

@@ -12,6 +12,7 @@
 #include <random>
 #include <thread>
 
+#include "core/base/detail.h"
 #include "sinter/data.h"
 #include "sinter/nn.h"
 #include "sinter/optim.h"

@@ -12,6 +12,7 @@
 #include <numeric>
 #include <thread>
 
+#include "core/base/detail.h"
 #include "tests/support/catch.h"
 #include "tests/support/temp_dir.h"
 #include "tests/support/values.h"

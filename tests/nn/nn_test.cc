@@ -1,3 +1,4 @@
+#include "core/base/detail.h"
 #include "tests/support/values.h"
 
 namespace sinter::test {

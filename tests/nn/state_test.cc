@@ -1,6 +1,7 @@
 // copy_state: values from one state into another, by name.
 #include <numeric>
 
+#include "core/base/detail.h"
 #include "tests/support/values.h"
 
 namespace sinter::test {

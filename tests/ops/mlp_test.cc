@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/base/detail.h"
 #include "tests/reference/oracle.h"
 #include "tests/support/compiled.h"
 #include "tests/support/gradient_check.h"

@@ -1,5 +1,6 @@
 #include <sinter/emit.h>
 
+#include "core/base/detail.h"
 #include "tests/reference/oracle.h"
 #include "tests/support/gradient_check.h"
 

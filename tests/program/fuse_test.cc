@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "core/base/detail.h"
 #include "tests/support/compiled.h"
 
 namespace sinter::test {

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "core/base/detail.h"
 #include "sinter/data.h"
 #include "sinter/models.h"
 #include "sinter/ops.h"

@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "core/base/detail.h"
 #include "sinter/models.h"
 #include "sinter/nn.h"
 #include "sinter/ops.h"

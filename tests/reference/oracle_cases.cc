@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/base/detail.h"
 #include "sinter/data.h"
 #include "sinter/emit.h"
 #include "sinter/program.h"

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/detail.h"
 #include "tests/support/values.h"
 
 namespace sinter::test {

@@ -3,6 +3,7 @@
 #include <locale>
 #include <sstream>
 
+#include "core/base/detail.h"
 #include "tests/support/values.h"
 
 namespace sinter::test {

@@ -46,6 +46,9 @@ struct CudaError : Error { using Error::Error; };         // a failing CUDA or c
 struct OutOfMemoryError : Error { using Error::Error; };  // host or device memory exhausted
 // clang-format on
 
+// For messages: helpers of the library, not part of its interface.
+namespace detail {
+
 // The arguments written one after another, as a stream would in the classic locale: names are made
 // of numbers with this, and must not change with the program's std::locale::global.
 template <class... Args> std::string str(const Args&... args) {
@@ -61,4 +64,5 @@ template <class E, class... Args> void require(bool ok, const Args&... message) 
   if (!ok) throw E(str(message...));
 }
 
+}  // namespace detail
 }  // namespace sinter

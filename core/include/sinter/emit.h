@@ -22,12 +22,20 @@
 #include <utility>
 #include <vector>
 
-#include "sinter/operators.h"
+#include "sinter/operand.h"
 #include "sinter/runtime.h"
 #include "sinter/tensor.h"
 #include "sinter/work.h"
 
 namespace sinter {
+
+// Operands, absent for an undefined tensor.
+In in(const Tensor& t);
+Out out(const Tensor& t);
+OptionalOut optional_out(const Tensor& t);
+InOut inout(const Tensor& t);
+
+namespace detail {
 
 // f(ctx), ctx being the Cpu or Cuda context of `device`. Throws DeviceError if it is not usable.
 template <class F> decltype(auto) with_context(Device device, F&& f) {
@@ -38,12 +46,6 @@ template <class F> decltype(auto) with_context(Device device, F&& f) {
   }
   return f(Cpu{});
 }
-
-// Operands, absent for an undefined tensor.
-In in(const Tensor& t);
-Out out(const Tensor& t);
-OptionalOut optional_out(const Tensor& t);
-InOut inout(const Tensor& t);
 
 enum class Access { kIn, kOut, kOptionalOut, kInOut };
 struct OperandRef {
@@ -85,18 +87,22 @@ template <class Op, class F> void each_attribute(Op& op, F&& f) {
   });
 }
 
+}  // namespace detail
+
 // What `op` has to do: every operand is read or written once, one that changes both. An operator of
 // one's own may have flops(op) and bytes_unread(op), found beside it, as those of work.h.
 template <class Op> Work work(const Op& op) {
   Work result;
-  each_operand(const_cast<Op&>(op), [&](const OperandRef& ref) {
+  detail::each_operand(const_cast<Op&>(op), [&](const detail::OperandRef& ref) {
     const auto bytes = static_cast<double>(ref.operand->bytes());
-    result.bytes += ref.access == Access::kInOut ? 2 * bytes : bytes;
+    result.bytes += ref.access == detail::Access::kInOut ? 2 * bytes : bytes;
   });
   if constexpr (requires { flops(op); }) result.flops = flops(op);
   if constexpr (requires { bytes_unread(op); }) result.bytes -= bytes_unread(op);
   return result;
 }
+
+namespace detail {
 
 // To the bit: a NaN is what it was, and -0 is not 0.
 template <class V> bool same_attribute(const V& a, const V& b) {
@@ -110,7 +116,7 @@ template <class V> bool same_attribute(const V& a, const V& b) {
 template <class V> void print_attribute(std::ostream& out, const V& value) {
   if constexpr (std::is_same_v<V, bool>) {
     out << (value ? "true" : "false");
-  } else if constexpr (std::is_same_v<V, ConvAlgo>) {
+  } else if constexpr (std::is_enum_v<V> && requires { name(value); }) {
     out << name(value);
   } else if constexpr (std::is_enum_v<V>) {
     out << static_cast<int>(value);
@@ -142,8 +148,8 @@ template <class Ctx, class Op> void run_operator(const Ctx& ctx, const Op& op) {
   if constexpr (requires { run(ctx, op); }) {
     run(ctx, op);
   } else {
-    throw DeviceError(str(Op::name, ": has no kernel for ",
-                          std::is_same_v<Ctx, Cpu> ? "the CPU" : "CUDA devices"));
+    throw DeviceError(detail::str(Op::name, ": has no kernel for ",
+                                  std::is_same_v<Ctx, Cpu> ? "the CPU" : "CUDA devices"));
   }
 }
 
@@ -229,16 +235,19 @@ void note_operator(std::unique_ptr<Operator> op);
 void bind_operand(const OperandRef& ref);
 Device device_of(const Operand& operand);
 
+}  // namespace detail
+
 // Runs `op` on the device of its operands, or notes it. Throws what its kernel throws; DeviceError
 // if there is none for the device; GraphError if a program under way cannot hold it.
 template <class Op> void emit(Op op) {
-  if (recording_program()) return note_operator(std::make_unique<OperatorOf<Op>>(std::move(op)));
+  if (detail::recording_program())
+    return detail::note_operator(std::make_unique<detail::OperatorOf<Op>>(std::move(op)));
   Device device;
-  each_operand(op, [&](const OperandRef& ref) {
-    device = device_of(*ref.operand);
-    bind_operand(ref);
+  detail::each_operand(op, [&](const detail::OperandRef& ref) {
+    device = detail::device_of(*ref.operand);
+    detail::bind_operand(ref);
   });
-  with_context(device, [&](const auto& ctx) { run_operator(ctx, op); });
+  detail::with_context(device, [&](const auto& ctx) { detail::run_operator(ctx, op); });
 }
 
 }  // namespace sinter

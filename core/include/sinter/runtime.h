@@ -10,7 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "sinter/operators.h"
+#include "sinter/conv_algo.h"
+#include "sinter/shape.h"
 
 namespace sinter {
 

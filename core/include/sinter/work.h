@@ -2,8 +2,6 @@
 // gives both for any operator.
 #pragma once
 
-#include "sinter/operators.h"
-
 namespace sinter {
 
 struct Work {
@@ -14,25 +12,9 @@ struct Work {
   double bytes = 0;
 };
 
-// Of the operators that have any. A gradient through pooling is that of the chosen elements alone.
-double flops(const op::Gemm& op);
-double flops(const op::LinearForward& op);
-double flops(const op::LinearBackwardData& op);
-double flops(const op::LinearBackwardWeights& op);
-double flops(const op::Conv2dForward& op);
-double flops(const op::Conv2dBackwardData& op);
-double flops(const op::Conv2dBackwardWeights& op);
-double flops(const op::Conv2dReluPoolForward& op);
-double flops(const op::Conv2dReluPoolBackward& op);
-double flops(const op::Conv2dReluPoolBackwardData& op);
-double flops(const op::Conv2dReluPoolBackwardWeights& op);
-double flops(const op::MlpForward& op);
-double flops(const op::MlpBackwardChain& op);
-double flops(const op::MlpBackwardWeights& op);
-
-// Bytes of operands that the operator leaves alone, of those that read only a part.
-double bytes_unread(const op::GatherBatch& op);
-double bytes_unread(const op::SumSlices& op);
-double bytes_unread(const op::AdamStep& op);
+// An operator says what it does beside its declaration, where the default is not true of it:
+//   double flops(const Op& op);         by default 0. A gradient through pooling is that of the
+//                                       chosen elements alone.
+//   double bytes_unread(const Op& op);  bytes of operands that it leaves alone; by default 0
 
 }  // namespace sinter

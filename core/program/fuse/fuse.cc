@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/base/detail.h"
 #include "core/program/fuse/rewrite.h"
 
 namespace sinter {

@@ -1,4 +1,5 @@
 // Convolution, ReLU and pooling.
+#include "core/base/detail.h"
 #include "core/program/fuse/rewrite.h"
 
 namespace sinter {

@@ -2,6 +2,7 @@
 // gradients of what is between them, one for those of the weights.
 #include <algorithm>
 
+#include "core/base/detail.h"
 #include "core/program/fuse/rewrite.h"
 
 namespace sinter {

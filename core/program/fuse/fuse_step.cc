@@ -1,6 +1,7 @@
 // What is between the parts of a training step.
 #include <optional>
 
+#include "core/base/detail.h"
 #include "core/program/fuse/rewrite.h"
 
 namespace sinter {

@@ -6,7 +6,9 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/detail.h"
 #include "core/program/passes.h"
+#include "sinter/operators.h"
 
 namespace sinter {
 

@@ -52,6 +52,12 @@ struct Conv2dReluPoolBackwardWeights {
   }
 };
 
+// See work.h.
+double flops(const Conv2dReluPoolForward& op);
+double flops(const Conv2dReluPoolBackward& op);
+double flops(const Conv2dReluPoolBackwardData& op);
+double flops(const Conv2dReluPoolBackwardWeights& op);
+
 }  // namespace op
 
 SINTER_OPERATOR(Conv2dReluPoolForward);

@@ -46,6 +46,9 @@ struct GatherBatch {
   }
 };
 
+// See work.h.
+double bytes_unread(const GatherBatch& op);
+
 }  // namespace op
 
 SINTER_OPERATOR(ShuffledIndices);

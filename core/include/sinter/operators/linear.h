@@ -62,6 +62,12 @@ struct LinearBackwardWeights {
   void each(auto&& f) { f("g", g), f("x", x), f("dy", dy), f("dw", dw), f("db", db); }
 };
 
+// See work.h.
+double flops(const Gemm& op);
+double flops(const LinearForward& op);
+double flops(const LinearBackwardData& op);
+double flops(const LinearBackwardWeights& op);
+
 }  // namespace op
 
 SINTER_OPERATOR(Gemm);

@@ -53,6 +53,11 @@ struct MlpBackwardWeights {
   void each(auto&& f) { f("g", g), f("x", x), f("y", y), f("dz", dz), f("dw", dw), f("db", db); }
 };
 
+// See work.h.
+double flops(const MlpForward& op);
+double flops(const MlpBackwardChain& op);
+double flops(const MlpBackwardWeights& op);
+
 }  // namespace op
 
 SINTER_OPERATOR(MlpForward);

@@ -63,6 +63,9 @@ struct SgdStep {
   }
 };
 
+// See work.h.
+double bytes_unread(const AdamStep& op);
+
 }  // namespace op
 
 SINTER_OPERATOR(AdamStep);

@@ -29,6 +29,9 @@ struct SumSlices {
   void each(auto&& f) { f("first", first), f("partial", partial), f("y", y); }
 };
 
+// See work.h.
+double bytes_unread(const SumSlices& op);
+
 }  // namespace op
 
 SINTER_OPERATOR(Sum);
