@@ -1,14 +1,9 @@
-// Log-softmax, cross-entropy and the count of correct predictions. A row of classes belongs to a
-// warp, or to a whole block when it is long.
-#include <algorithm>
+// Log-softmax.
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
-#include "kernels_cuda/reduce.cuh"
 #include "kernels_cuda/runtime/launch.cuh"
-#include "kernels_cuda/runtime/scratch.cuh"
-#include "kernels_cuda/runtime/stream.cuh"
+#include "kernels_cuda/softmax.cuh"
 #include "sinter/operators/softmax.h"
 
 namespace sinter {
@@ -17,46 +12,7 @@ using namespace op;
 namespace cuda {
 namespace {
 
-constexpr int64_t kLongRow = 2048;  // 64 elements a lane; beyond, a block a row
-constexpr int64_t kMaxRowBlocks = 1024;
-
 // ---- kernels ------------------------------------------------------------------------------------
-
-// The sum of term(k) for k = first, first + step, ... below n. Blocks are added up in double, so
-// that a million classes round no more than those of a block; a double addition in 32 costs
-// nothing.
-template <class T, class F> __device__ T sum_of(int64_t first, int64_t n, int64_t step, F term) {
-  constexpr int kBlock = 32;
-  double total = 0;
-  for (int64_t k = first; k < n;) {
-    T block = 0;
-    for (int i = 0; i < kBlock && k < n; ++i, k += step) block += term(k);
-    total += static_cast<double>(block);
-  }
-  return static_cast<T>(total);
-}
-
-// log of the sum of exp(row[k]); subtracting the maximum keeps exp from overflowing. A NaN in the
-// row survives through the sum. Every thread of the group gets both.
-template <class T> struct Normalizer { T max, log_sum; };
-template <int kGroup, class T>
-__device__ Normalizer<T> normalizer(const T* row, int64_t classes, int lane) {
-  T max = -std::numeric_limits<T>::infinity();
-  for (int64_t k = lane; k < classes; k += kGroup) max = Max{}(max, row[k]);
-  max = group_reduce<kGroup>(max, Max{});
-  const T sum = sum_of<T>(lane, classes, kGroup, [&](int64_t k) { return exp(row[k] - max); });
-  return {max, log(group_reduce<kGroup>(sum, Sum{}))};
-}
-
-// Rows that a block of kThreads handles side by side, and this thread's place among them.
-template <int kGroup> struct Rows {
-  static constexpr int kPerBlock = kThreads / kGroup;
-  __device__ static int64_t first() {
-    return static_cast<int64_t>(blockIdx.x) * kPerBlock + threadIdx.x / kGroup;
-  }
-  __device__ static int64_t step() { return static_cast<int64_t>(gridDim.x) * kPerBlock; }
-  __device__ static int lane() { return threadIdx.x % kGroup; }
-};
 
 template <int kGroup, class T> __global__ void __launch_bounds__(kThreads)
     log_softmax_rows(int64_t rows, int64_t classes, const T* x, T* y) {
@@ -103,174 +59,7 @@ template <class T> __global__ void log_softmax_columns_backward(int64_t n, int64
   }
 }
 
-// What a block knows of its rows.
-struct RowsLoss {
-  double loss;        // sum over its rows
-  int64_t bad_label;  // the first row whose label is out of range, or kNone
-  static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-};
-
-__device__ inline bool valid_label(int64_t label, int64_t classes) {
-  return 0 <= label && label < classes;
-}
-
-// The loss and its gradient in one launch: each block leaves the loss of its rows, and the
-// last one to finish adds them in block order.
-template <int kGroup, class T> __global__ void __launch_bounds__(kThreads)
-    cross_entropy_rows(CrossEntropyShape g, const T* logits, const int64_t* labels, T* loss,
-                       T* dlogits, RowsLoss* of_block, StreamResources stream) {
-  const int lane = Rows<kGroup>::lane();
-  const T at_label = static_cast<T>(1 - g.label_smoothing);
-  const T anywhere = static_cast<T>(g.label_smoothing / static_cast<double>(g.classes));
-  const T factor = static_cast<T>(g.mean ? 1.0 / static_cast<double>(g.n) : 1.0);
-  double block_loss = 0;
-  int64_t bad_label = RowsLoss::kNone;
-  for (int64_t r = Rows<kGroup>::first(); r < g.n; r += Rows<kGroup>::step()) {
-    const T* xr = logits + r * g.classes;
-    const int64_t label = labels[r];
-    const Normalizer<T> z = normalizer<kGroup>(xr, g.classes, lane);
-    T sum = 0;
-    for (int64_t k = lane; k < g.classes; k += kGroup) {
-      const T log_p = xr[k] - z.max - z.log_sum;
-      if (dlogits) {
-        const T q = k == label ? at_label + anywhere : anywhere;
-        dlogits[r * g.classes + k] = factor * (exp(log_p) - q);
-      }
-      // Terms without weight are left out: 0 * -infinity would be NaN.
-      if (anywhere > T(0)) sum += anywhere * log_p;
-      if (k == label) sum += at_label * log_p;
-    }
-    sum = group_reduce<kGroup>(sum, Sum{});
-    if (lane == 0) block_loss -= static_cast<double>(sum);
-    if (!valid_label(label, g.classes)) {
-      block_loss = std::numeric_limits<double>::quiet_NaN();
-      bad_label = Min{}(bad_label, r);
-    }
-  }
-  block_loss = group_reduce<kThreads>(block_loss, Sum{});
-  bad_label = group_reduce<kThreads>(bad_label, Min{});
-  if (threadIdx.x == 0) of_block[blockIdx.x] = {block_loss, bad_label};
-  if (!last_block(stream.ticket, gridDim.x)) return;
-
-  double total = 0;
-  bad_label = RowsLoss::kNone;
-  for (unsigned b = threadIdx.x; b < gridDim.x; b += kThreads) {
-    total += __ldcg(&of_block[b].loss);  // from L2, where the other blocks' writes are
-    bad_label = Min{}(
-        bad_label,
-        static_cast<int64_t>(__ldcg(reinterpret_cast<const long long*>(&of_block[b].bad_label))));
-  }
-  total = group_reduce<kThreads>(total, Sum{});
-  bad_label = group_reduce<kThreads>(bad_label, Min{});
-  if (threadIdx.x != 0) return;
-  *loss = static_cast<T>(g.mean ? total / static_cast<double>(g.n) : total);
-  if (bad_label != RowsLoss::kNone)
-    record_fault(stream.fault, FaultCode::kCrossEntropyLabel, bad_label, labels[bad_label],
-                 g.classes);
-}
-
-// A small batch of few classes, as in a small network's step: a thread a row, one block, so that
-// nothing is waited for but the logits.
-constexpr int kFewClasses = 16;
-constexpr int64_t kFewRows = 4 * kThreads;
-
-template <class T> __global__ void __launch_bounds__(kThreads)
-    cross_entropy_few(CrossEntropyShape g, const T* logits, const int64_t* labels, T* loss,
-                      T* dlogits, StreamResources stream) {
-  wait_for_earlier();
-  const int classes = static_cast<int>(g.classes);
-  const T at_label = static_cast<T>(1 - g.label_smoothing);
-  const T anywhere = static_cast<T>(g.label_smoothing / static_cast<double>(g.classes));
-  const T factor = static_cast<T>(g.mean ? 1.0 / static_cast<double>(g.n) : 1.0);
-  double total = 0;
-  int64_t bad_label = RowsLoss::kNone;
-  for (int64_t r = threadIdx.x; r < g.n; r += kThreads) {
-    const int64_t label = labels[r];
-    T x[kFewClasses], max = -std::numeric_limits<T>::infinity(), sum = 0, row_loss = 0;
-#pragma unroll
-    for (int k = 0; k < kFewClasses; ++k)
-      if (k < classes) x[k] = logits[r * classes + k];
-#pragma unroll
-    for (int k = 0; k < kFewClasses; ++k)
-      if (k < classes) max = Max{}(max, x[k]);
-#pragma unroll
-    for (int k = 0; k < kFewClasses; ++k)
-      if (k < classes) sum += exp(x[k] - max);
-    const T log_sum = log(sum);
-#pragma unroll
-    for (int k = 0; k < kFewClasses; ++k) {
-      if (k >= classes) continue;
-      const T log_p = x[k] - max - log_sum;
-      const T q = k == label ? at_label + anywhere : anywhere;
-      if (q > T(0)) row_loss += q * log_p;  // 0 * -infinity would be NaN
-      if (dlogits) dlogits[r * classes + k] = factor * (exp(log_p) - q);
-    }
-    total -= static_cast<double>(row_loss);
-    if (!valid_label(label, g.classes)) {
-      total = std::numeric_limits<double>::quiet_NaN();
-      bad_label = Min{}(bad_label, r);
-    }
-  }
-  total = group_reduce<kThreads>(total, Sum{});
-  bad_label = group_reduce<kThreads>(bad_label, Min{});
-  if (threadIdx.x != 0) return;
-  *loss = static_cast<T>(g.mean ? total / static_cast<double>(g.n) : total);
-  if (bad_label != RowsLoss::kNone)
-    record_fault(stream.fault, FaultCode::kCrossEntropyLabel, bad_label, labels[bad_label],
-                 g.classes);
-}
-
-// A value and where it stands; the first maximum wins, a NaN over every number.
-template <class T> struct Candidate {
-  T value;
-  int64_t index;
-};
-template <class T> __device__ bool beats(const Candidate<T>& a, const Candidate<T>& b) {
-  const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
-  if (a_nan != b_nan) return a_nan;
-  if (!a_nan && a.value != b.value) return a.value > b.value;
-  return a.index < b.index;
-}
-
-// A warp a row, whatever its length: counting is not worth a second variant.
-template <class T> __global__ void __launch_bounds__(kThreads)
-    count_correct_kernel(int64_t n, int64_t classes, const T* logits, const int64_t* labels,
-                         unsigned long long* correct) {
-  const int lane = Rows<32>::lane();
-  int hits = 0;
-  for (int64_t r = Rows<32>::first(); r < n; r += Rows<32>::step()) {
-    Candidate<T> best{-std::numeric_limits<T>::infinity(), std::numeric_limits<int64_t>::max()};
-    for (int64_t k = lane; k < classes; k += 32) {
-      const Candidate<T> other{logits[r * classes + k], k};
-      if (beats(other, best)) best = other;
-    }
-    for (int offset = 16; offset > 0; offset /= 2) {
-      const Candidate<T> other{__shfl_xor_sync(0xffffffffu, best.value, offset),
-                               static_cast<int64_t>(__shfl_xor_sync(
-                                   0xffffffffu, static_cast<long long>(best.index), offset))};
-      if (beats(other, best)) best = other;
-    }
-    hits += lane == 0 && best.index == labels[r];
-  }
-  hits = group_reduce<kThreads>(hits, Sum{});
-  if (threadIdx.x == 0 && hits > 0) atomicAdd(correct, static_cast<unsigned long long>(hits));
-}
-
 // ---- launchers ----------------------------------------------------------------------------------
-
-template <int kGroup> unsigned row_blocks(int64_t rows) {
-  return static_cast<unsigned>(
-      std::clamp<int64_t>(ceil_div(rows, Rows<kGroup>::kPerBlock), 1, kMaxRowBlocks));
-}
-
-template <int kGroup, class T>
-void launch_cross_entropy(const Cuda& ctx, const CrossEntropyShape& g, const T* logits,
-                          const int64_t* labels, T* loss, T* dlogits) {
-  const unsigned blocks = row_blocks<kGroup>(g.n);
-  const Scratch<RowsLoss> of_block(ctx, blocks);
-  launch(ctx, {"cross_entropy", g.n, g.classes}, blocks, kThreads, 0, cross_entropy_rows<kGroup, T>,
-         g, logits, labels, loss, dlogits, of_block.data(), stream_resources(ctx));
-}
 
 template <class T>
 void log_softmax_forward(const Cuda& ctx, const SoftmaxShape& g, const T* x, T* y) {
@@ -300,25 +89,6 @@ void log_softmax_backward(const Cuda& ctx, const SoftmaxShape& g, const T* y, co
            log_softmax_rows_backward<32, T>, g.outer, g.classes, y, dy, dx);
 }
 
-template <class T> void cross_entropy(const Cuda& ctx, const CrossEntropyShape& g, const T* logits,
-                                      const int64_t* labels, T* loss, T* dlogits) {
-  if (g.classes <= kFewClasses && g.n <= kFewRows)
-    launch_early(ctx, {"cross_entropy", g.n, g.classes}, 1, kThreads, 0, {}, cross_entropy_few<T>,
-                 g, logits, labels, loss, dlogits, stream_resources(ctx));
-  else if (g.classes > kLongRow)
-    launch_cross_entropy<kThreads>(ctx, g, logits, labels, loss, dlogits);
-  else
-    launch_cross_entropy<32>(ctx, g, logits, labels, loss, dlogits);
-}
-
-template <class T> void count_correct(const Cuda& ctx, int64_t n, int64_t classes, const T* logits,
-                                      const int64_t* labels, int64_t* correct) {
-  if (n == 0) return;
-  launch(ctx, {"count_correct", n, classes}, row_blocks<32>(n), kThreads, 0,
-         count_correct_kernel<T>, n, classes, logits, labels,
-         reinterpret_cast<unsigned long long*>(correct));
-}
-
 }  // namespace
 }  // namespace cuda
 
@@ -330,20 +100,6 @@ void run(const Cuda& ctx, const LogSoftmaxForward& o) {
 void run(const Cuda& ctx, const LogSoftmaxBackward& o) {
   with_floating(o.y, [&]<class T>() {
     cuda::log_softmax_backward(ctx, o.g, o.y.data<T>(), o.dy.data<T>(), o.dx.data<T>());
-  });
-}
-
-void run(const Cuda& ctx, const CrossEntropy& o) {
-  with_floating(o.logits, [&]<class T>() {
-    cuda::cross_entropy(ctx, o.g, o.logits.data<T>(), o.labels.data<int64_t>(), o.loss.data<T>(),
-                        o.dlogits.data<T>());
-  });
-}
-
-void run(const Cuda& ctx, const CountCorrect& o) {
-  with_floating(o.logits, [&]<class T>() {
-    cuda::count_correct(ctx, o.logits.shape[0], o.logits.shape[1], o.logits.data<T>(),
-                        o.labels.data<int64_t>(), o.correct.data<int64_t>());
   });
 }
 

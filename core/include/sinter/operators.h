@@ -22,6 +22,7 @@
 #include "sinter/operators/data.h"
 #include "sinter/operators/elementwise.h"
 #include "sinter/operators/linear.h"
+#include "sinter/operators/loss.h"
 #include "sinter/operators/mlp.h"
 #include "sinter/operators/operator.h"
 #include "sinter/operators/optim.h"

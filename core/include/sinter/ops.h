@@ -12,6 +12,9 @@
 #include <vector>
 
 #include "sinter/autograd.h"
+#include "sinter/ops/loss.h"
+#include "sinter/ops/reduce.h"
+#include "sinter/ops/softmax.h"
 #include "sinter/tensor.h"
 
 namespace sinter {
@@ -98,12 +101,6 @@ Tensor operator-=(const Tensor& x, double y);
 Tensor operator*=(const Tensor& x, double y);
 Tensor operator/=(const Tensor& x, double y);
 
-// Over `dims` (negative from the end; empty: all of them). keepdim leaves extents of 1 in their
-// place. float32 sums are right to some units in the last place, however long. The sum of nothing
-// is 0, its mean NaN.
-Tensor sum(const Tensor& x, const Dims& dims = {}, bool keepdim = false);
-Tensor mean(const Tensor& x, const Dims& dims = {}, bool keepdim = false);
-
 // The same elements in another shape, sharing storage; one extent may be -1 and is inferred, unless
 // another is 0. Any dtype.
 Tensor reshape(const Tensor& x, const Shape& shape);
@@ -113,25 +110,5 @@ Tensor flatten(const Tensor& x, int first = 0, int last = -1);
 Tensor permute(const Tensor& x, const std::vector<int>& dims);
 // Rows [first, first + count) of dimension 0, sharing storage. Any dtype.
 Tensor narrow(const Tensor& x, int64_t first, int64_t count);
-
-// log(exp(x) / sum exp(x)) over `dim`, computed without overflow.
-Tensor log_softmax(const Tensor& x, int dim = -1);
-
-enum class Reduction { kMean, kSum };
-struct CrossEntropyOptions {
-  Reduction reduction = Reduction::kMean;
-  double label_smoothing = 0;  // in [0, 1]: (1 - s) on the label, s / C on every class
-};
-// Negative log-likelihood of the labels under softmax(logits) (torch.nn.functional.cross_entropy).
-//   logits: (N, C), C at least 1  labels: (N), int64. Returns a scalar; for N = 0 the mean is NaN,
-//   the sum 0.
-// A label outside [0, C): ValueError naming it; on a CUDA device it is thrown by the next call that
-// waits for the device, and the loss is NaN until then.
-Tensor cross_entropy(const Tensor& logits, const Tensor& labels,
-                     const CrossEntropyOptions& options = {});
-
-// count += how many rows of logits (N, C) have their first maximum at the row's label. labels: (N),
-// int64; count: one int64 on the same device. Not differentiable; does not wait for the device.
-void add_correct(const Tensor& count, const Tensor& logits, const Tensor& labels);
 
 }  // namespace sinter

@@ -1,7 +1,7 @@
 // Chains of linear layers with ReLU between them.
 #pragma once
 
-#include "sinter/operators/softmax.h"
+#include "sinter/operators/loss.h"
 
 namespace sinter {
 namespace op {
