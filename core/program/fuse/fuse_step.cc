@@ -40,7 +40,8 @@ void start_chains_from_loss(List& list) {
     const int p = rewriting.producer(chain->dy, i);
     const auto* loss = rewriting.at<op::CrossEntropy>(p);
     if (loss == nullptr || !same_range(loss->dlogits, chain->dy) || loss->g.n != chain->g.n ||
-        loss->g.classes != chain->g.width[chain->g.layers] ||
+        loss->g.classes != chain->g.width[chain->g.layers] || loss->g.inner != 1 ||
+        loss->g.reduction == Reduction::kNone || loss->weight.buffer != 0 ||
         !rewriting.unchanged(loss->logits, p, i) || !rewriting.unchanged(loss->labels, p, i))
       continue;
     const bool can = with_context(
