@@ -1,40 +1,183 @@
-// Element-wise kernels and data movement: plain loops that the compiler vectorizes.
-#include "sinter/operators/elementwise.h"
+// Element-wise kernels and movement of data.
+//
+// An operator of the table is a function of a block of elements, compiled from its line once for
+// each instruction set as a plain loop, which the compiler turns into vectors. Operands that
+// broadcast are repeated into a block first, numbers too: so a block's loop knows only arrays, and
+// an element's bits depend neither on where in a vector it stands nor on what the others are.
+// The build forbids contraction to fused multiply-adds in this file: instruction sets agree to the
+// bit.
+#include "kernels_cpu/simd.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels_cpu/elementwise.cc"
+#include <hwy/foreach_target.h>
+// foreach_target.h must come first.
+#include <hwy/highway.h>
 
 #include <algorithm>
 #include <cstring>
+#include <span>
+#include <type_traits>
 
 #include "kernels_cpu/runtime/parallel.h"
 #include "kernels_cpu/strided.h"
+#include "sinter/operators/elementwise.h"
 
+// No element of a block's result is read for another: it is the same array as an operand, or has
+// nothing in common with it.
+#if HWY_COMPILER_CLANG
+#define SINTER_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define SINTER_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
+HWY_BEFORE_NAMESPACE();
 namespace sinter {
 using namespace op;
 namespace {
+using Block = void (*)(int64_t n, const void* const* x, void* y);
+}  // namespace
+namespace HWY_NAMESPACE {
+namespace {
+
+// y = the value, or the gradient of an operand, of n elements; x: a, b, c, result, dy.
+template <class O, int kGradient, class T>
+HWY_ATTR void block(int64_t n, const void* const* x, void* y) {
+  using A = std::conditional_t<O::kTypes == element::kSelect, bool, T>;
+  const A* a = static_cast<const A*>(x[0]);
+  const T *b = static_cast<const T*>(x[1]), *c = static_cast<const T*>(x[2]);
+  if constexpr (kGradient < 0) {
+    using Y = decltype(O::of(A(), T(), T()));
+    Y* out = static_cast<Y*>(y);
+    SINTER_INDEPENDENT
+    for (int64_t i = 0; i < n; ++i)
+      out[i] = O::of(a[i], O::kOperands > 1 ? b[i] : T(), O::kOperands > 2 ? c[i] : T());
+  } else {
+    constexpr int kReads = O::kReads[kGradient];
+    const T *result = static_cast<const T*>(x[3]), *dy = static_cast<const T*>(x[4]);
+    T* out = static_cast<T*>(y);
+    SINTER_INDEPENDENT
+    for (int64_t i = 0; i < n; ++i)
+      out[i] = O::template gradient<kGradient>(
+          kReads & element::kA ? a[i] : A(), kReads & element::kB ? b[i] : T(),
+          kReads & element::kC ? c[i] : T(), kReads & element::kY ? result[i] : T(), dy[i]);
+  }
+}
+
+template <class O, class T> Block block_of(int gradient) {
+  if constexpr (element::takes<O, T>) {
+    if (gradient < 0) return block<O, -1, T>;
+    if constexpr (element::is_real<T>) {
+      if constexpr (element::has_gradient<O, 0>)
+        if (gradient == 0) return block<O, 0, T>;
+      if constexpr (element::has_gradient<O, 1>)
+        if (gradient == 1) return block<O, 1, T>;
+      if constexpr (element::has_gradient<O, 2>)
+        if (gradient == 2) return block<O, 2, T>;
+    }
+  }
+  return nullptr;
+}
+
+Block FindBlock(Element kind, int gradient, DType dtype) {
+  return with_element(kind, [&]<class O>() {
+    return with_any(dtype, [&]<class T>() { return block_of<O, T>(gradient); });
+  });
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace sinter
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sinter {
+namespace {
+
+HWY_EXPORT(FindBlock);
 
 // f over ranges of [0, n), in parallel where it pays.
 template <class F> void elements(int64_t n, const F& f) { parallel_ranges(n, kGrain, f); }
 
-template <class T, class F>
-void binary_runs(const Broadcast& g, const T* a, const T* b, T* y, const F& op) {
-  const auto loops = make_loops<2>(g.rank, g.shape, {g.stride_a, g.stride_b});
-  const int64_t sa = loops.inner_stride(0), sb = loops.inner_stride(1);
-  elements(loops.size(), [&](int64_t begin, int64_t end) {
-    loops.runs(begin, end, [&](int64_t at, const auto& offset, int64_t count) {
-      const T *p = a + offset[0], *q = b + offset[1];
-      T* out = y + at;
-      // The strides that broadcasting makes most often, spelled out so that they vectorize.
-      if (sa == 1 && sb == 1) {
-        for (int64_t i = 0; i < count; ++i) out[i] = op(p[i], q[i]);
-      } else if (sa == 1 && sb == 0) {
-        for (int64_t i = 0; i < count; ++i) out[i] = op(p[i], *q);
-      } else if (sa == 0 && sb == 1) {
-        for (int64_t i = 0; i < count; ++i) out[i] = op(*p, q[i]);
-      } else {
-        for (int64_t i = 0; i < count; ++i) out[i] = op(p[i * sa], q[i * sb]);
+// What a block reads: 512 float32 or 256 float64 at a time, so that some of them stay in the first
+// cache.
+constexpr int64_t kBlockElements = 512;
+
+// An operand as blocks see it.
+class Source {
+ public:
+  Source() = default;
+  Source(const Operand& x, const Shape& shape)
+      : data_(static_cast<const std::byte*>(x.address)),
+        size_(static_cast<int64_t>(size_of(x.dtype))),
+        is_one_(x.numel() == 1),
+        is_whole_(!is_one_ && x.numel() == shape.numel()) {
+    if (is_one_ || is_whole_) return;
+    int64_t stride[kMaxRank] = {}, step = 1;
+    for (int d = shape.rank() - 1, k = x.shape.rank() - 1; k >= 0; --d, --k) {
+      if (x.shape[k] != 1) stride[d] = step;
+      step *= x.shape[k];
+    }
+    loops_ = make_loops<1>(shape.rank(), shape.begin(), {stride});
+  }
+
+  bool is_whole() const { return is_whole_; }
+  // Elements [begin, begin + n), repeated into `scratch` if they are not there as they are. A
+  // single one is repeated for the first block of a range, which is as large as any.
+  const void* block(int64_t begin, int64_t n, bool first, std::byte* scratch) const {
+    if (is_whole_) return data_ + begin * size_;
+    if (is_one_ && !first) return scratch;
+    switch (size_) {
+      case 1:
+        gather<uint8_t>(begin, n, scratch);
+        break;
+      case 4:
+        gather<uint32_t>(begin, n, scratch);
+        break;
+      default:
+        gather<uint64_t>(begin, n, scratch);
+    }
+    return scratch;
+  }
+
+ private:
+  template <class Bits> void gather(int64_t begin, int64_t n, std::byte* scratch) const {
+    const Bits* x = reinterpret_cast<const Bits*>(data_);
+    Bits* y = reinterpret_cast<Bits*>(scratch);
+    if (is_one_) {
+      std::fill_n(y, n, *x);
+      return;
+    }
+    int64_t index[kMaxRank], offset = 0;
+    const int last = loops_.rank - 1;
+    for (int d = last; d >= 0; --d) {
+      index[d] = begin % loops_.shape[d];
+      begin /= loops_.shape[d];
+      offset += index[d] * loops_.stride[d][0];
+    }
+    while (n > 0) {
+      const int64_t count = std::min(n, loops_.inner() - index[last]);
+      if (loops_.inner_stride(0) == 0)
+        std::fill_n(y, count, x[offset]);
+      else
+        std::copy_n(x + offset, count, y);
+      y += count;
+      n -= count;
+      index[last] += count;
+      offset += count * loops_.inner_stride(0);
+      for (int d = last; d > 0 && index[d] == loops_.shape[d]; --d) {
+        offset += loops_.stride[d - 1][0] - index[d] * loops_.stride[d][0];
+        index[d] = 0;
+        ++index[d - 1];
       }
-    });
-  });
-}
+    }
+  }
+
+  const std::byte* data_ = nullptr;
+  int64_t size_ = 0;
+  bool is_one_ = false, is_whole_ = false;
+  Loops<1> loops_;
+};
 
 template <class From, class To> void cast(int64_t n, const From* x, To* y) {
   elements(n, [&](int64_t begin, int64_t end) {
@@ -59,53 +202,9 @@ template <class T> void strided_copy(const Strided& g, const T* x, T* y) {
   });
 }
 
-template <class T> void binary(BinaryOp kind, const Broadcast& g, const T* a, const T* b, T* y) {
-  switch (kind) {
-    case BinaryOp::kAdd:
-      return binary_runs(g, a, b, y, [](T p, T q) { return p + q; });
-    case BinaryOp::kSub:
-      return binary_runs(g, a, b, y, [](T p, T q) { return p - q; });
-    case BinaryOp::kMul:
-      return binary_runs(g, a, b, y, [](T p, T q) { return p * q; });
-    case BinaryOp::kDiv:
-      return binary_runs(g, a, b, y, [](T p, T q) { return p / q; });
-  }
-}
-
-template <class T> void scale(int64_t n, T alpha, const T* x, T* y) {
-  elements(n, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) y[i] = alpha * x[i];
-  });
-}
-
 template <class T> void accumulate(int64_t n, const T* x, T* y) {
   elements(n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) y[i] += x[i];
-  });
-}
-
-template <class T> void relu_forward(int64_t n, const T* x, T* y) {
-  elements(n, [&](int64_t begin, int64_t end) {
-    // Not (x <= 0), rather than x > 0, so that a NaN passes.
-    for (int64_t i = begin; i < end; ++i) y[i] = !(x[i] <= 0) ? x[i] : T(0);
-  });
-}
-
-template <class T> void add_relu(int64_t n, const T* a, const T* b, T* y) {
-  elements(n, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const T sum = a[i] + b[i];
-      y[i] = !(sum <= 0) ? sum : T(0);
-    }
-  });
-}
-
-template <class T> void relu_backward(int64_t n, const T* y, const T* dy, T* dx) {
-  elements(n, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const T d = dy[i];  // read always, so that the choice below is no branch
-      dx[i] = y[i] <= 0 ? T(0) : d;
-    }
   });
 }
 
@@ -114,7 +213,7 @@ template <class T> void relu_backward(int64_t n, const T* y, const T* dy, T* dx)
 void run(const Cpu&, const Fill& o) {
   with_any(o.y.dtype, [&]<class T>() {
     T* y = o.y.data<T>();
-    const T value = static_cast<T>(o.value);
+    const T value = element::number<T>(o.value);
     elements(o.y.numel(),
              [&](int64_t begin, int64_t end) { std::fill(y + begin, y + end, value); });
   });
@@ -134,14 +233,41 @@ void run(const Cpu&, const StridedCopy& o) {
   with_any(o.x.dtype, [&]<class T>() { strided_copy(o.g, o.x.data<T>(), o.y.data<T>()); });
 }
 
-void run(const Cpu&, const Binary& o) {
-  with_floating(
-      o.y, [&]<class T>() { binary(o.kind, o.g, o.a.data<T>(), o.b.data<T>(), o.y.data<T>()); });
-}
-
-void run(const Cpu&, const Scale& o) {
-  with_floating(o.x, [&]<class T>() {
-    scale(o.x.numel(), static_cast<T>(o.alpha), o.x.data<T>(), o.y.data<T>());
+void run(const Cpu&, const Map& o) {
+  const DType dtype = arithmetic_of(o);
+  const In* operands[] = {&o.a, &o.b, &o.c, &o.result, &o.dy};
+  const int64_t n = o.y.numel(), size = static_cast<int64_t>(size_of(o.y.dtype));
+  if (n == 0) return;
+  alignas(8) std::byte numbers[3][8];
+  Source sources[5];
+  bool repeated = false;
+  for (int k = 0; k < 5; ++k) {
+    if (!reads(o.kind, o.gradient, k)) continue;
+    Operand x = *operands[k];
+    if (x.address == nullptr) {
+      x.shape = {};
+      x.dtype = operand_dtype(o.kind, k, dtype);
+      x.address = numbers[k];
+      with_any(x.dtype, [&]<class T>() {
+        const T value = element::number<T>(o.number[k]);
+        std::memcpy(numbers[k], &value, sizeof(T));
+      });
+    }
+    sources[k] = Source(x, o.y.shape);
+    repeated = repeated || !sources[k].is_whole();
+  }
+  const Block block = HWY_DYNAMIC_DISPATCH(FindBlock)(o.kind, o.gradient, dtype);
+  elements(n, [&](int64_t begin, int64_t end) {
+    const int64_t most = repeated ? kBlockElements : end - begin;
+    const LocalScratch<std::byte> scratch(repeated ? 5 * 8 * kBlockElements : 0);
+    for (int64_t i = begin; i < end; i += most) {
+      const int64_t count = std::min(most, end - i);
+      const void* x[5] = {};
+      for (int k = 0; k < 5; ++k)
+        if (reads(o.kind, o.gradient, k))
+          x[k] = sources[k].block(i, count, i == begin, scratch.get() + k * 8 * kBlockElements);
+      block(count, x, static_cast<std::byte*>(o.y.address) + i * size);
+    }
   });
 }
 
@@ -149,19 +275,5 @@ void run(const Cpu&, const Accumulate& o) {
   with_floating(o.x, [&]<class T>() { accumulate(o.x.numel(), o.x.data<T>(), o.y.data<T>()); });
 }
 
-void run(const Cpu&, const ReluForward& o) {
-  with_floating(o.x, [&]<class T>() { relu_forward(o.x.numel(), o.x.data<T>(), o.y.data<T>()); });
-}
-
-void run(const Cpu&, const AddRelu& o) {
-  with_floating(
-      o.y, [&]<class T>() { add_relu(o.y.numel(), o.a.data<T>(), o.b.data<T>(), o.y.data<T>()); });
-}
-
-void run(const Cpu&, const ReluBackward& o) {
-  with_floating(o.y, [&]<class T>() {
-    relu_backward(o.y.numel(), o.y.data<T>(), o.dy.data<T>(), o.dx.data<T>());
-  });
-}
-
 }  // namespace sinter
+#endif  // HWY_ONCE

@@ -74,6 +74,16 @@ class Rewriting {
   bool is_changed_ = false;
 };
 
+// Entry i, if it is a ReLU or its gradient; else null.
+inline const op::Map* relu_at(const Rewriting& list, int i) {
+  const auto* map = list.at<op::Map>(i);
+  return op::is_relu(map) ? map : nullptr;
+}
+inline const op::Map* relu_backward_at(const Rewriting& list, int i) {
+  const auto* map = list.at<op::Map>(i);
+  return op::is_relu_backward(map) ? map : nullptr;
+}
+
 inline bool same_range(const Operand& a, const Operand& b) { return range_of(a) == range_of(b); }
 
 // The rewrites, in the order in which fuse runs them; each is described where it is defined.
