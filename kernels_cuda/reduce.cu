@@ -327,7 +327,7 @@ template <class T, class Y> __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Inclusive prefix sums over a block of kThreads; `all` gets the sum of all values.
+// The sum of the values of the block's threads before this one; `all` gets the sum of all.
 template <class A> __device__ A block_prefix(A value, A& all) {
   __shared__ A of_warp[kThreads / 32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -335,6 +335,8 @@ template <class A> __device__ A block_prefix(A value, A& all) {
     const A lower = __shfl_up_sync(0xffffffffu, value, offset);
     if (lane >= offset) value += lower;
   }
+  // Not value - own: that would make a NaN of an infinity.
+  const A lower = __shfl_up_sync(0xffffffffu, value, 1);
   __syncthreads();  // readers of an earlier call are done
   if (lane == 31) of_warp[warp] = value;
   __syncthreads();
@@ -344,7 +346,7 @@ template <class A> __device__ A block_prefix(A value, A& all) {
     if (w == warp) before = all;
     all += of_warp[w];
   }
-  return before + value;
+  return lane > 0 ? before + lower : before;
 }
 
 constexpr int kScanItems = 4;                         // neighbours that a thread adds up
@@ -388,7 +390,7 @@ template <class T, class Y> __global__ void __launch_bounds__(kThreads)
       if (q > 0) v[q] += v[q - 1];
     }
     A all;
-    const A lower = before + (block_prefix(v[kScanItems - 1], all) - v[kScanItems - 1]);
+    const A lower = before + block_prefix(v[kScanItems - 1], all);
 #pragma unroll
     for (int q = 0; q < kScanItems; ++q) {
       const int64_t j = first + q;
