@@ -112,7 +112,7 @@ template <class T> void relu_backward(int64_t n, const T* y, const T* dy, T* dx)
 }  // namespace
 
 void run(const Cpu&, const Fill& o) {
-  with_floating(o.y, [&]<class T>() {
+  with_any(o.y.dtype, [&]<class T>() {
     T* y = o.y.data<T>();
     const T value = static_cast<T>(o.value);
     elements(o.y.numel(),

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <span>
 #include <vector>
@@ -39,6 +40,8 @@ template <class T> struct AdamFactors {
   T eps, decay, l2;
 };
 
+template <class T> constexpr T kSmallestNormal = std::numeric_limits<T>::min();
+
 // Starts to make a cache line this core's own, which a store to it would have to wait for.
 inline void prefetch_to_write(const void* p) {
 #if defined(__x86_64__)
@@ -61,16 +64,22 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
+// x, or 0 where it is below the smallest normal number. A NaN stays.
+template <class D, class V> HWY_ATTR V without_subnormals(D d, V x) {
+  return hn::IfThenZeroElse(hn::Lt(hn::Abs(x), hn::Set(d, kSmallestNormal<hn::TFromD<D>>)), x);
+}
+
 // In vectors by hand: the compiler leaves a loop with a square root scalar, for the sake of errno.
 template <class T> HWY_ATTR void adam_range(const AdamFactors<T>& c, const AdamSlot<T>& s,
                                             int64_t begin, int64_t end) {
   const auto update = [&](auto d, int64_t i) HWY_ATTR {
     const auto p = hn::LoadU(d, s.p + i);
     const auto g = hn::MulAdd(hn::Set(d, c.l2), p, hn::LoadU(d, s.g + i));
-    const auto m = hn::MulAdd(hn::Set(d, c.beta1), hn::LoadU(d, s.m + i),
-                              hn::Mul(hn::Set(d, c.one_minus_beta1), g));
-    const auto v = hn::MulAdd(hn::Set(d, c.beta2), hn::LoadU(d, s.v + i),
-                              hn::Mul(hn::Set(d, c.one_minus_beta2), hn::Mul(g, g)));
+    const auto m = without_subnormals(d, hn::MulAdd(hn::Set(d, c.beta1), hn::LoadU(d, s.m + i),
+                                                    hn::Mul(hn::Set(d, c.one_minus_beta1), g)));
+    const auto v =
+        without_subnormals(d, hn::MulAdd(hn::Set(d, c.beta2), hn::LoadU(d, s.v + i),
+                                         hn::Mul(hn::Set(d, c.one_minus_beta2), hn::Mul(g, g))));
     const auto scale = hn::MulAdd(hn::Sqrt(v), hn::Set(d, c.correction), hn::Set(d, c.eps));
     const auto step = hn::Mul(hn::Set(d, c.step_size), hn::Div(m, scale));
     hn::StoreU(m, d, s.m + i);
@@ -182,7 +191,8 @@ void sgd_step(const SgdConfig& c, std::span<const SgdSlot<T>> slots, const doubl
     for (int64_t i = begin; i < end; ++i) {
       T grad = s.g[i] + decay * s.p[i];
       if (s.m != nullptr) {
-        s.m[i] = first ? grad : momentum * s.m[i] + fresh * grad;
+        const T m = first ? grad : momentum * s.m[i] + fresh * grad;
+        s.m[i] = std::abs(m) < kSmallestNormal<T> ? T(0) : m;
         grad = c.nesterov ? grad + momentum * s.m[i] : s.m[i];
       }
       s.p[i] -= rate * grad;

@@ -128,7 +128,7 @@ template void accumulate(LaunchSite, int64_t, const double*, double*);
 }  // namespace cuda
 
 void run(const Cuda& ctx, const Fill& o) {
-  with_floating(o.y, [&]<class T>() {
+  with_any(o.y.dtype, [&]<class T>() {
     cuda::launch_1d(ctx, "fill", o.y.numel(), cuda::fill_kernel<T>, static_cast<T>(o.value),
                     o.y.data<T>());
   });

@@ -1,6 +1,7 @@
 // Optimizer steps over all parameters at once: a step of a small network would otherwise be a
 // launch, some 4 us, for each of its tensors.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -110,6 +111,10 @@ __device__ inline double power(double base, int64_t t) {
   return result;
 }
 
+// x, or 0 where it is below the smallest normal number. A NaN stays.
+__device__ inline float without_subnormals(float x) { return fabsf(x) < FLT_MIN ? 0.f : x; }
+__device__ inline double without_subnormals(double x) { return fabs(x) < DBL_MIN ? 0. : x; }
+
 // ---- kernels ------------------------------------------------------------------------------------
 
 // The constants in T, the bias corrections per block in double from the device's step count.
@@ -133,8 +138,8 @@ template <class T> struct AdamElement {
       p *= rates.shrink;
     else
       g += static_cast<T>(c.weight_decay) * p;
-    m = k.beta1 * m + k.one_minus_beta1 * g;
-    v = k.beta2 * v + k.one_minus_beta2 * g * g;
+    m = without_subnormals(k.beta1 * m + k.one_minus_beta1 * g);
+    v = without_subnormals(k.beta2 * v + k.one_minus_beta2 * g * g);
     slot.m[i] = m;
     slot.v[i] = v;
     slot.p[i] = p - rates.step_size * m / (sqrt(v) / rates.root + k.eps);
@@ -244,7 +249,8 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     const T p = slot.p[i];
     T g = slot.g[i] + k.decay * p;
     if (slot.m) {
-      const T m = first ? g : k.momentum * slot.m[i] + k.one_minus_dampening * g;
+      const T m =
+          without_subnormals(first ? g : k.momentum * slot.m[i] + k.one_minus_dampening * g);
       slot.m[i] = m;
       g = c.nesterov ? g + k.momentum * m : m;
     }

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels_cuda/runtime/launch.cuh"
+#include "sinter/operators/elementwise.h"
 
 namespace sinter::cuda {
 

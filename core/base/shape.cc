@@ -68,6 +68,8 @@ const char* name(DType dtype) {
       return "int64";
     case kUInt8:
       return "uint8";
+    case kBool:
+      return "bool";
   }
   return "unknown";
 }
@@ -81,6 +83,7 @@ size_t size_of(DType dtype) {
     case kInt64:
       return 8;
     case kUInt8:
+    case kBool:
       return 1;
   }
   return 0;

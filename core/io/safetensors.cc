@@ -71,7 +71,7 @@ constexpr std::array<Format, 8> kFormats = {
      {"U8", kUInt8, 1},
      {"F16", kFloat32, 2, each<uint16_t, uint32_t, half_bits>},
      {"BF16", kFloat32, 2, each<uint16_t, uint32_t, bfloat_bits>},
-     {"BOOL", kUInt8, 1, each<uint8_t, uint8_t, truth>}}};
+     {"BOOL", kBool, 1, each<uint8_t, uint8_t, truth>}}};
 
 int rank_of(DType dtype) {
   for (size_t i = 0; i < kFormats.size(); ++i)

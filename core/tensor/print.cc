@@ -102,6 +102,8 @@ template <class T> class Printer {
       if (scientific_) return digits(x, std::chars_format::scientific, kPrecision);
       if (integers_) return digits(x, std::chars_format::fixed, 0) + '.';
       return digits(x, std::chars_format::fixed, kPrecision);
+    } else if constexpr (std::is_same_v<T, bool>) {
+      return value ? "True" : "False";
     } else {
       return digits(static_cast<int64_t>(value));
     }
@@ -140,8 +142,9 @@ std::ostream& operator<<(std::ostream& out, const Tensor& tensor) {
       text += Printer<T>(host.data<const T>(), host.shape()).text(indent);
     });
   }
-  // Without elements int64 cannot be told from float32.
-  if (tensor.dtype() != kFloat32 && (tensor.dtype() != kInt64 || tensor.numel() == 0))
+  // Without elements int64 and bool cannot be told from float32.
+  const bool shows = tensor.dtype() == kInt64 || tensor.dtype() == kBool;
+  if (tensor.dtype() != kFloat32 && (!shows || tensor.numel() == 0))
     suffixes.push_back(str("dtype=", tensor.dtype()));
   if (tensor.requires_grad()) {
     suffixes.push_back(tensor.is_leaf() ? "requires_grad=True"

@@ -38,7 +38,7 @@ namespace {
 template <class Draw> void fill_with(const char* op, const Tensor& x, Draw draw) {
   require_defined(op, "x", x);
   require_floating(op, x);
-  const Tensor drawn = with_any(x.dtype(), [&]<class T>() {
+  const Tensor drawn = with_floating(x.dtype(), [&]<class T>() {
     std::vector<T> values = host_values<T>(x.numel());
     for (T& value : values) value = draw(T());
     return from_vector(values, x.shape(), x.device());

@@ -30,26 +30,39 @@ Tensor full(const Shape& shape, double value, TensorOptions options) {
   return t;
 }
 
+namespace {
+
+Tensor from_host(const void* values, const Shape& shape, TensorOptions options) {
+  if (Recorder* const recorder = Recorder::of_this_thread())
+    return recorder->constant(values, shape, options);
+  Tensor t = empty(shape, options);
+  with_context(options.device, [&](const auto& ctx) {
+    if (t.bytes() > 0) copy_from_host(ctx, t.raw(), values, t.bytes());
+  });
+  return t;
+}
+
+}  // namespace
+
 template <class T>
 Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device) {
   require<ShapeError>(static_cast<int64_t>(values.size()) == shape.numel(),
                       "from_vector: expected ", shape.numel(), " values for shape ", shape,
                       ", got ", values.size());
   require_usable(device);
-  const size_t bytes = values.size() * sizeof(T);
-  if (Recorder* const recorder = Recorder::of_this_thread())
-    return recorder->constant(values.data(), shape, {DTypeOf<T>::value, device});
-  Tensor t = empty(shape, {DTypeOf<T>::value, device});
-  with_context(device, [&](const auto& ctx) {
-    if (bytes > 0) copy_from_host(ctx, t.raw(), values.data(), bytes);
-  });
-  return t;
+  const TensorOptions options{DTypeOf<T>::value, device};
+  if constexpr (std::is_same_v<T, bool>) {  // of which a vector holds eight in a byte
+    return from_host(std::vector<uint8_t>(values.begin(), values.end()).data(), shape, options);
+  } else {
+    return from_host(values.data(), shape, options);
+  }
 }
 template Tensor from_vector(const std::vector<float>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<double>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<int32_t>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<int64_t>&, const Shape&, Device);
 template Tensor from_vector(const std::vector<uint8_t>&, const Shape&, Device);
+template Tensor from_vector(const std::vector<bool>&, const Shape&, Device);
 
 // ---- tensor -------------------------------------------------------------------------------------
 
@@ -189,13 +202,7 @@ void Tensor::overwrite(const char* op, const Tensor& source) const {
 void Tensor::fill_(double value) const {
   require<ValueError>(defined(), "fill_: expected a tensor, got an undefined one");
   const bool recorded = records_in_place("fill_", {});
-  if (is_floating(dtype())) {
-    emit(op::Fill{value, out(*this)});
-  } else {
-    // Integers are rare and small (labels, counters): one value, converted and repeated.
-    const Tensor one = converted(full({1}, value, {kFloat64, device()}), dtype());
-    emit(op::StridedCopy{op::Strided{1, {numel()}, {0}}, in(one), out(*this)});
-  }
+  emit(op::Fill{value, out(*this)});
   if (recorded) record_in_place("fill_", {});
 }
 
@@ -226,16 +233,8 @@ SINTER_READ(double);
 SINTER_READ(int32_t);
 SINTER_READ(int64_t);
 SINTER_READ(uint8_t);
+SINTER_READ(bool);
 #undef SINTER_READ
-
-// Through float64, in which no element of another dtype becomes 0.
-template <> std::vector<bool> Tensor::to_vector<bool>() const {
-  const std::vector<double> values = to_vector<double>();
-  std::vector<bool> result(values.size());
-  for (size_t i = 0; i < values.size(); ++i) result[i] = values[i] != 0;
-  return result;
-}
-template <> bool Tensor::item<bool>() const { return item<double>() != 0; }
 
 // ---- views and shorthands -----------------------------------------------------------------------
 

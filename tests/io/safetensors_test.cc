@@ -272,11 +272,11 @@ TEST_CASE("safetensors: what is converted on the way in", "[safetensors]") {
   for (const auto& [name, tensor] : f.tensors) {
     INFO(name);
     if (name == "truth") {
-      CHECK(tensor.dtype() == kUInt8);
+      CHECK(tensor.dtype() == kBool);
       CHECK(tensor.shape() == Shape{2, 2});
       CHECK(tensor.to_vector<int>() == std::vector<int>{0, 1, 1, 1});
     } else if (name == "none") {
-      CHECK(tensor.dtype() == kUInt8);
+      CHECK(tensor.dtype() == kBool);
       CHECK(tensor.shape() == Shape{0});
     } else if (name == "half") {
       CHECK(tensor.item<float>() == -2);
@@ -306,6 +306,18 @@ TEST_CASE("safetensors: the reference implementation's half precision and boolea
   CHECK(values("h") == std::vector<double>{1.5, -0.0999755859375, 0x1p-24});
   CHECK(values("b") == std::vector<double>{3.140625});
   CHECK(values("t") == std::vector<double>{1, 0});
+}
+
+TEST_CASE("safetensors: booleans are written", "[safetensors]") {
+  const TempDir dir;
+  const auto path = dir.path() / "b.safetensors";
+  save_safetensors(path, {{"t", from_vector<bool>({true, false, true}, {3})},
+                          {"b", from_vector<uint8_t>({7}, {1})}});
+  const SafetensorsFile f = load_safetensors(path);
+  REQUIRE(f.tensors.size() == 2);
+  CHECK(f.tensors[0].second.dtype() == kUInt8);
+  CHECK(f.tensors[1].second.dtype() == kBool);
+  CHECK(f.tensors[1].second.to_vector<bool>() == std::vector<bool>{true, false, true});
 }
 
 TEST_CASE("safetensors: many tensors take time in proportion", "[safetensors]") {

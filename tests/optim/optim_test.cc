@@ -1,5 +1,7 @@
 #include <sinter/models.h>
 
+#include <cmath>
+#include <limits>
 #include <memory>
 
 #include "tests/support/values.h"
@@ -344,6 +346,33 @@ DEVICE_TEST("optim: frozen parameters are accepted and left alone", "[optim]") {
     frozen.set_requires_grad();
     optimizer->step();
     CHECK(frozen.item<double>() != 1);
+  }
+}
+
+// 0.9 times a subnormal number of a few bits rounds to itself: without care the moments of a weight
+// without gradients would stay subnormal, where a CPU is slow, for ever.
+DEVICE_TEST("optim: moments that die away end at 0", "[optim]") {
+  for (DType dtype : {kFloat32, kFloat64}) {
+    const bool single = dtype == kFloat32;
+    const double gradient = single ? 1e-30 : 1e-290;  // m becomes subnormal in under 250 steps
+    const double smallest =
+        single ? std::numeric_limits<float>::min() : std::numeric_limits<double>::min();
+    for (const Method& method : methods()) {
+      INFO(method.name << " " << dtype);
+      if (method.name.find("decay") != std::string::npos) continue;  // decay is a gradient
+      const TensorOptions options{dtype, device};
+      const Tensor p = leaf(filled({37}, 0.), options);
+      const auto optimizer = method.make({p});
+      p.set_grad(full({37}, gradient, options));
+      optimizer->step();
+      p.set_grad(zeros({37}, options));
+      for (int t = 0; t < 250; ++t) optimizer->step();
+      for (const auto& [name, state] : optimizer->state_dict()) {
+        if (state.dtype() != dtype) continue;
+        for (const double value : state.to(kFloat64).to_vector<double>())
+          CHECK((value == 0 || std::abs(value) >= smallest));
+      }
+    }
   }
 }
 

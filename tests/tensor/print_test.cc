@@ -50,6 +50,10 @@ TEST_CASE("print: numbers", "[print]") {
   CHECK(str(from_vector<int64_t>({std::numeric_limits<int64_t>::min()}, {1})) ==
         "tensor([-9223372036854775808])");
   CHECK(str(from_vector<int32_t>({-5}, {1})) == "tensor([-5], dtype=int32)");
+  // Truth values.
+  CHECK(str(from_vector<bool>({true, false}, {2})) == "tensor([ True, False])");
+  CHECK(str(from_vector<bool>({true}, {})) == "tensor(True)");
+  CHECK(str(zeros({0}, {kBool})) == "tensor([], dtype=bool)");
 }
 
 TEST_CASE("print: layout", "[print]") {

@@ -1,5 +1,6 @@
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 #include <sstream>
 
@@ -43,11 +44,13 @@ TEST_CASE("dtype: names and sizes", "[tensor]") {
   CHECK(std::string(name(kInt32)) == "int32");
   CHECK(std::string(name(kInt64)) == "int64");
   CHECK(std::string(name(kUInt8)) == "uint8");
+  CHECK(std::string(name(kBool)) == "bool");
   CHECK(size_of(kFloat32) == 4);
   CHECK(size_of(kFloat64) == 8);
   CHECK(size_of(kInt32) == 4);
   CHECK(size_of(kInt64) == 8);
   CHECK(size_of(kUInt8) == 1);
+  CHECK(size_of(kBool) == 1);
   CHECK(is_floating(kFloat64));
   CHECK(!is_floating(kInt64));
   std::ostringstream out;
@@ -106,6 +109,36 @@ DEVICE_TEST("tensor: making and reading", "[tensor]") {
   CHECK(t.to_vector<int64_t>() == std::vector<int64_t>{1, -2, 3, int64_t{1} << 60});
   CHECK(from_vector(std::vector<uint8_t>{255}, {}, device).item<int>() == 255);
   CHECK(from_vector(std::vector<float>{}, {0}, device).to_vector<float>().empty());
+}
+
+DEVICE_TEST("tensor: of truth values", "[tensor]") {
+  const std::vector<bool> some{true, false, false, true, true};
+  const Tensor t = from_vector<bool>(some, {5}, device);
+  CHECK(t.dtype() == kBool);
+  CHECK(t.bytes() == 5);
+  CHECK(t.to_vector<bool>() == some);
+  CHECK(t.to_vector<double>() == std::vector<double>{1, 0, 0, 1, 1});
+  CHECK(t.clone().to_vector<bool>() == some);
+  CHECK(t.narrow(2, 2).to_vector<bool>() == std::vector<bool>{false, true});
+  CHECK(from_vector<bool>({}, {0}, device).to_vector<bool>().empty());
+  const TensorOptions options{kBool, device};
+  CHECK(full({2}, -0.5, options).to_vector<int>() == std::vector<int>{1, 1});
+  CHECK(ones({}, options).item<bool>());
+  CHECK(!zeros({}, options).item<bool>());
+  CHECK(zeros({0, 3}, options).numel() == 0);
+  // What is not 0 is true, a NaN and what is less than any normal number included.
+  const Tensor x = from_vector<float>({0, -0.0F, 0.25F, 1e-45F, std::nanf("")}, {5}, device);
+  const Tensor truth = x.to(kBool);
+  CHECK(truth.dtype() == kBool);
+  CHECK(truth.to_vector<int>() == std::vector<int>{0, 0, 1, 1, 1});
+  CHECK(truth.to(kFloat32).to_vector<float>() == std::vector<float>{0, 0, 1, 1, 1});
+  CHECK(from_vector<int64_t>({int64_t{1} << 32, 0}, {2}, device).to(kBool).to_vector<int>() ==
+        std::vector<int>{1, 0});
+  const Tensor to = zeros({5}, options);
+  to.copy_(x);
+  CHECK(to.to_vector<int>() == std::vector<int>{0, 0, 1, 1, 1});
+  CHECK(permute(t.reshape({1, 5}), {1, 0}).to_vector<bool>() == some);
+  check_throws<DtypeError>([&] { t.set_requires_grad(); }, {"bool"});
 }
 
 DEVICE_TEST("tensor: as truth values", "[tensor]") {
@@ -243,19 +276,30 @@ CUDA_TEST("tensor: copies between devices", "[tensor]") {
 
 TEST_CASE("sinter.h: includes every header that is installed", "[tensor]") {
   const std::filesystem::path root = std::filesystem::path(SINTER_GOLDEN_DIR) / "../..";
-  std::set<std::string> installed, included;
-  for (const char* room : {"core", "models"})
-    for (const auto& entry :
-         std::filesystem::directory_iterator(root / room / "include" / "sinter"))
-      installed.insert("sinter/" + entry.path().filename().string());
-  CHECK(installed.erase("sinter/sinter.h") == 1);
-  std::ifstream text(root / "core/include/sinter/sinter.h");
-  const std::string before = "#include \"";
-  for (std::string line; std::getline(text, line);)
-    if (line.starts_with(before))
-      included.insert(line.substr(before.size(), line.size() - before.size() - 1));
-  CHECK(included == installed);
-  CHECK(included.size() >= 18);
+  std::map<std::string, std::filesystem::path> installed;
+  for (const char* room : {"core", "models"}) {
+    const std::filesystem::path include = root / room / "include";
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(include))
+      if (entry.is_regular_file())
+        installed[entry.path().lexically_relative(include).generic_string()] = entry.path();
+  }
+  // By itself or through others that it includes.
+  std::set<std::string> included;
+  std::vector<std::string> left{"sinter/sinter.h"};
+  while (!left.empty()) {
+    const std::string header = left.back();
+    left.pop_back();
+    if (!included.insert(header).second) continue;
+    REQUIRE(installed.contains(header));
+    std::ifstream text(installed[header]);
+    const std::string before = "#include \"";
+    for (std::string line; std::getline(text, line);)
+      if (line.starts_with(before))
+        left.push_back(line.substr(before.size(), line.find('"', before.size()) - before.size()));
+  }
+  for (const auto& [header, path] : installed)
+    CHECK((included.contains(header) ? "" : header) == "");
+  CHECK(included.size() >= 30);
 }
 
 }  // namespace sinter::test

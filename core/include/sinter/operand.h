@@ -40,11 +40,14 @@ struct InOut : Operand {
 
 // f.operator()<T>() with T float or double, whichever x holds: every operator on floating operands
 // begins with it. The framework ensures that x holds one of the two.
-template <class F> decltype(auto) with_floating(const Operand& x, F&& f) {
-  if (x.dtype == kFloat64) return f.template operator()<double>();
+template <class F> decltype(auto) with_floating(DType dtype, F&& f) {
+  if (dtype == kFloat64) return f.template operator()<double>();
   return f.template operator()<float>();
 }
-// The same for every element type.
+template <class F> decltype(auto) with_floating(const Operand& x, F&& f) {
+  return with_floating(x.dtype, f);
+}
+// The same for every element type. A bool is one byte, 0 or 1.
 template <class F> decltype(auto) with_any(DType dtype, F&& f) {
   switch (dtype) {
     case kFloat64:
@@ -55,6 +58,8 @@ template <class F> decltype(auto) with_any(DType dtype, F&& f) {
       return f.template operator()<int64_t>();
     case kUInt8:
       return f.template operator()<uint8_t>();
+    case kBool:
+      return f.template operator()<bool>();
     case kFloat32:
       break;
   }

@@ -16,7 +16,7 @@ struct SafetensorsFile {
   std::map<std::string, std::string> metadata;  // the header's "__metadata__"
 };
 // Reads F64, F32, I64, I32 and U8 as they are; F16 and BF16 as float32 of the same values, BOOL as
-// uint8 0 (false) or 1 (any other byte). At most kMaxRank dimensions. Throws DataError, naming file
+// bool, true for any byte but 0. At most kMaxRank dimensions. Throws DataError, naming file
 // and fault, for a file that is missing, truncated, oversized or malformed: bad JSON, another
 // dtype, a duplicate key, offsets that overlap, leave gaps or disagree with dtype and shape.
 SafetensorsFile load_safetensors(const std::filesystem::path& path);

@@ -46,9 +46,10 @@ class Shape {
 };
 std::ostream& operator<<(std::ostream& out, const Shape& shape);
 
-enum class DType : uint8_t { kFloat32, kFloat64, kInt32, kInt64, kUInt8 };
+enum class DType : uint8_t { kFloat32, kFloat64, kInt32, kInt64, kUInt8, kBool };
 inline constexpr DType kFloat32 = DType::kFloat32, kFloat64 = DType::kFloat64;
 inline constexpr DType kInt32 = DType::kInt32, kInt64 = DType::kInt64, kUInt8 = DType::kUInt8;
+inline constexpr DType kBool = DType::kBool;
 
 const char* name(DType dtype);  // "float32"
 size_t size_of(DType dtype);
@@ -61,6 +62,7 @@ template <> struct DTypeOf<double> { static constexpr DType value = kFloat64; };
 template <> struct DTypeOf<int32_t> { static constexpr DType value = kInt32; };
 template <> struct DTypeOf<int64_t> { static constexpr DType value = kInt64; };
 template <> struct DTypeOf<uint8_t> { static constexpr DType value = kUInt8; };
+template <> struct DTypeOf<bool> { static constexpr DType value = kBool; };
 
 struct Device {
   enum class Kind : uint8_t { kCpu, kCuda };

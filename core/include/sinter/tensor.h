@@ -175,9 +175,6 @@ class Tensor {
   std::shared_ptr<Impl> impl_;
 };
 
-template <> bool Tensor::item<bool>() const;
-template <> std::vector<bool> Tensor::to_vector<bool>() const;
-
 // As PyTorch prints it: "tensor([[1., 2.], [3., 4.]], requires_grad=True)", rows below each other,
 // four digits after the point, of more than 1,000 elements the first and last three of each
 // dimension. Waits for the device.
@@ -186,6 +183,7 @@ std::ostream& operator<<(std::ostream& out, const Tensor& tensor);
 // ---- making tensors -----------------------------------------------------------------------------
 
 Tensor empty(const Shape& shape, TensorOptions options = {});  // uninitialized
+// Of any dtype; a bool is whether `value` is not 0.
 Tensor full(const Shape& shape, double value, TensorOptions options = {});
 inline Tensor zeros(const Shape& shape, TensorOptions options = {}) {
   return full(shape, 0, options);

@@ -28,6 +28,7 @@ struct Broadcast {
   }
 };
 
+// y = value, converted to y's dtype, any.
 struct Fill {
   static constexpr const char* name = "fill";
   double value = 0;

@@ -6,6 +6,11 @@
 namespace sinter {
 namespace op {
 
+// m and v are 0 where they would be below the smallest normal number. The first moment of a weight
+// that gets no more gradients, as those of dead units, would otherwise end at a subnormal number of
+// a few bits, 0.9 times which rounds to itself, and stay there; and a CPU takes a hundred times as
+// long over subnormal numbers.
+
 // All parameters in one operator. lr (one float64) and steps (int64, one a parameter and perhaps
 // more) live in the context's memory, so that a program reads them anew at every call; a step
 // counts the finished updates of its parameter, and is incremented.
