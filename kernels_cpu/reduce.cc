@@ -178,7 +178,27 @@ template <class R> typename R::Acc fold_terms(const Loops<1>& terms, const typen
   return turn[0];
 }
 
-// As sum: along rows, down columns, or in chunks of few long rows.
+// Terms [begin, end) of `width` neighbouring results, the first of them at x, in blocks of kBlock
+// rows: what is added up in one go stays short.
+template <class R> void fold_columns(const Loops<1>& terms, const typename R::Term* x,
+                                     int64_t width, int64_t begin, int64_t end, const R& r,
+                                     typename R::Acc* total) {
+  const typename R::Term* first = x + terms.offset(0)[0];
+  for (int64_t c = 0; c < width; ++c) total[c] = r.start(first[c]);
+  typename R::Acc acc[kColumns];
+  for (int64_t j = begin; j < end;) {
+    for (int64_t c = 0; c < width; ++c) acc[c] = r.start(first[c]);
+    terms.runs(j, std::min(end, j + kBlock), [&](int64_t, const auto& offset, int64_t count) {
+      for (int64_t k = 0; k < count; ++k, ++j) {
+        const typename R::Term* row = x + offset[0] + k * terms.inner_stride(0);
+        for (int64_t c = 0; c < width; ++c) r.add(acc[c], row[c], j);
+      }
+    });
+    for (int64_t c = 0; c < width; ++c) r.merge(total[c], acc[c]);
+  }
+}
+
+// As sum: along rows, down columns, or in chunks of few long ones.
 template <class R>
 void fold(const Strided& kept_by, const Strided& reduced, const typename R::Term* x, const R& r) {
   using Term = typename R::Term;
@@ -194,25 +214,42 @@ void fold(const Strided& kept_by, const Strided& reduced, const typename R::Term
 
   if (kept.inner() > 1 && kept.inner_stride(0) == 1 && terms.inner_stride(0) != 1) {
     const int64_t tiles = (kept.inner() + kColumns - 1) / kColumns;
-    const int64_t rows = results / kept.inner();
-    const int64_t grain = items_per_grain(std::min(kept.inner(), kColumns) * count);
-    return parallel_ranges(rows * tiles, grain, [&](int64_t begin, int64_t end) {
+    const int64_t all_tiles = results / kept.inner() * tiles;
+    // Few tall columns are cut for several threads.
+    const int64_t tall = all_tiles < 64 ? kLong / std::min(kept.inner(), kColumns) : count;
+    const int64_t chunks = (count + tall - 1) / tall;
+    const Scratch<Acc> partial(chunks > 1 ? all_tiles * chunks * kColumns : 0);
+    const auto tile_at = [&](int64_t tile, const auto& f) {  // f(first result, width)
+      const int64_t column = tile % tiles * kColumns;
+      f(tile / tiles * kept.inner() + column, std::min(kColumns, kept.inner() - column));
+    };
+    const int64_t grain = items_per_grain(std::min(kept.inner(), kColumns) * tall);
+    parallel_ranges(all_tiles * chunks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t column = i % tiles * kColumns, at = i / tiles * kept.inner() + column;
-        const int64_t width = std::min(kColumns, kept.inner() - column);
-        const Term* first = x + kept.offset(at)[0];
-        Acc acc[kColumns];
-        for (int64_t c = 0; c < width; ++c) acc[c] = r.start(first[c]);
-        int64_t j = 0;
-        terms.runs(0, count, [&](int64_t, const auto& offset, int64_t n) {
-          for (int64_t k = 0; k < n; ++k, ++j) {
-            const Term* row = first + offset[0] + k * terms.inner_stride(0);
-            for (int64_t c = 0; c < width; ++c) r.add(acc[c], row[c], j);
+        tile_at(i / chunks, [&](int64_t at, int64_t width) {
+          const int64_t from = i % chunks * tall;
+          Acc acc[kColumns];
+          fold_columns(terms, x + kept.offset(at)[0], width, from, std::min(count, from + tall), r,
+                       acc);
+          if (chunks > 1) {
+            std::copy_n(acc, width, partial.get() + i * kColumns);
+          } else {
+            for (int64_t c = 0; c < width; ++c) r.finish(at + c, acc[c]);
           }
         });
-        for (int64_t c = 0; c < width; ++c) r.finish(at + c, acc[c]);
       }
     });
+    if (chunks == 1) return;
+    for (int64_t tile = 0; tile < all_tiles; ++tile) {
+      tile_at(tile, [&](int64_t at, int64_t width) {
+        Acc* const acc = partial.get() + tile * chunks * kColumns;
+        for (int64_t c = 0; c < width; ++c) {
+          for (int64_t k = 1; k < chunks; ++k) r.merge(acc[c], acc[k * kColumns + c]);
+          r.finish(at + c, acc[c]);
+        }
+      });
+    }
+    return;
   }
 
   const int64_t chunks = (count + kLong - 1) / kLong;

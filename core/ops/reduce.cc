@@ -176,7 +176,8 @@ VarMean moments(const char* op, bool root, bool with_mean, const Tensor& x,
 Tensor all_or_any(const char* op, bool all, const Tensor& x, const std::vector<int>& dims,
                   bool keepdim) {
   const Reduced r = reduced_by(op, x, dims, keepdim);
-  const Tensor y = empty(r.result, with_dtype(x, kUInt8));
+  // As in PyTorch, where bytes were the truth values once.
+  const Tensor y = empty(r.result, with_dtype(x, x.dtype() == kUInt8 ? kUInt8 : kBool));
   emit(op::AllOrAny{all, r.kept, r.reduced, in(x), out(y)});
   return y;
 }

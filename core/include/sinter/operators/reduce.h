@@ -185,7 +185,8 @@ struct LogSumExpBackward {
   void each(auto&& f) { f("rows", rows), f("x", x), f("y", y), f("dy", dy), f("dx", dx); }
 };
 
-// y (uint8): 1 if all terms are other than 0, or any is; a NaN is other than 0. x: any dtype.
+// y (bool or uint8): 1 if all terms are other than 0, or any is; a NaN is other than 0. x: any
+// dtype.
 struct AllOrAny {
   static constexpr const char* name = "all_or_any";
   bool all = true;

@@ -62,7 +62,8 @@ Tensor norm(const Tensor& x, double p = 2, const Dims& dims = {}, bool keepdim =
 // log(sum(exp(x))) without overflow; of nothing, or of -inf alone, -inf.
 Tensor logsumexp(const Tensor& x, const Dims& dims = {}, bool keepdim = false);
 
-// uint8, 1 or 0: whether all elements are other than 0, or any is. Any dtype; a NaN is not 0.
+// Whether all elements are other than 0, or any is; a NaN is. Any dtype; the result is bool, of
+// uint8 uint8.
 Tensor all(const Tensor& x, const Dims& dims = {}, bool keepdim = false);
 Tensor any(const Tensor& x, const Dims& dims = {}, bool keepdim = false);
 
