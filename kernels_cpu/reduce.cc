@@ -1,8 +1,12 @@
-// Sums over any set of dimensions, in blocks that depend on the geometry alone.
+// Reductions over any set of dimensions, in blocks that depend on the geometry alone, and what goes
+// along one dimension: cumulative sums and order.
 #include "kernels_cpu/reduce.h"
 
 #include <algorithm>
+#include <cmath>
+#include <numeric>
 
+#include "core/backend/reductions.h"
 #include "kernels_cpu/runtime/parallel.h"
 #include "kernels_cpu/strided.h"
 
@@ -142,6 +146,258 @@ void run(const Cpu&, const SumSlices& o) {
         for (int64_t i = begin; i < end; ++i) y[i] += partial[s * stride + i];
       }
     });
+  });
+}
+
+// ---- reductions of any kind ---------------------------------------------------------------------
+
+namespace {
+
+// Terms [begin, end) of the result at x. kTurns accumulators take turns, by a term's place alone.
+constexpr int kTurns = 8;
+template <class R> typename R::Acc fold_terms(const Loops<1>& terms, const typename R::Term* x,
+                                              int64_t begin, int64_t end, const R& r) {
+  using Acc = typename R::Acc;
+  const Acc none = r.start(x[terms.offset(0)[0]]);
+  Acc turn[kTurns];
+  std::fill_n(turn, kTurns, none);
+  const int64_t stride = terms.inner_stride(0);
+  int64_t j = begin;
+  terms.runs(begin, end, [&](int64_t, const auto& offset, int64_t count) {
+    const typename R::Term* at = x + offset[0];
+    int64_t i = 0;
+    for (; i < count && j % kTurns != 0; ++i, ++j) r.add(turn[j % kTurns], at[i * stride], j);
+    for (; i + kTurns <= count; i += kTurns, j += kTurns) {
+      for (int k = 0; k < kTurns; ++k) r.add(turn[k], at[(i + k) * stride], j + k);
+    }
+    for (; i < count; ++i, ++j) r.add(turn[j % kTurns], at[i * stride], j);
+  });
+  for (int half = kTurns / 2; half > 0; half /= 2) {
+    for (int k = 0; k < half; ++k) r.merge(turn[k], turn[k + half]);
+  }
+  return turn[0];
+}
+
+// Terms [begin, end) of `width` neighbouring results, the first of them at x, in blocks of kBlock
+// rows: what is added up in one go stays short.
+template <class R> void fold_columns(const Loops<1>& terms, const typename R::Term* x,
+                                     int64_t width, int64_t begin, int64_t end, const R& r,
+                                     typename R::Acc* total) {
+  const typename R::Term* first = x + terms.offset(0)[0];
+  for (int64_t c = 0; c < width; ++c) total[c] = r.start(first[c]);
+  typename R::Acc acc[kColumns];
+  for (int64_t j = begin; j < end;) {
+    for (int64_t c = 0; c < width; ++c) acc[c] = r.start(first[c]);
+    terms.runs(j, std::min(end, j + kBlock), [&](int64_t, const auto& offset, int64_t count) {
+      for (int64_t k = 0; k < count; ++k, ++j) {
+        const typename R::Term* row = x + offset[0] + k * terms.inner_stride(0);
+        for (int64_t c = 0; c < width; ++c) r.add(acc[c], row[c], j);
+      }
+    });
+    for (int64_t c = 0; c < width; ++c) r.merge(total[c], acc[c]);
+  }
+}
+
+// As sum: along rows, down columns, or in chunks of few long ones.
+template <class R>
+void fold(const Strided& kept_by, const Strided& reduced, const typename R::Term* x, const R& r) {
+  using Term = typename R::Term;
+  using Acc = typename R::Acc;
+  const auto kept = make_loops<1>(kept_by.rank, kept_by.shape, {kept_by.stride});
+  const auto terms = make_loops<1>(reduced.rank, reduced.shape, {reduced.stride});
+  const int64_t results = kept.size(), count = terms.size();
+  if (results == 0) return;
+  if (count == 0) {
+    for (int64_t i = 0; i < results; ++i) r.finish(i, r.start(Term(0)));
+    return;
+  }
+
+  if (kept.inner() > 1 && kept.inner_stride(0) == 1 && terms.inner_stride(0) != 1) {
+    const int64_t tiles = (kept.inner() + kColumns - 1) / kColumns;
+    const int64_t all_tiles = results / kept.inner() * tiles;
+    // Few tall columns are cut for several threads.
+    const int64_t tall = all_tiles < 64 ? kLong / std::min(kept.inner(), kColumns) : count;
+    const int64_t chunks = (count + tall - 1) / tall;
+    const Scratch<Acc> partial(chunks > 1 ? all_tiles * chunks * kColumns : 0);
+    const auto tile_at = [&](int64_t tile, const auto& f) {  // f(first result, width)
+      const int64_t column = tile % tiles * kColumns;
+      f(tile / tiles * kept.inner() + column, std::min(kColumns, kept.inner() - column));
+    };
+    const int64_t grain = items_per_grain(std::min(kept.inner(), kColumns) * tall);
+    parallel_ranges(all_tiles * chunks, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        tile_at(i / chunks, [&](int64_t at, int64_t width) {
+          const int64_t from = i % chunks * tall;
+          Acc acc[kColumns];
+          fold_columns(terms, x + kept.offset(at)[0], width, from, std::min(count, from + tall), r,
+                       acc);
+          if (chunks > 1) {
+            std::copy_n(acc, width, partial.get() + i * kColumns);
+          } else {
+            for (int64_t c = 0; c < width; ++c) r.finish(at + c, acc[c]);
+          }
+        });
+      }
+    });
+    if (chunks == 1) return;
+    for (int64_t tile = 0; tile < all_tiles; ++tile) {
+      tile_at(tile, [&](int64_t at, int64_t width) {
+        Acc* const acc = partial.get() + tile * chunks * kColumns;
+        for (int64_t c = 0; c < width; ++c) {
+          for (int64_t k = 1; k < chunks; ++k) r.merge(acc[c], acc[k * kColumns + c]);
+          r.finish(at + c, acc[c]);
+        }
+      });
+    }
+    return;
+  }
+
+  const int64_t chunks = (count + kLong - 1) / kLong;
+  if (chunks > 1 && results < 64) {
+    const Scratch<Acc> partial(results * chunks);
+    parallel_for(results * chunks, [&](int64_t i) {
+      const int64_t begin = i % chunks * kLong;
+      partial.get()[i] = fold_terms(terms, x + kept.offset(i / chunks)[0], begin,
+                                    std::min(count, begin + kLong), r);
+    });
+    for (int64_t i = 0; i < results; ++i) {
+      Acc acc = partial.get()[i * chunks];
+      for (int64_t c = 1; c < chunks; ++c) r.merge(acc, partial.get()[i * chunks + c]);
+      r.finish(i, acc);
+    }
+    return;
+  }
+
+  parallel_ranges(results, items_per_grain(count), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      r.finish(i, fold_terms(terms, x + kept.offset(i)[0], 0, count, r));
+    }
+  });
+}
+
+constexpr auto kFold = [](const Strided& kept, const Strided& reduced, const auto* x,
+                          const auto& r) { fold(kept, reduced, x, r); };
+
+// dx[i] = gradient(i, the result that element i is a term of).
+constexpr auto kEach = [](const Strided& rows, const Out& out, const auto& gradient) {
+  using T = decltype(gradient(0, 0));
+  T* dx = out.data<T>();
+  const auto loops = make_loops<1>(rows.rank, rows.shape, {rows.stride});
+  parallel_ranges(out.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    loops.runs(begin, end, [&](int64_t i, const auto& row, int64_t count) {
+      const int64_t step = loops.inner_stride(0);
+      if (step == 0) {
+        for (int64_t k = 0; k < count; ++k) dx[i + k] = gradient(i + k, row[0]);
+      } else {
+        for (int64_t k = 0; k < count; ++k) dx[i + k] = gradient(i + k, row[0] + k * step);
+      }
+    });
+  });
+};
+
+}  // namespace
+
+void run(const Cpu&, const SumIntegers& o) { reductions::visit(o, kFold); }
+void run(const Cpu&, const Prod& o) { reductions::visit(o, kFold); }
+void run(const Cpu&, const ProdBackward& o) { reductions::visit(o, kEach); }
+void run(const Cpu&, const Extremum& o) { reductions::visit(o, kFold); }
+void run(const Cpu&, const ExtremumBackward& o) { reductions::visit(o, kEach); }
+void run(const Cpu&, const ArgExtremum& o) { reductions::visit(o, kFold); }
+void run(const Cpu&, const Variance& o) { reductions::visit(o, kFold); }
+void run(const Cpu&, const VarianceBackward& o) { reductions::visit(o, kEach); }
+void run(const Cpu&, const Norm& o) { reductions::visit(o, kFold); }
+void run(const Cpu&, const NormBackward& o) { reductions::visit(o, kEach); }
+void run(const Cpu&, const LogSumExp& o) { reductions::visit(o, kFold); }
+void run(const Cpu&, const LogSumExpBackward& o) { reductions::visit(o, kEach); }
+void run(const Cpu&, const AllOrAny& o) { reductions::visit(o, kFold); }
+
+// ---- along one dimension ------------------------------------------------------------------------
+
+namespace {
+
+// f(at, width) for neighbouring rows along the middle dimension, the first of them at element `at`
+// of the tensor's first slice, so that no more than kColumns go side by side.
+template <class F> void side_by_side(const AlongShape& g, const F& f) {
+  const int64_t tiles = (g.inner + kColumns - 1) / kColumns;
+  const int64_t grain = items_per_grain(g.n * std::min(g.inner, kColumns));
+  parallel_ranges(g.outer * tiles, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t column = i % tiles * kColumns;
+      f(i / tiles * g.n * g.inner + column, std::min(kColumns, g.inner - column));
+    }
+  });
+}
+
+template <class T, class R> void cumsum(const AlongShape& g, bool reverse, const T* x, R* y) {
+  side_by_side(g, [&](int64_t at, int64_t width) {
+    reductions::Total<T> total[kColumns] = {};
+    for (int64_t j = 0; j < g.n; ++j) {
+      const int64_t row = at + (reverse ? g.n - 1 - j : j) * g.inner;
+      for (int64_t c = 0; c < width; ++c) {
+        total[c] += static_cast<reductions::Total<T>>(x[row + c]);
+        y[row + c] = static_cast<R>(total[c]);
+      }
+    }
+  });
+}
+
+template <class T>
+void sort(const AlongShape& g, int64_t k, bool descending, const T* x, T* values, int64_t* index) {
+  const int64_t rows = g.outer * g.inner;
+  const int64_t work = g.n * (1 + static_cast<int64_t>(std::log2(1.0 + static_cast<double>(g.n))));
+  parallel_ranges(rows, items_per_grain(work), [&](int64_t begin, int64_t end) {
+    const LocalScratch<int64_t> order(g.n);
+    int64_t* const first = order.get();
+    for (int64_t i = begin; i < end; ++i) {
+      const T* row = x + i / g.inner * g.n * g.inner + i % g.inner;
+      std::iota(first, first + g.n, int64_t{0});
+      const auto before = [&](int64_t a, int64_t b) {
+        return reductions::precedes(descending, row[a * g.inner], a, row[b * g.inner], b);
+      };
+      // A heap of k is the faster way while it is small.
+      if (k < g.n / 16)
+        std::partial_sort(first, first + k, first + g.n, before);
+      else
+        std::sort(first, first + g.n, before);
+      int64_t out = i / g.inner * k * g.inner + i % g.inner;
+      for (int64_t j = 0; j < k; ++j, out += g.inner) {
+        values[out] = row[first[j] * g.inner];
+        index[out] = first[j];
+      }
+    }
+  });
+}
+
+template <class T>
+void scatter_along(const AlongShape& g, int64_t k, const T* dy, const int64_t* index, T* dx) {
+  parallel_ranges(g.outer, items_per_grain(g.n * g.inner), [&](int64_t begin, int64_t end) {
+    std::fill(dx + begin * g.n * g.inner, dx + end * g.n * g.inner, T(0));
+    for (int64_t o = begin; o < end; ++o) {
+      const int64_t from = o * k * g.inner, to = o * g.n * g.inner;
+      for (int64_t i = 0; i < k * g.inner; ++i) {
+        dx[to + index[from + i] * g.inner + i % g.inner] = dy[from + i];
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void run(const Cpu&, const CumSum& o) {
+  with_any(o.x.dtype, [&]<class T>() {
+    cumsum(o.g, o.reverse, o.x.data<T>(), o.y.data<reductions::Result<T>>());
+  });
+}
+
+void run(const Cpu&, const Sort& o) {
+  with_any(o.x.dtype, [&]<class T>() {
+    sort(o.g, o.k, o.descending, o.x.data<T>(), o.values.data<T>(), o.index.data<int64_t>());
+  });
+}
+
+void run(const Cpu&, const ScatterAlong& o) {
+  with_floating(o.dy, [&]<class T>() {
+    scatter_along(o.g, o.k, o.dy.data<T>(), o.index.data<int64_t>(), o.dx.data<T>());
   });
 }
 

@@ -30,15 +30,16 @@ template <class T, class F> __device__ T sum_of(int64_t first, int64_t n, int64_
 }
 
 // log of the sum of exp(row[k]); subtracting the maximum keeps exp from overflowing. A NaN in the
-// row survives through the sum. Every thread of the group gets both.
-template <class T> struct Normalizer { T max, log_sum; };
+// row survives through the sum. Every thread of the group gets all three.
+template <class T> struct Normalizer { T max, sum, log_sum; };
 template <int kGroup, class T>
 __device__ Normalizer<T> normalizer(const T* row, int64_t classes, int lane) {
   T max = -std::numeric_limits<T>::infinity();
   for (int64_t k = lane; k < classes; k += kGroup) max = Max{}(max, row[k]);
   max = group_reduce<kGroup>(max, Max{});
-  const T sum = sum_of<T>(lane, classes, kGroup, [&](int64_t k) { return exp(row[k] - max); });
-  return {max, log(group_reduce<kGroup>(sum, Sum{}))};
+  T sum = sum_of<T>(lane, classes, kGroup, [&](int64_t k) { return exp(row[k] - max); });
+  sum = group_reduce<kGroup>(sum, Sum{});
+  return {max, sum, log(sum)};
 }
 
 // Rows that a block of kThreads handles side by side, and this thread's place among them.

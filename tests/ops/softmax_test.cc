@@ -114,6 +114,38 @@ DEVICE_TEST("log_softmax and cross_entropy: millions of classes keep their digit
   near(x.grad(), 18, std::exp(-3.0) / (1 + others), 16);
 }
 
+DEVICE_TEST("softmax: large inputs and infinities", "[softmax]") {
+  const double inf = std::numeric_limits<double>::infinity(), nan = std::nan("");
+  const Array x{{5, 2}, {-inf, -inf, -inf, 1, inf, 1, nan, 1, 1e4, -1e4}};
+  const std::vector<double> y = {nan, nan, 0, 1, nan, nan, nan, nan, 1, 0};
+  for (DType dtype : {kFloat32, kFloat64})
+    for (int dim : {1, 0}) {
+      const Tensor t = leaf(x, {dtype, device});
+      const Tensor actual = dim == 1 ? softmax(t) : softmax(t.permute({1, 0}), 0).permute({1, 0});
+      const std::vector<double> values = actual.to_vector<double>();
+      actual.backward(ones_like(actual));
+      const std::vector<double> dx = t.grad().to_vector<double>();
+      for (size_t i = 0; i < y.size(); ++i) {
+        CHECK((values[i] == y[i] || (std::isnan(values[i]) && std::isnan(y[i]))));
+        CHECK((std::isnan(y[i]) ? std::isnan(dx[i]) : dx[i] == 0));
+      }
+    }
+}
+
+DEVICE_TEST("softmax: gradient check", "[softmax]") {
+  for (int dim : {0, 1, 2})
+    check_gradient(device, {noise({3, 4, 2}, 1)},
+                   [&](const std::vector<Tensor>& in) { return softmax(in[0], dim); });
+}
+
+DEVICE_TEST("softmax: nothing", "[softmax]") {
+  const Tensor x = zeros({5, 0, 0}, {kFloat32, device}).set_requires_grad();
+  for (int dim : {0, 1, 2}) {
+    CHECK(softmax(x, dim).shape() == x.shape());
+    log_softmax(x, dim).sum().backward();
+  }
+}
+
 DEVICE_TEST("log_softmax: gradient check", "[softmax]") {
   for (int dim : {0, 1, 2})
     check_gradient(device, {noise({3, 4, 2}, 1)},

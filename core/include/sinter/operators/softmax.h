@@ -13,6 +13,21 @@ struct SoftmaxShape {
   bool operator==(const SoftmaxShape&) const = default;
   void each(auto&& f) const { f("outer", outer), f("classes", classes), f("inner", inner); }
 };
+struct SoftmaxForward {
+  static constexpr const char* name = "softmax_forward";
+  SoftmaxShape g;
+  In x;
+  Out y;
+  void each(auto&& f) { f("g", g), f("x", x), f("y", y); }
+};
+// dx = y * (dy - sum of y * dy over the classes).
+struct SoftmaxBackward {
+  static constexpr const char* name = "softmax_backward";
+  SoftmaxShape g;
+  In y, dy;
+  Out dx;
+  void each(auto&& f) { f("g", g), f("y", y), f("dy", dy), f("dx", dx); }
+};
 struct LogSoftmaxForward {
   static constexpr const char* name = "log_softmax_forward";
   SoftmaxShape g;
@@ -31,6 +46,8 @@ struct LogSoftmaxBackward {
 
 }  // namespace op
 
+SINTER_OPERATOR(SoftmaxForward);
+SINTER_OPERATOR(SoftmaxBackward);
 SINTER_OPERATOR(LogSoftmaxForward);
 SINTER_OPERATOR(LogSoftmaxBackward);
 
