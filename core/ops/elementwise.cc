@@ -110,7 +110,8 @@ struct Call {
   Shape shape;
 
   Call(const char* op, Element kind, std::initializer_list<Term> given) : op(op), kind(kind) {
-    std::copy(given.begin(), given.end(), terms.begin());
+    size_t next = 0;
+    for (const Term& term : given) terms.at(next++) = term;
     const op::ElementInfo& info = op::info(kind);
     const bool selects = info.types == element::kSelect;
     bool any = false;
@@ -131,7 +132,7 @@ struct Call {
       require<DtypeError>(terms[0].is_number() || terms[0].tensor().dtype() == kBool, op,
                           ": expected a condition of dtype bool, got ", terms[0].tensor().dtype(),
                           "; convert with to(kBool)");
-    const Term* counted[3];
+    const Term* counted[3] = {};
     int count = 0;
     for (int k = selects ? 1 : 0; k < info.operands; ++k)
       counted[count++] = &terms[static_cast<size_t>(k)];
