@@ -15,6 +15,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <span>
 #include <type_traits>
@@ -179,6 +180,102 @@ class Source {
   Loops<1> loops_;
 };
 
+// A value of a chain: an array, what is repeated into a block, or a step's result.
+struct Value {
+  Source source;
+  std::byte* y = nullptr;  // of a result that is written
+  int64_t size = 0;        // of an element
+  int64_t scratch = -1;    // where its block begins in the scratch memory; -1: it needs none
+  bool is_source = false;
+};
+constexpr int kMostValues = kMaxChainInputs + kMaxChainSteps * 4;  // with three numbers a step
+
+void run_steps(std::span<const ChainStep> steps, std::span<const Operand* const> x,
+               std::span<const Operand* const> y) {
+  const Shape& shape = y[0]->shape;
+  const int64_t n = shape.numel();
+  if (n == 0) return;
+  std::array<Value, kMostValues> values;
+  int count = 0;
+  int64_t scratch_bytes = 0;
+  const auto add = [&](int64_t size, bool needs_scratch) -> Value& {
+    Value& value = values[static_cast<size_t>(count++)];
+    value.size = size;
+    if (needs_scratch) {
+      value.scratch = scratch_bytes;
+      scratch_bytes += kBlockElements * size;
+    }
+    return value;
+  };
+  const auto add_source = [&](const Operand& operand) {
+    const Source source(operand, shape);
+    Value& value = add(static_cast<int64_t>(size_of(operand.dtype)), !source.is_whole());
+    value.source = source;
+    value.is_source = true;
+  };
+  for (const Operand* operand : x) add_source(*operand);
+
+  struct Step {
+    Block block;
+    int operand[5];
+    int result;
+  };
+  std::array<Step, kMaxChainSteps> plan;
+  alignas(8) std::byte numbers[kMaxChainSteps * 3][8];
+  int results[kMaxChainSteps];
+  const auto inputs = static_cast<int>(x.size());
+  for (size_t s = 0; s < steps.size(); ++s) {
+    const ChainStep& step = steps[s];
+    plan[s].block = HWY_DYNAMIC_DISPATCH(FindBlock)(step.kind, step.gradient, step.dtype);
+    for (int k = 0; k < 5; ++k) {
+      plan[s].operand[k] = -1;
+      if (!reads(step.kind, step.gradient, k)) continue;
+      if (step.from[k] >= inputs) {
+        plan[s].operand[k] = results[step.from[k] - inputs];
+      } else if (step.from[k] >= 0) {
+        plan[s].operand[k] = step.from[k];
+      } else {
+        Operand number;
+        number.dtype = operand_dtype(step.kind, k, step.dtype);
+        number.address = numbers[s * 3 + static_cast<size_t>(k)];
+        with_any(number.dtype, [&]<class T>() {
+          const T value = element::number<T>(step.number[k]);
+          std::memcpy(number.address, &value, sizeof(T));
+        });
+        plan[s].operand[k] = count;
+        add_source(number);
+      }
+    }
+    results[s] = plan[s].result = count;
+    const bool tests = step.gradient < 0 && info(step.kind).types == element::kTest;
+    Value& value = add(static_cast<int64_t>(size_of(tests ? kBool : step.dtype)), step.to < 0);
+    if (step.to >= 0) value.y = static_cast<std::byte*>(y[static_cast<size_t>(step.to)]->address);
+  }
+
+  elements(n, [&](int64_t begin, int64_t end) {
+    // Without scratch memory a range is one block.
+    const int64_t most = scratch_bytes > 0 ? kBlockElements : end - begin;
+    const LocalScratch<std::byte> scratch(scratch_bytes);
+    for (int64_t i = begin; i < end; i += most) {
+      const int64_t length = std::min(most, end - i);
+      const void* at[kMostValues];
+      for (int v = 0; v < count; ++v) {
+        const Value& value = values[static_cast<size_t>(v)];
+        if (value.is_source)
+          at[v] = value.source.block(i, length, i == begin, scratch.get() + value.scratch);
+        else
+          at[v] = value.y != nullptr ? value.y + i * value.size : scratch.get() + value.scratch;
+      }
+      for (size_t s = 0; s < steps.size(); ++s) {
+        const void* operands[5];
+        for (int k = 0; k < 5; ++k)
+          operands[k] = plan[s].operand[k] < 0 ? nullptr : at[plan[s].operand[k]];
+        plan[s].block(length, operands, const_cast<void*>(at[plan[s].result]));
+      }
+    }
+  });
+}
+
 template <class From, class To> void cast(int64_t n, const From* x, To* y) {
   elements(n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) y[i] = static_cast<To>(x[i]);
@@ -234,41 +331,29 @@ void run(const Cpu&, const StridedCopy& o) {
 }
 
 void run(const Cpu&, const Map& o) {
-  const DType dtype = arithmetic_of(o);
-  const In* operands[] = {&o.a, &o.b, &o.c, &o.result, &o.dy};
-  const int64_t n = o.y.numel(), size = static_cast<int64_t>(size_of(o.y.dtype));
-  if (n == 0) return;
-  alignas(8) std::byte numbers[3][8];
-  Source sources[5];
-  bool repeated = false;
+  const In* const operands[] = {&o.a, &o.b, &o.c, &o.result, &o.dy};
+  ChainStep step;
+  step.kind = o.kind;
+  step.gradient = static_cast<int8_t>(o.gradient);
+  step.to = 0;
+  step.dtype = arithmetic_of(o);
+  std::copy(o.number, o.number + 3, step.number);
+  const Operand* x[5];
+  int inputs = 0;
   for (int k = 0; k < 5; ++k) {
-    if (!reads(o.kind, o.gradient, k)) continue;
-    Operand x = *operands[k];
-    if (x.address == nullptr) {
-      x.shape = {};
-      x.dtype = operand_dtype(o.kind, k, dtype);
-      x.address = numbers[k];
-      with_any(x.dtype, [&]<class T>() {
-        const T value = element::number<T>(o.number[k]);
-        std::memcpy(numbers[k], &value, sizeof(T));
-      });
-    }
-    sources[k] = Source(x, o.y.shape);
-    repeated = repeated || !sources[k].is_whole();
+    if (operands[k]->address == nullptr) continue;
+    step.from[k] = static_cast<int8_t>(inputs);
+    x[inputs++] = operands[k];
   }
-  const Block block = HWY_DYNAMIC_DISPATCH(FindBlock)(o.kind, o.gradient, dtype);
-  elements(n, [&](int64_t begin, int64_t end) {
-    const int64_t most = repeated ? kBlockElements : end - begin;
-    const LocalScratch<std::byte> scratch(repeated ? 5 * 8 * kBlockElements : 0);
-    for (int64_t i = begin; i < end; i += most) {
-      const int64_t count = std::min(most, end - i);
-      const void* x[5] = {};
-      for (int k = 0; k < 5; ++k)
-        if (reads(o.kind, o.gradient, k))
-          x[k] = sources[k].block(i, count, i == begin, scratch.get() + k * 8 * kBlockElements);
-      block(count, x, static_cast<std::byte*>(o.y.address) + i * size);
-    }
-  });
+  const Operand* const y[] = {&o.y};
+  run_steps({&step, 1}, {x, static_cast<size_t>(inputs)}, y);
+}
+
+void run(const Cpu&, const MapChain& o) {
+  const Operand *x[kMaxChainInputs], *y[kMaxChainOutputs];
+  for (size_t k = 0; k < o.x.size(); ++k) x[k] = &o.x[k];
+  for (size_t k = 0; k < o.y.size(); ++k) y[k] = &o.y[k];
+  run_steps(o.steps, {x, o.x.size()}, {y, o.y.size()});
 }
 
 void run(const Cpu&, const Accumulate& o) {

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "kernels_cuda/elementwise.cuh"
+#include "kernels_cuda/elementwise_side.cuh"
 #include "kernels_cuda/loop.cuh"
 #include "kernels_cuda/runtime/launch.cuh"
 #include "sinter/operators/elementwise.h"
@@ -37,48 +38,6 @@ __global__ void strided_copy_kernel(Index n, Loop<1> loop, const T* x, T* y) {
 }
 
 // ---- operators of the table ---------------------------------------------------------------------
-
-// An operand as a kernel sees it.
-enum class Way { kNumber, kWhole, kRepeated };
-template <class U> struct Side {
-  const U* p = nullptr;
-  U number{};
-  Way way = Way::kNumber;
-  bool in_runs = false;  // a pack never leaves the innermost dimension
-  Loop<1> loop;          // of a repeated one
-};
-
-template <class U, int kCount> struct alignas(sizeof(U) * kCount) Pack { U v[kCount]; };
-
-// Elements [i, i + kCount).
-template <int kCount, class U, class Index>
-__device__ void load(const Side<U>& s, int64_t i, Index, U (&v)[kCount]) {
-  if (s.way == Way::kWhole) {
-    if constexpr (kCount == 1) {
-      v[0] = s.p[i];
-    } else {
-      const Pack<U, kCount> pack = reinterpret_cast<const Pack<U, kCount>*>(s.p)[i / kCount];
-#pragma unroll
-      for (int q = 0; q < kCount; ++q) v[q] = pack.v[q];
-    }
-  } else if (s.way == Way::kNumber) {
-#pragma unroll
-    for (int q = 0; q < kCount; ++q) v[q] = s.number;
-  } else if (s.in_runs) {
-    int64_t at[1];
-    s.loop.offsets(static_cast<Index>(i), at);
-    const int64_t step = s.loop.rank > 0 ? s.loop.stride[0][s.loop.rank - 1] : 0;
-#pragma unroll
-    for (int q = 0; q < kCount; ++q) v[q] = s.p[at[0] + q * step];
-  } else {
-#pragma unroll
-    for (int q = 0; q < kCount; ++q) {
-      int64_t at[1];
-      s.loop.offsets(static_cast<Index>(i + q), at);
-      v[q] = s.p[at[0]];
-    }
-  }
-}
 
 template <class O, int kGradient> constexpr bool reads_operand(int k) {
   if (kGradient < 0) return k < O::kOperands;
@@ -126,26 +85,6 @@ __global__ void map_kernel(Index n, Index packs, Sides<A, T> x, Y* y) {
     map_elements<O, kGradient, 1>(x, int64_t{i}, Index{}, y);
 }
 
-template <class U> Side<U> side_of(const Operand& x, double number, const Shape& shape, int pack) {
-  Side<U> side;
-  side.number = element::number<U>(number);
-  if (x.address == nullptr) return side;
-  side.p = static_cast<const U*>(x.address);
-  if (x.numel() == shape.numel()) {
-    side.way = Way::kWhole;
-    return side;
-  }
-  side.way = Way::kRepeated;
-  int64_t stride[kMaxRank] = {}, step = 1;
-  for (int d = shape.rank() - 1, k = x.shape.rank() - 1; k >= 0; --d, --k) {
-    if (x.shape[k] != 1) stride[d] = step;
-    step *= x.shape[k];
-  }
-  for (int d = 0; d < shape.rank(); ++d) side.loop.append(shape[d], {stride[d]});
-  side.in_runs = side.loop.rank == 0 || side.loop.shape[side.loop.rank - 1] % pack == 0;
-  return side;
-}
-
 template <class O, int kGradient, class T> void map(LaunchSite site, const Map& o) {
   using A = std::conditional_t<O::kTypes == element::kSelect, bool, T>;
   using Y = std::conditional_t<O::kTypes == element::kTest && (kGradient < 0), bool, T>;
@@ -157,13 +96,12 @@ template <class O, int kGradient, class T> void map(LaunchSite site, const Map& 
                       side_of<T>(o.b, o.number[1], shape, kPack),
                       side_of<T>(o.c, o.number[2], shape, kPack),
                       side_of<T>(o.result, 0, shape, kPack), side_of<T>(o.dy, 0, shape, kPack)};
-  const auto fits = [](const auto* p, Way way) {
-    return way != Way::kWhole || reinterpret_cast<uintptr_t>(p) % (sizeof(*p) * kPack) == 0;
-  };
   Y* const y = static_cast<Y*>(o.y.address);
-  const bool packed = fits(y, Way::kWhole) && fits(x.a.p, x.a.way) && fits(x.b.p, x.b.way) &&
-                      fits(x.c.p, x.c.way) && fits(x.result.p, x.result.way) &&
-                      fits(x.dy.p, x.dy.way);
+  const auto fits = [](const auto& side) {
+    return allows_packs(side.p, sizeof(*side.p), side.reading.way, kPack);
+  };
+  const bool packed = allows_packs(y, sizeof(Y), Way::kWhole, kPack) && fits(x.a) && fits(x.b) &&
+                      fits(x.c) && fits(x.result) && fits(x.dy);
   const int64_t packs = packed ? n / kPack : 0;
   const int64_t items = packs > 0 ? packs : n;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(ceil_div(items, kThreads), 1 << 16));

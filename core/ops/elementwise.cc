@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <initializer_list>
 #include <limits>
+#include <ostream>
+#include <utility>
 
 #include "core/base/detail.h"
 #include "core/ops/arguments.h"
@@ -14,6 +17,31 @@
 #include "sinter/emit.h"
 
 namespace sinter {
+
+bool op::ChainStep::operator==(const ChainStep& other) const {
+  const auto bits = [](double x) { return std::bit_cast<uint64_t>(x); };  // a NaN is what it was
+  bool same = kind == other.kind && gradient == other.gradient && to == other.to &&
+              dtype == other.dtype && std::equal(from, from + 5, other.from);
+  for (int k = 0; k < 3; ++k) same = same && bits(number[k]) == bits(other.number[k]);
+  return same;
+}
+
+std::ostream& op::operator<<(std::ostream& out, const ChainStep& step) {
+  out << (step.gradient < 0 ? info(step.kind).forward : info(step.kind).backward);
+  const char* separator = "(";
+  for (int k = 0; k < 5; ++k) {
+    if (!reads(step.kind, step.gradient, k)) continue;
+    out << std::exchange(separator, ", ");
+    if (step.from[k] >= 0)
+      out << '$' << static_cast<int>(step.from[k]);
+    else
+      out << step.number[k];
+  }
+  out << ')';
+  if (step.to >= 0) out << " -> y" << static_cast<int>(step.to);
+  return out;
+}
+
 namespace {
 
 using op::Element;

@@ -510,4 +510,151 @@ DEVICE_TEST("table: an element's bits depend on it alone", "[elementwise]") {
   }
 }
 
+namespace {
+
+int64_t chains(const Work& f) { return count(operators_of(f), "map_chain"); }
+
+// The same bits eagerly, in a program, and in one without chains.
+void check_chain(const std::string& what, const Work& f, int64_t expected) {
+  INFO(what);
+  CHECK(chains(f) == expected);
+  const Results eager = copies(f());
+  for (const char* off : {"", "-elementwise", "-fuse", "-dead", "-memory"}) {
+    INFO("SINTER_PASSES=" << off);
+    const PassesOff without(off);
+    check_same_bits(compiled(f), eager);
+  }
+  const PassesOff without("-elementwise");
+  CHECK(chains(f) == 0);
+}
+
+}  // namespace
+
+DEVICE_TEST("fuse_elementwise: chains have the bits of their parts", "[fused]") {
+  for (const DType dtype : {kFloat32, kFloat64})
+    for (const Sizes& shape : {Sizes{2, 3}, {1}, {67, 1031}, {0, 4}, {5, 1, 7}}) {
+      INFO(Shape(shape) << ' ' << dtype);
+      const TensorOptions options{dtype, device};
+      const Tensor a = tensor(noise(shape, 1), options), b = tensor(noise(shape, 2), options);
+      const Tensor row = tensor(noise({shape.back()}, 3), options);
+      // Nothing has a producer.
+      const bool some = Shape(shape).numel() > 0;
+      const auto check = [&](const std::string& what, const Work& f, int64_t expected) {
+        check_chain(what, f, some ? expected : 0);
+      };
+      check(
+          "a line", [=] { return Results{tanh(exp(a * 2) + 1)}; }, 1);
+      check(
+          "a tree", [=] { return Results{sigmoid(a + row) * tanh(b - row) / (a * a + 1)}; }, 1);
+      check(
+          "choices", [=] { return Results{where(logical_and(a > 0, b > 0.25), a, b * 2)}; }, 1);
+      check(
+          "a bool at the end", [=] { return Results{a * 2 < b + 1}; }, 1);
+      check(
+          "a value that is held",
+          [=] {
+            const Tensor inner = exp(a);
+            return Results{inner, sqrt(inner + row), isnan(inner)};
+          },
+          1);
+      check(
+          "many steps",
+          [=] {
+            Tensor x = a;
+            for (int i = 0; i < 40; ++i) x = sin(x) + row;
+            return Results{x};
+          },
+          7);
+      check(
+          "many inputs",
+          [=] {
+            Tensor x = a;
+            for (int i = 0; i < 12; ++i) x = x * tensor(noise(shape, 10 + i), options);
+            return Results{x};
+          },
+          2);
+      check(
+          "alone", [=] { return Results{exp(a)}; }, 0);
+      check(
+          "repeated later", [=] { return Results{exp(row) * a}; }, shape.size() == 1);
+    }
+}
+
+DEVICE_TEST("fuse_elementwise: backward passes", "[fused]") {
+  for (const DType dtype : {kFloat32, kFloat64}) {
+    const TensorOptions options{dtype, device};
+    const Tensor a = leaf(noise({33, 65}, 1), options), row = leaf(noise({65}, 2), options);
+    const Work f = [=] {
+      drop_gradients({a, row});
+      const Tensor y = gelu(a * row) * sigmoid(a) + clamp(softplus(a - row), 0.5, 0.75);
+      sum(y * y).backward();
+      return Results{y, a.grad(), row.grad()};
+    };
+    CHECK(chains(f) >= 2);
+    const Results eager = copies(f());
+    for (const char* off : {"", "-elementwise", "-fuse", "-dead", "-memory"}) {
+      INFO("SINTER_PASSES=" << off);
+      const PassesOff without(off);
+      check_same_bits(compiled(f), eager);
+    }
+  }
+}
+
+DEVICE_TEST("fuse_elementwise: what is changed or read in between", "[fused]") {
+  const TensorOptions options{kFloat32, device};
+  const Tensor start = tensor(noise({6, 5}, 1), options), b = tensor(noise({6, 5}, 2), options);
+  const Tensor row = tensor(noise({5}, 3), options);
+  const no_grad guard;
+  check_chain(
+      "an operand is overwritten",
+      [=] {
+        const Tensor x = start.clone(), twice = x * 2;
+        x.copy_(b);
+        return Results{twice + b, x};
+      },
+      0);
+  check_chain(
+      "a part of the result is overwritten",
+      [=] {
+        const Tensor twice = start * 2;
+        twice.narrow(1, 2).fill_(7);
+        return Results{twice + b};
+      },
+      0);
+  check_chain(
+      "a part of the result is written",
+      [=] {
+        const Tensor x = start.clone();
+        x.narrow(1, 2).mul_(3);
+        return Results{x + b};
+      },
+      0);
+  check_chain(
+      "the result is read in between",
+      [=] {
+        const Tensor twice = start * 2, total = sum(twice, 0);
+        return Results{twice + total};
+      },
+      0);
+  check_chain(
+      "in place",
+      [=] {
+        const Tensor x = start.clone();
+        x.mul_(2).add_(b);
+        const Tensor y = x * row;
+        x.sub_(1);
+        return Results{x, y, exp(y) + 1};
+      },
+      1);
+  check_chain(
+      "a row of itself",
+      [=] {
+        const Tensor x = start.clone();
+        const Tensor t = exp(x.narrow(0, 1).reshape({5})) * row;
+        x.mul_(t);
+        return Results{x, t};
+      },
+      1);
+}
+
 }  // namespace sinter::test

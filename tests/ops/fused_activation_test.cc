@@ -35,6 +35,7 @@ std::ostream& operator<<(std::ostream& out, const Has& h) {
              << " add relu, " << h.relu << " relu";
 }
 Has forward_of(const Work& f) {
+  const PassesOff parts("-elementwise");  // which puts what is left into chains
   Has has;
   const List list = program_of(f);
   for (const Entry& entry : list.entries) {

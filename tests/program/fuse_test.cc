@@ -793,6 +793,7 @@ DEVICE_TEST("fuse: pooling of other windows is apart", "[fuse]") {
           return Results{y, net.conv.grad(), net.conv_bias.grad()};
         };
         check_same_bits(check_compiled(f), f());
+        const PassesOff parts("-elementwise");
         const auto operators = operators_of(f);
         INFO(text(operators));
         CHECK(count(operators, "conv2d_forward") == 1);

@@ -33,6 +33,9 @@ class Rewriting {
   // Whether an entry between the two reads x.
   bool is_read(const Operand& x, int from, int to) const;
 
+  // Those that do.
+  std::vector<int> readers(const Operand& x, int from, int to) const;
+
   // A new buffer of the program.
   Operand make(const Shape& shape, DType dtype);
   template <class Op> void insert_before(int i, Op op) {

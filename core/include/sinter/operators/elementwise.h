@@ -1,6 +1,9 @@
 // Element-wise operators and movement of data.
 #pragma once
 
+#include <iosfwd>
+#include <vector>
+
 #include "sinter/operators/elementwise_table.h"
 #include "sinter/operators/operator.h"
 
@@ -107,6 +110,29 @@ inline bool is_relu_backward(const Map* map) {
   return map != nullptr && map->kind == Element::kRelu && map->gradient == 0;
 }
 
+// Several operators of the table in one pass, each as Map does it, to the bit. Values are numbered:
+// the inputs first, then the steps' results. All results have one shape, to which the inputs
+// broadcast.
+struct ChainStep {
+  Element kind = Element::kAdd;
+  int8_t gradient = -1;
+  int8_t from[5] = {-1, -1, -1, -1, -1};  // a, b, c, result, dy; -1: a number, or not read
+  int8_t to = -1;                         // which of the outputs it is written to; -1: none
+  DType dtype = kFloat32;                 // of the arithmetic
+  double number[3] = {};
+  bool operator==(const ChainStep& other) const;
+};
+std::ostream& operator<<(std::ostream& out, const ChainStep& step);
+inline constexpr int kMaxChainSteps = 12, kMaxChainInputs = 8, kMaxChainOutputs = 6;
+// Arithmetic is of one floating dtype, or of bools that are compared or chosen from.
+struct MapChain {
+  static constexpr const char* name = "map_chain";
+  std::vector<ChainStep> steps;
+  std::vector<In> x;
+  std::vector<Out> y;
+  void each(auto&& f) { f("steps", steps), f("x", x), f("y", y); }
+};
+
 // y += x.
 struct Accumulate {
   static constexpr const char* name = "accumulate";
@@ -122,6 +148,7 @@ SINTER_OPERATOR(Cast);
 SINTER_OPERATOR(Copy);
 SINTER_OPERATOR(StridedCopy);
 SINTER_OPERATOR(Map);
+SINTER_OPERATOR(MapChain);
 SINTER_OPERATOR(Accumulate);
 
 }  // namespace sinter
