@@ -153,29 +153,71 @@ void run(const Cpu&, const SumSlices& o) {
 
 namespace {
 
+// kColumns accumulators beside each other; their parts lie apart where that lets loops over k
+// become vectors.
+template <class R> struct Lanes {
+  typename R::Acc acc[kColumns];
+  void start(const R& r, int64_t k, typename R::Term first) { acc[k] = r.start(first); }
+  void add(const R& r, int64_t k, typename R::Term v, int64_t j) { r.add(acc[k], v, j); }
+  typename R::Acc get(int64_t k) const { return acc[k]; }
+};
+template <class T> struct Lanes<reductions::Moments<T>> {
+  using R = reductions::Moments<T>;
+  double shift[kColumns], sum[kColumns], squares[kColumns];
+  void start(const R&, int64_t k, T first) {
+    shift[k] = static_cast<double>(first);
+    sum[k] = squares[k] = 0;
+  }
+  void add(const R&, int64_t k, T v, int64_t) {
+    const double d = static_cast<double>(v) - shift[k];
+    sum[k] += d;
+    squares[k] += d * d;
+  }
+  typename R::Acc get(int64_t k) const { return {shift[k], sum[k], squares[k]}; }
+};
+template <class T, bool kLargest> struct Lanes<reductions::BestAndPlace<T, kLargest>> {
+  using R = reductions::BestAndPlace<T, kLargest>;
+  T best[kColumns];
+  int64_t place[kColumns];
+  void start(const R& r, int64_t k, T first) {
+    const typename R::Acc none = r.start(first);
+    best[k] = none.best;
+    place[k] = none.place;
+  }
+  void add(const R& r, int64_t k, T v, int64_t j) {
+    // In ascending order: an equal one does not come first, unless nothing came before.
+    const bool take = reductions::beats<kLargest>(v, best[k]) | (place[k] == r.start(v).place);
+    best[k] = take ? v : best[k];
+    place[k] = take ? j : place[k];
+  }
+  typename R::Acc get(int64_t k) const { return {best[k], place[k]}; }
+};
+
 // Terms [begin, end) of the result at x. kTurns accumulators take turns, by a term's place alone.
-constexpr int kTurns = 8;
+constexpr int kTurns = 16;
 template <class R> typename R::Acc fold_terms(const Loops<1>& terms, const typename R::Term* x,
                                               int64_t begin, int64_t end, const R& r) {
-  using Acc = typename R::Acc;
-  const Acc none = r.start(x[terms.offset(0)[0]]);
-  Acc turn[kTurns];
-  std::fill_n(turn, kTurns, none);
+  Lanes<R> turn;
+  for (int k = 0; k < kTurns; ++k) turn.start(r, k, x[terms.offset(0)[0]]);
   const int64_t stride = terms.inner_stride(0);
   int64_t j = begin;
   terms.runs(begin, end, [&](int64_t, const auto& offset, int64_t count) {
     const typename R::Term* at = x + offset[0];
     int64_t i = 0;
-    for (; i < count && j % kTurns != 0; ++i, ++j) r.add(turn[j % kTurns], at[i * stride], j);
-    for (; i + kTurns <= count; i += kTurns, j += kTurns) {
-      for (int k = 0; k < kTurns; ++k) r.add(turn[k], at[(i + k) * stride], j + k);
+    for (; i < count && j % kTurns != 0; ++i, ++j) turn.add(r, j % kTurns, at[i * stride], j);
+    if (stride == 1) {
+      for (; i + kTurns <= count; i += kTurns, j += kTurns) {
+        for (int k = 0; k < kTurns; ++k) turn.add(r, k, at[i + k], j + k);
+      }
     }
-    for (; i < count; ++i, ++j) r.add(turn[j % kTurns], at[i * stride], j);
+    for (; i < count; ++i, ++j) turn.add(r, j % kTurns, at[i * stride], j);
   });
+  typename R::Acc acc[kTurns];
+  for (int k = 0; k < kTurns; ++k) acc[k] = turn.get(k);
   for (int half = kTurns / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) r.merge(turn[k], turn[k + half]);
+    for (int k = 0; k < half; ++k) r.merge(acc[k], acc[k + half]);
   }
-  return turn[0];
+  return acc[0];
 }
 
 // Terms [begin, end) of `width` neighbouring results, the first of them at x, in blocks of kBlock
@@ -185,16 +227,16 @@ template <class R> void fold_columns(const Loops<1>& terms, const typename R::Te
                                      typename R::Acc* total) {
   const typename R::Term* first = x + terms.offset(0)[0];
   for (int64_t c = 0; c < width; ++c) total[c] = r.start(first[c]);
-  typename R::Acc acc[kColumns];
+  Lanes<R> lanes;
   for (int64_t j = begin; j < end;) {
-    for (int64_t c = 0; c < width; ++c) acc[c] = r.start(first[c]);
+    for (int64_t c = 0; c < width; ++c) lanes.start(r, c, first[c]);
     terms.runs(j, std::min(end, j + kBlock), [&](int64_t, const auto& offset, int64_t count) {
       for (int64_t k = 0; k < count; ++k, ++j) {
         const typename R::Term* row = x + offset[0] + k * terms.inner_stride(0);
-        for (int64_t c = 0; c < width; ++c) r.add(acc[c], row[c], j);
+        for (int64_t c = 0; c < width; ++c) lanes.add(r, c, row[c], j);
       }
     });
-    for (int64_t c = 0; c < width; ++c) r.merge(total[c], acc[c]);
+    for (int64_t c = 0; c < width; ++c) r.merge(total[c], lanes.get(c));
   }
 }
 
@@ -329,6 +371,18 @@ template <class F> void side_by_side(const AlongShape& g, const F& f) {
 }
 
 template <class T, class R> void cumsum(const AlongShape& g, bool reverse, const T* x, R* y) {
+  if (g.inner == 1) {  // the total stays in a register
+    return parallel_ranges(g.outer, items_per_grain(g.n), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        reductions::Total<T> total = 0;
+        int64_t at = reverse ? (row + 1) * g.n - 1 : row * g.n;
+        for (int64_t j = 0; j < g.n; ++j, at += reverse ? -1 : 1) {
+          total += static_cast<reductions::Total<T>>(x[at]);
+          y[at] = static_cast<R>(total);
+        }
+      }
+    });
+  }
   side_by_side(g, [&](int64_t at, int64_t width) {
     reductions::Total<T> total[kColumns] = {};
     for (int64_t j = 0; j < g.n; ++j) {
