@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <type_traits>
 
 #include "core/backend/reductions.h"
+#include "kernels_cpu/reduce_lanes.h"
 #include "kernels_cpu/runtime/parallel.h"
 #include "kernels_cpu/strided.h"
 
@@ -153,29 +155,106 @@ void run(const Cpu&, const SumSlices& o) {
 
 namespace {
 
+// Columns that are read together: enough of a row for the memory to stream, and rows of them at a
+// time, while the accumulators stay in registers.
+constexpr int64_t kWide = 256, kTogether = 16;
+
+// kWide accumulators beside each other; their parts lie apart where that lets loops over them
+// become vectors.
+template <class R> struct Lanes {
+  static constexpr int64_t kVectorized = 0;  // lanes that rows() would take at a time
+  typename R::Acc acc[kWide];
+  void start(const R& r, int64_t k, typename R::Term first) { acc[k] = r.start(first); }
+  void add(const R& r, int64_t k, typename R::Term v, int64_t j) { r.add(acc[k], v, j); }
+  typename R::Acc get(int64_t k) const { return acc[k]; }
+};
+
+template <class T, bool kLargest> struct Lanes<reductions::BestAndPlace<T, kLargest>> {
+  using R = reductions::BestAndPlace<T, kLargest>;
+  static constexpr int64_t kVectorized = 0;
+  T best[kWide];
+  int64_t place[kWide];
+  void start(const R& r, int64_t k, T first) {
+    const typename R::Acc none = r.start(first);
+    best[k] = none.best;
+    place[k] = none.place;
+  }
+  void add(const R& r, int64_t k, T v, int64_t j) {
+    // In ascending order: an equal one does not come first, unless nothing came before.
+    const int better = reductions::beats<kLargest>(v, best[k]),
+              first = place[k] == r.start(v).place;
+    best[k] = (better | first) != 0 ? v : best[k];
+    place[k] = (better | first) != 0 ? j : place[k];
+  }
+  typename R::Acc get(int64_t k) const { return {best[k], place[k]}; }
+};
+
+template <class T, bool kLargest> struct Lanes<reductions::Best<T, kLargest>> {
+  using R = reductions::Best<T, kLargest>;
+  static constexpr int64_t kVectorized = std::is_floating_point_v<T> ? kLaneGroup : 0;
+  T best[kWide];
+  void start(const R& r, int64_t k, T first) { best[k] = r.start(first); }
+  void add(const R& r, int64_t k, T v, int64_t j) { r.add(best[k], v, j); }
+  // Lanes k … k + kVectorized - 1 take x[i * stride], … for i < count.
+  void rows(int64_t k, const T* x, int64_t stride, int64_t count) {
+    best_of_rows(kLargest, x, stride, count, best + k);
+  }
+  typename R::Acc get(int64_t k) const { return best[k]; }
+};
+
+template <class T> struct Lanes<reductions::Moments<T>> {
+  using R = reductions::Moments<T>;
+  static constexpr int64_t kVectorized = kLaneGroup;
+  double shift[kWide], sum[kWide], squares[kWide];
+  void start(const R&, int64_t k, T first) {
+    shift[k] = static_cast<double>(first);
+    sum[k] = squares[k] = 0;
+  }
+  void add(const R&, int64_t k, T v, int64_t) {
+    const double d = static_cast<double>(v) - shift[k];
+    sum[k] += d;
+    squares[k] += d * d;
+  }
+  void rows(int64_t k, const T* x, int64_t stride, int64_t count) {
+    moments_of_rows(x, stride, count, shift + k, sum + k, squares + k);
+  }
+  typename R::Acc get(int64_t k) const { return {shift[k], sum[k], squares[k]}; }
+};
+
 // Terms [begin, end) of the result at x. kTurns accumulators take turns, by a term's place alone.
-constexpr int kTurns = 8;
+constexpr int64_t kTurns = kLaneGroup;
 template <class R> typename R::Acc fold_terms(const Loops<1>& terms, const typename R::Term* x,
                                               int64_t begin, int64_t end, const R& r) {
-  using Acc = typename R::Acc;
-  const Acc none = r.start(x[terms.offset(0)[0]]);
-  Acc turn[kTurns];
-  std::fill_n(turn, kTurns, none);
+  Lanes<R> turn;
+  for (int64_t k = 0; k < kTurns; ++k) turn.start(r, k, x[terms.offset(0)[0]]);
   const int64_t stride = terms.inner_stride(0);
   int64_t j = begin;
   terms.runs(begin, end, [&](int64_t, const auto& offset, int64_t count) {
     const typename R::Term* at = x + offset[0];
     int64_t i = 0;
-    for (; i < count && j % kTurns != 0; ++i, ++j) r.add(turn[j % kTurns], at[i * stride], j);
-    for (; i + kTurns <= count; i += kTurns, j += kTurns) {
-      for (int k = 0; k < kTurns; ++k) r.add(turn[k], at[(i + k) * stride], j + k);
+    for (; i < count && j % kTurns != 0; ++i, ++j) turn.add(r, j % kTurns, at[i * stride], j);
+    if (stride == 1) {
+      const int64_t rounds = (count - i) / kTurns;
+      if constexpr (Lanes<R>::kVectorized == kTurns) {
+        turn.rows(0, at + i, kTurns, rounds);
+      } else {
+        for (int64_t n = 0; n < rounds; ++n) {
+          for (int64_t k = 0; k < kTurns; ++k) {
+            turn.add(r, k, at[i + n * kTurns + k], j + n * kTurns + k);
+          }
+        }
+      }
+      i += rounds * kTurns;
+      j += rounds * kTurns;
     }
-    for (; i < count; ++i, ++j) r.add(turn[j % kTurns], at[i * stride], j);
+    for (; i < count; ++i, ++j) turn.add(r, j % kTurns, at[i * stride], j);
   });
-  for (int half = kTurns / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) r.merge(turn[k], turn[k + half]);
+  typename R::Acc acc[kTurns];
+  for (int64_t k = 0; k < kTurns; ++k) acc[k] = turn.get(k);
+  for (int64_t half = kTurns / 2; half > 0; half /= 2) {
+    for (int64_t k = 0; k < half; ++k) r.merge(acc[k], acc[k + half]);
   }
-  return turn[0];
+  return acc[0];
 }
 
 // Terms [begin, end) of `width` neighbouring results, the first of them at x, in blocks of kBlock
@@ -185,16 +264,26 @@ template <class R> void fold_columns(const Loops<1>& terms, const typename R::Te
                                      typename R::Acc* total) {
   const typename R::Term* first = x + terms.offset(0)[0];
   for (int64_t c = 0; c < width; ++c) total[c] = r.start(first[c]);
-  typename R::Acc acc[kColumns];
+  const int64_t stride = terms.inner_stride(0);
+  Lanes<R> lanes;
   for (int64_t j = begin; j < end;) {
-    for (int64_t c = 0; c < width; ++c) acc[c] = r.start(first[c]);
+    for (int64_t c = 0; c < width; ++c) lanes.start(r, c, first[c]);
     terms.runs(j, std::min(end, j + kBlock), [&](int64_t, const auto& offset, int64_t count) {
+      const typename R::Term* rows = x + offset[0];
+      int64_t vectors = 0;  // columns that are done
+      if constexpr (Lanes<R>::kVectorized > 0) {
+        vectors = width / Lanes<R>::kVectorized * Lanes<R>::kVectorized;
+        for (int64_t k = 0; k < count; k += kTogether) {
+          for (int64_t c = 0; c < vectors; c += Lanes<R>::kVectorized) {
+            lanes.rows(c, rows + k * stride + c, stride, std::min(kTogether, count - k));
+          }
+        }
+      }
       for (int64_t k = 0; k < count; ++k, ++j) {
-        const typename R::Term* row = x + offset[0] + k * terms.inner_stride(0);
-        for (int64_t c = 0; c < width; ++c) r.add(acc[c], row[c], j);
+        for (int64_t c = vectors; c < width; ++c) lanes.add(r, c, rows[k * stride + c], j);
       }
     });
-    for (int64_t c = 0; c < width; ++c) r.merge(total[c], acc[c]);
+    for (int64_t c = 0; c < width; ++c) r.merge(total[c], lanes.get(c));
   }
 }
 
@@ -213,26 +302,26 @@ void fold(const Strided& kept_by, const Strided& reduced, const typename R::Term
   }
 
   if (kept.inner() > 1 && kept.inner_stride(0) == 1 && terms.inner_stride(0) != 1) {
-    const int64_t tiles = (kept.inner() + kColumns - 1) / kColumns;
+    const int64_t tiles = (kept.inner() + kWide - 1) / kWide;
     const int64_t all_tiles = results / kept.inner() * tiles;
     // Few tall columns are cut for several threads.
-    const int64_t tall = all_tiles < 64 ? kLong / std::min(kept.inner(), kColumns) : count;
+    const int64_t tall = all_tiles < 64 ? kLong / std::min(kept.inner(), kWide) : count;
     const int64_t chunks = (count + tall - 1) / tall;
-    const Scratch<Acc> partial(chunks > 1 ? all_tiles * chunks * kColumns : 0);
+    const Scratch<Acc> partial(chunks > 1 ? all_tiles * chunks * kWide : 0);
     const auto tile_at = [&](int64_t tile, const auto& f) {  // f(first result, width)
-      const int64_t column = tile % tiles * kColumns;
-      f(tile / tiles * kept.inner() + column, std::min(kColumns, kept.inner() - column));
+      const int64_t column = tile % tiles * kWide;
+      f(tile / tiles * kept.inner() + column, std::min(kWide, kept.inner() - column));
     };
-    const int64_t grain = items_per_grain(std::min(kept.inner(), kColumns) * tall);
+    const int64_t grain = items_per_grain(std::min(kept.inner(), kWide) * tall);
     parallel_ranges(all_tiles * chunks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         tile_at(i / chunks, [&](int64_t at, int64_t width) {
           const int64_t from = i % chunks * tall;
-          Acc acc[kColumns];
+          Acc acc[kWide];
           fold_columns(terms, x + kept.offset(at)[0], width, from, std::min(count, from + tall), r,
                        acc);
           if (chunks > 1) {
-            std::copy_n(acc, width, partial.get() + i * kColumns);
+            std::copy_n(acc, width, partial.get() + i * kWide);
           } else {
             for (int64_t c = 0; c < width; ++c) r.finish(at + c, acc[c]);
           }
@@ -242,9 +331,9 @@ void fold(const Strided& kept_by, const Strided& reduced, const typename R::Term
     if (chunks == 1) return;
     for (int64_t tile = 0; tile < all_tiles; ++tile) {
       tile_at(tile, [&](int64_t at, int64_t width) {
-        Acc* const acc = partial.get() + tile * chunks * kColumns;
+        Acc* const acc = partial.get() + tile * chunks * kWide;
         for (int64_t c = 0; c < width; ++c) {
-          for (int64_t k = 1; k < chunks; ++k) r.merge(acc[c], acc[k * kColumns + c]);
+          for (int64_t k = 1; k < chunks; ++k) r.merge(acc[c], acc[k * kWide + c]);
           r.finish(at + c, acc[c]);
         }
       });
@@ -329,6 +418,18 @@ template <class F> void side_by_side(const AlongShape& g, const F& f) {
 }
 
 template <class T, class R> void cumsum(const AlongShape& g, bool reverse, const T* x, R* y) {
+  if (g.inner == 1) {  // the total stays in a register
+    return parallel_ranges(g.outer, items_per_grain(g.n), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        reductions::Total<T> total = 0;
+        int64_t at = reverse ? (row + 1) * g.n - 1 : row * g.n;
+        for (int64_t j = 0; j < g.n; ++j, at += reverse ? -1 : 1) {
+          total += static_cast<reductions::Total<T>>(x[at]);
+          y[at] = static_cast<R>(total);
+        }
+      }
+    });
+  }
   side_by_side(g, [&](int64_t at, int64_t width) {
     reductions::Total<T> total[kColumns] = {};
     for (int64_t j = 0; j < g.n; ++j) {

@@ -26,10 +26,11 @@ template <class T> SINTER_HD bool is_nan(T v) {
     return false;
 }
 
-// Whether a is larger, or smaller, than b; a NaN is larger and smaller than every number.
+// Whether a is larger, or smaller, than b; a NaN is larger and smaller than every number. Without a
+// branch, so that loops over it become vectors.
 template <bool kLargest, class T> SINTER_HD bool beats(T a, T b) {
-  if (is_nan(a)) return !is_nan(b);
-  return kLargest ? a > b : a < b;
+  const int stays = kLargest ? a <= b : a >= b, number = !is_nan(b);
+  return (number & ~stays) != 0;
 }
 template <class T> SINTER_HD bool ties_with(T a, T b) { return a == b || (is_nan(a) && is_nan(b)); }
 // Whether an element of value a and index i comes before one of b and j: of op::Sort.

@@ -6,6 +6,7 @@
 #include "sinter/data.h"
 #include "sinter/emit.h"
 #include "sinter/program.h"
+#include "tests/reference/oracle_reduce.h"
 
 namespace sinter::app {
 
@@ -1090,7 +1091,9 @@ std::vector<VerifyCase> oracle_cases() {
   table.fused();
   table.data();
   table.optimizers();
-  return table.take();
+  std::vector<VerifyCase> cases = table.take();
+  add_reduction_cases(cases);
+  return cases;
 }
 
 }  // namespace sinter::app

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <numeric>
 
 #include "core/base/detail.h"
@@ -305,6 +306,45 @@ OpCase along_case(const AlongOracle& a, const Sizes& shape, int dim) {
           exact ? 0 : terms,
           {exact ? 0 : terms + 8},
           str("x ", Shape(shape), ", dim ", dim)};
+}
+
+void add_reduction_cases(std::vector<VerifyCase>& cases) {
+  const auto add = [&](const std::string& op, const std::function<OpCase()>& make) {
+    cases.push_back({op.substr(0, op.find(',')), Reference::kOracle, [make] {
+                       auto c = std::make_shared<const OpCase>(make());
+                       return PreparedCheck{str(c->what, ": ", c->how),
+                                            [c](TensorOptions options, Mode mode) {
+                                              return compare_with_oracle(*c, options, mode);
+                                            }};
+                     }});
+  };
+  struct Over {
+    Sizes x;
+    std::vector<int> dims;
+  };
+  for (const ReductionOracle& r : reduction_oracles()) {
+    bool keepdim = false;  // alternating
+    for (const Over& o : {Over{{5}, {}},
+                          {{3, 4, 5}, {1}},
+                          {{3, 4, 5}, {0, -1}},
+                          {{33, 70}, {0}},
+                          {{5, 1025}, {1}},
+                          {{2, 33, 40}, {1}},
+                          {{40001}, {}}}) {
+      add(r.name, [=] { return reduction_case(r, o.x, o.dims, keepdim); });
+      keepdim = !keepdim;
+    }
+  }
+  for (const AlongOracle& a : along_oracles()) {
+    if (a.name == "log_softmax") continue;  // has cases with the losses
+    for (const auto& [shape, dim] : {std::pair<Sizes, int>{{5}, 0},
+                                     {{3, 4, 5}, 1},
+                                     {{3, 4, 5}, -3},
+                                     {{3, 257}, 1},
+                                     {{257, 3}, 0},
+                                     {{2, 2500, 3}, 1}})
+      add(a.name, [=, shape = shape, dim = dim] { return along_case(a, shape, dim); });
+  }
 }
 
 }  // namespace sinter::app

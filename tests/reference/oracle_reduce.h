@@ -41,4 +41,7 @@ struct AlongOracle {
 std::vector<AlongOracle> along_oracles();
 OpCase along_case(const AlongOracle& a, const oracle::Sizes& shape, int dim);
 
+// Cases of all of them, for oracle_cases().
+void add_reduction_cases(std::vector<VerifyCase>& cases);
+
 }  // namespace sinter::app

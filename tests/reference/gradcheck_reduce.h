@@ -1,0 +1,12 @@
+// Reductions, softmax and what else goes along a dimension, for gradcheck_cases().
+#pragma once
+
+#include <vector>
+
+#include "tests/reference/gradcheck_cases.h"
+
+namespace sinter::app {
+
+void add_reduction_cases(std::vector<GradcheckCase>& cases);
+
+}  // namespace sinter::app
