@@ -25,41 +25,43 @@ template <class U> struct Side {
 
 template <class U, int kCount> struct alignas(sizeof(U) * kCount) Pack { U v[kCount]; };
 
+// Where a repeated operand has element i. Not inlined: every kernel of the table would carry its
+// divisions several times, and compiling them would take minutes.
+static __device__ __noinline__ int64_t place_of(const Loop<1>& loop, int64_t i) {
+  int64_t at[1];
+  // A division of 64 bits costs several times one of 32.
+  if (loop.count < int64_t{1} << 32)
+    loop.offsets(static_cast<uint32_t>(i), at);
+  else
+    loop.offsets(i, at);
+  return at[0];
+}
+
 // Elements [i, i + kCount).
-template <int kCount, class U, class Index> __device__ void load(const U* p, U number,
-                                                                 const Reading& reading, int64_t i,
-                                                                 Index, U (&v)[kCount]) {
-  const Loop<1>& loop = reading.loop;
+template <int kCount, class U>
+__device__ void load(const U* p, U number, const Reading& reading, int64_t i, U (&v)[kCount]) {
   if (reading.way == Way::kWhole) {
-    if constexpr (kCount == 1) {
-      v[0] = p[i];
-    } else {
-      const Pack<U, kCount> pack = reinterpret_cast<const Pack<U, kCount>*>(p)[i / kCount];
+    const Pack<U, kCount> pack = reinterpret_cast<const Pack<U, kCount>*>(p)[i / kCount];
 #pragma unroll
-      for (int q = 0; q < kCount; ++q) v[q] = pack.v[q];
-    }
+    for (int q = 0; q < kCount; ++q) v[q] = pack.v[q];
   } else if (reading.way == Way::kNumber) {
 #pragma unroll
     for (int q = 0; q < kCount; ++q) v[q] = number;
-  } else if (reading.in_runs) {
-    int64_t at[1];
-    loop.offsets(static_cast<Index>(i), at);
-    const int64_t step = loop.rank > 0 ? loop.stride[0][loop.rank - 1] : 0;
-#pragma unroll
-    for (int q = 0; q < kCount; ++q) v[q] = p[at[0] + q * step];
   } else {
+    const Loop<1>& loop = reading.loop;
+    int64_t at = place_of(loop, i);
+    const int64_t step = loop.rank > 0 ? loop.stride[0][loop.rank - 1] : 0;
+    v[0] = p[at];
 #pragma unroll
-    for (int q = 0; q < kCount; ++q) {
-      int64_t at[1];
-      loop.offsets(static_cast<Index>(i + q), at);
-      v[q] = p[at[0]];
+    for (int q = 1; q < kCount; ++q) {
+      at = reading.in_runs ? at + step : place_of(loop, i + q);
+      v[q] = p[at];
     }
   }
 }
 
-template <class U, int kCount, class Index>
-__device__ void load(const Side<U>& s, int64_t i, Index index, U (&v)[kCount]) {
-  load(s.p, s.number, s.reading, i, index, v);
+template <class U, int kCount> __device__ void load(const Side<U>& s, int64_t i, U (&v)[kCount]) {
+  load(s.p, s.number, s.reading, i, v);
 }
 
 inline Reading reading_of(const Operand& x, const Shape& shape, int pack) {
