@@ -170,7 +170,7 @@ struct Call {
                         ": expected numbers, got bool; convert with to()");
     result = info.types == element::kTest ? kBool : dtype;
     for (int k = 0; k < info.operands; ++k) {
-      Term& term = terms[static_cast<size_t>(k)];
+      Term& term = terms.at(static_cast<size_t>(k));
       const DType wanted = op::operand_dtype(kind, k, dtype);
       if (!term.is_number() && term.tensor().dtype() != wanted) term = term.tensor().to(wanted);
     }
