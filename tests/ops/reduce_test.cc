@@ -1,3 +1,5 @@
+#include <hwy/targets.h>
+
 #include "tests/reference/oracle_reduce.h"
 #include "tests/support/gradient_check.h"
 
@@ -562,6 +564,24 @@ DEVICE_TEST("reduce: the same bits for any number of threads", "[reduce]") {
       const Threads threads(3);
       CHECK(same_bits(one, r.op(x, dims, false)));
     }
+}
+
+TEST_CASE("reduce: with every instruction set", "[reduce][cpu]") {
+  struct Restore {
+    ~Restore() { hwy::SetSupportedTargetsForTest(0); }
+  } const restore;
+  for (int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
+    hwy::SetSupportedTargetsForTest(targets);
+    INFO("targets " << targets);
+    for (const app::ReductionOracle& r : app::reduction_oracles()) {
+      check_op(app::reduction_case(r, {40, 300}, {0}, false), kCpu);
+      check_op(app::reduction_case(r, {7, 301}, {1}, false), kCpu);
+    }
+    for (const app::AlongOracle& a : app::along_oracles()) {
+      check_op(app::along_case(a, {7, 301}, 1), kCpu);
+      check_op(app::along_case(a, {40, 77}, 0), kCpu);
+    }
+  }
 }
 
 DEVICE_TEST("reduce: errors of every kind", "[reduce]") {
