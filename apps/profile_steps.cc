@@ -129,7 +129,7 @@ void measure_rates(Ceilings& ceilings, Device device, double copy_bytes, int64_t
       if (device.is_cuda())
         to.copy_(from);
       else
-        emit(op::Scale{1, in(from), out(to)});
+        emit(op::scale(1, in(from), out(to)));
     });
     ceilings.copy_bytes = 2 * static_cast<double>(from.bytes());
     ceilings.copy_bytes_s = ceilings.copy_bytes / seconds;

@@ -1,10 +1,12 @@
 // Element-wise operators and copies: bound by memory, so 16 bytes an access where the layout
-// allows.
+// allows. The build forbids contraction to fused multiply-adds in this file, so that an operator
+// has the same bits wherever its line of the table is compiled into.
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels_cuda/elementwise.cuh"
+#include "kernels_cuda/elementwise_side.cuh"
 #include "kernels_cuda/loop.cuh"
-#include "kernels_cuda/relu.cuh"
 #include "kernels_cuda/runtime/launch.cuh"
 #include "sinter/operators/elementwise.h"
 #include "sinter/runtime.h"
@@ -17,11 +19,6 @@ namespace {
 
 // ---- kernels ------------------------------------------------------------------------------------
 
-template <class T> struct alignas(16) Pack {
-  static constexpr int kSize = 16 / sizeof(T);
-  T v[kSize];
-};
-
 template <class T> __global__ void fill_kernel(int64_t n, T value, T* y) {
   for (int64_t i = thread_index<int64_t>(); i < n; i += thread_count<int64_t>()) y[i] = value;
 }
@@ -29,22 +26,6 @@ template <class T> __global__ void fill_kernel(int64_t n, T value, T* y) {
 template <class From, class To> __global__ void cast_kernel(int64_t n, const From* x, To* y) {
   for (int64_t i = thread_index<int64_t>(); i < n; i += thread_count<int64_t>())
     y[i] = static_cast<To>(x[i]);
-}
-
-// y = f(a, b), the first `packs` packs 16 bytes at a time. y may be a or b: an element is read only
-// by the thread that writes it, before it writes.
-template <class T, class F>
-__global__ void map_kernel(int64_t n, int64_t packs, F f, const T* a, const T* b, T* y) {
-  const int64_t first = thread_index<int64_t>(), step = thread_count<int64_t>();
-  for (int64_t i = first; i < packs; i += step) {
-    const Pack<T> pa = reinterpret_cast<const Pack<T>*>(a)[i];
-    const Pack<T> pb = reinterpret_cast<const Pack<T>*>(b)[i];
-    Pack<T> py;
-#pragma unroll
-    for (int q = 0; q < Pack<T>::kSize; ++q) py.v[q] = f(pa.v[q], pb.v[q]);
-    reinterpret_cast<Pack<T>*>(y)[i] = py;
-  }
-  for (int64_t i = packs * Pack<T>::kSize + first; i < n; i += step) y[i] = f(a[i], b[i]);
 }
 
 template <class T, class Index>
@@ -56,71 +37,101 @@ __global__ void strided_copy_kernel(Index n, Loop<1> loop, const T* x, T* y) {
   }
 }
 
-template <class T, class Index, class F>
-__global__ void broadcast_kernel(Index n, Loop<2> loop, F f, const T* a, const T* b, T* y) {
-  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
-    int64_t at[2];
-    loop.offsets(i, at);
-    y[i] = f(a[at[0]], b[at[1]]);
-  }
+// ---- operators of the table ---------------------------------------------------------------------
+
+template <class O, int kGradient> constexpr bool reads_operand(int k) {
+  if (kGradient < 0) return k < O::kOperands;
+  return k == 4 || (O::kReads[kGradient < 0 ? 0 : kGradient] >> k & 1) != 0;
 }
 
-struct Add {
-  template <class T> __device__ T operator()(T a, T b) const { return a + b; }
-};
-struct Sub {
-  template <class T> __device__ T operator()(T a, T b) const { return a - b; }
-};
-struct Mul {
-  template <class T> __device__ T operator()(T a, T b) const { return a * b; }
-};
-struct Div {
-  template <class T> __device__ T operator()(T a, T b) const { return a / b; }
-};
-template <class T> struct Scale {
-  T alpha;
-  __device__ T operator()(T x, T) const { return alpha * x; }
-};
-struct Relu {
-  template <class T> __device__ T operator()(T x, T) const { return relu_of(x); }
-};
-struct AddRelu {
-  template <class T> __device__ T operator()(T a, T b) const { return relu_of(a + b); }
-};
-struct ReluGradient {
-  template <class T> __device__ T operator()(T y, T dy) const { return y <= T(0) ? T(0) : dy; }
+template <class A, class T> struct Sides {
+  Side<A> a;
+  Side<T> b, c, result, dy;
 };
 
-// ---- launchers ----------------------------------------------------------------------------------
+// The value of an operator, or the gradient of one of its operands, for kCount elements from i on.
+// y may be an operand: an element is read only by the thread that writes it, before it writes.
+template <class O, int kGradient, int kCount, class A, class T, class Y, class Index>
+__device__ void map_elements(const Sides<A, T>& x, int64_t i, Index index, Y* y) {
+  A a[kCount] = {};
+  T b[kCount] = {}, c[kCount] = {}, result[kCount] = {}, dy[kCount] = {};
+  if constexpr (reads_operand<O, kGradient>(0)) load(x.a, i, index, a);
+  if constexpr (reads_operand<O, kGradient>(1)) load(x.b, i, index, b);
+  if constexpr (reads_operand<O, kGradient>(2)) load(x.c, i, index, c);
+  if constexpr (reads_operand<O, kGradient>(3)) load(x.result, i, index, result);
+  if constexpr (reads_operand<O, kGradient>(4)) load(x.dy, i, index, dy);
+  Pack<Y, kCount> pack;
+#pragma unroll
+  for (int q = 0; q < kCount; ++q) {
+    if constexpr (kGradient < 0)
+      pack.v[q] = O::of(a[q], b[q], c[q]);
+    else
+      pack.v[q] = O::template gradient<kGradient>(a[q], b[q], c[q], result[q], dy[q]);
+  }
+  if constexpr (kCount == 1)
+    y[i] = pack.v[0];
+  else
+    reinterpret_cast<Pack<Y, kCount>*>(y)[i / kCount] = pack;
+}
 
-// A function of one operand gets it as both; the second load is the same address and goes away.
-template <class T, class F>
-void map(LaunchSite site, const char* name, int64_t n, F f, const T* a, const T* b, T* y) {
+// The first `packs` packs 16 bytes of T at a time.
+template <class O, int kGradient, class A, class T, class Y, class Index>
+__global__ void map_kernel(Index n, Index packs, Sides<A, T> x, Y* y) {
+  constexpr int kPack = 16 / sizeof(T);
+  const Index first = thread_index<Index>(), step = thread_count<Index>();
+  for (Index i = first; i < packs; i += step)
+    map_elements<O, kGradient, kPack>(x, int64_t{i} * kPack, Index{}, y);
+  for (Index i = packs * kPack + first; i < n; i += step)
+    map_elements<O, kGradient, 1>(x, int64_t{i}, Index{}, y);
+}
+
+template <class O, int kGradient, class T> void map(LaunchSite site, const Map& o) {
+  using A = std::conditional_t<O::kTypes == element::kSelect, bool, T>;
+  using Y = std::conditional_t<O::kTypes == element::kTest && (kGradient < 0), bool, T>;
+  constexpr int kPack = 16 / sizeof(T);
+  const Shape& shape = o.y.shape;
+  const int64_t n = shape.numel();
   if (n == 0) return;
-  const auto bits = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b) |
-                    reinterpret_cast<uintptr_t>(y);
-  const int64_t packs = bits % sizeof(Pack<T>) == 0 ? n / Pack<T>::kSize : 0;
+  const Sides<A, T> x{side_of<A>(o.a, o.number[0], shape, kPack),
+                      side_of<T>(o.b, o.number[1], shape, kPack),
+                      side_of<T>(o.c, o.number[2], shape, kPack),
+                      side_of<T>(o.result, 0, shape, kPack), side_of<T>(o.dy, 0, shape, kPack)};
+  Y* const y = static_cast<Y*>(o.y.address);
+  const auto fits = [](const auto& side) {
+    return allows_packs(side.p, sizeof(*side.p), side.reading.way, kPack);
+  };
+  const bool packed = allows_packs(y, sizeof(Y), Way::kWhole, kPack) && fits(x.a) && fits(x.b) &&
+                      fits(x.c) && fits(x.result) && fits(x.dy);
+  const int64_t packs = packed ? n / kPack : 0;
   const int64_t items = packs > 0 ? packs : n;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(ceil_div(items, kThreads), 1 << 16));
-  launch(site, {name, n}, blocks, kThreads, 0, map_kernel<T, F>, n, packs, f, a, b, y);
+  with_index(n, [&]<class Index>(Index) {
+    launch(site, {o.title(), n}, blocks, kThreads, 0, map_kernel<O, kGradient, A, T, Y, Index>,
+           static_cast<Index>(n), static_cast<Index>(packs), x, y);
+  });
 }
 
-template <class T, class F> void broadcast(const Cuda& ctx, const char* name, const Loop<2>& loop,
-                                           F f, const T* a, const T* b, T* y) {
-  if (loop.contiguous(0) && loop.contiguous(1)) {
-    map(ctx, name, loop.count, f, a, b, y);
-    return;
-  }
-  with_index(loop.count, [&](auto zero) {
-    using Index = decltype(zero);
-    launch_1d(ctx, name, loop.count, broadcast_kernel<T, Index, F>, loop, f, a, b, y);
-  });
+template <class O, class T> void map_gradient(LaunchSite site, const Map& o) {
+  if constexpr (element::has_gradient<O, 0>)
+    if (o.gradient == 0) return map<O, 0, T>(site, o);
+  if constexpr (element::has_gradient<O, 1>)
+    if (o.gradient == 1) return map<O, 1, T>(site, o);
+  if constexpr (element::has_gradient<O, 2>)
+    if (o.gradient == 2) return map<O, 2, T>(site, o);
 }
 
 }  // namespace
 
 template <class T> void accumulate(LaunchSite site, int64_t n, const T* x, T* y) {
-  map(site, "accumulate", n, Add{}, static_cast<const T*>(y), x, y);
+  const auto operand = [&](const T* p) {
+    Operand array;
+    array.address = const_cast<T*>(p);
+    array.shape = {n};
+    array.dtype = DTypeOf<T>::value;
+    return array;
+  };
+  map<element::table::kAdd, -1, T>(
+      site, op::map(Element::kAdd, In{operand(y)}, In{operand(x)}, Out{operand(y)}));
 }
 template void accumulate(LaunchSite, int64_t, const float*, float*);
 template void accumulate(LaunchSite, int64_t, const double*, double*);
@@ -129,7 +140,7 @@ template void accumulate(LaunchSite, int64_t, const double*, double*);
 
 void run(const Cuda& ctx, const Fill& o) {
   with_any(o.y.dtype, [&]<class T>() {
-    cuda::launch_1d(ctx, "fill", o.y.numel(), cuda::fill_kernel<T>, static_cast<T>(o.value),
+    cuda::launch_1d(ctx, "fill", o.y.numel(), cuda::fill_kernel<T>, element::number<T>(o.value),
                     o.y.data<T>());
   });
 }
@@ -157,56 +168,22 @@ void run(const Cuda& ctx, const StridedCopy& o) {
   });
 }
 
-void run(const Cuda& ctx, const Binary& o) {
-  const cuda::Loop<2> loop = cuda::loop_over(o.g);
-  with_floating(o.y, [&]<class T>() {
-    const T *a = o.a.data<T>(), *b = o.b.data<T>();
-    T* y = o.y.data<T>();
-    switch (o.kind) {
-      case BinaryOp::kAdd:
-        return cuda::broadcast(ctx, "add", loop, cuda::Add{}, a, b, y);
-      case BinaryOp::kSub:
-        return cuda::broadcast(ctx, "sub", loop, cuda::Sub{}, a, b, y);
-      case BinaryOp::kMul:
-        return cuda::broadcast(ctx, "mul", loop, cuda::Mul{}, a, b, y);
-      case BinaryOp::kDiv:
-        return cuda::broadcast(ctx, "div", loop, cuda::Div{}, a, b, y);
-    }
-  });
-}
-
-void run(const Cuda& ctx, const Scale& o) {
-  with_floating(o.x, [&]<class T>() {
-    const T* x = o.x.data<T>();
-    cuda::map(ctx, "scale", o.x.numel(), cuda::Scale<T>{static_cast<T>(o.alpha)}, x, x,
-              o.y.data<T>());
+void run(const Cuda& ctx, const Map& o) {
+  with_element(o.kind, [&]<class O>() {
+    with_any(arithmetic_of(o), [&]<class T>() {
+      if constexpr (element::takes<O, T>) {
+        if (o.gradient < 0)
+          cuda::map<O, -1, T>(ctx, o);
+        else if constexpr (element::is_real<T>)
+          cuda::map_gradient<O, T>(ctx, o);
+      }
+    });
   });
 }
 
 void run(const Cuda& ctx, const Accumulate& o) {
   with_floating(
       o.x, [&]<class T>() { cuda::accumulate(ctx, o.x.numel(), o.x.data<T>(), o.y.data<T>()); });
-}
-
-void run(const Cuda& ctx, const ReluForward& o) {
-  with_floating(o.x, [&]<class T>() {
-    const T* x = o.x.data<T>();
-    cuda::map(ctx, "relu_forward", o.x.numel(), cuda::Relu{}, x, x, o.y.data<T>());
-  });
-}
-
-void run(const Cuda& ctx, const AddRelu& o) {
-  with_floating(o.y, [&]<class T>() {
-    cuda::map(ctx, "add_relu", o.y.numel(), cuda::AddRelu{}, o.a.data<T>(), o.b.data<T>(),
-              o.y.data<T>());
-  });
-}
-
-void run(const Cuda& ctx, const ReluBackward& o) {
-  with_floating(o.y, [&]<class T>() {
-    cuda::map(ctx, "relu_backward", o.y.numel(), cuda::ReluGradient{}, o.y.data<T>(),
-              o.dy.data<T>(), o.dx.data<T>());
-  });
 }
 
 }  // namespace sinter

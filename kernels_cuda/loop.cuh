@@ -49,10 +49,4 @@ inline Loop<1> loop_over(const op::Strided& g) {
   return loop;
 }
 
-inline Loop<2> loop_over(const op::Broadcast& g) {
-  Loop<2> loop;
-  for (int d = 0; d < g.rank; ++d) loop.append(g.shape[d], {g.stride_a[d], g.stride_b[d]});
-  return loop;
-}
-
 }  // namespace sinter::cuda

@@ -72,7 +72,9 @@ template <class T> struct Chain {
   // Backward, if there are logits: x is the gradient of the loss, and is written.
   const T* logits = nullptr;
   const int64_t* labels = nullptr;
-  T at_label = 0, anywhere = 0, factor = 0;
+  T at_label = 0, anywhere = 0;
+  int64_t ignore_index = 0;
+  bool mean = false;
   T* dlogits = nullptr;
   bool weights_settled = false;  // may be read before the wait
   int steps = 0;
@@ -135,21 +137,43 @@ __device__ void load_columns(const T* from, int width, int k, int rows, int vali
 constexpr int kMaxLossClasses = 32;
 
 // The gradient of cross_entropy's loss for a group of rows: a lane a class. The loss kernel makes
-// the same from the same, and finds labels that are out of range.
-template <class T>
-__device__ void loss_gradient(const Chain<T>& chain, int64_t row0, int rows, bool write, T* to) {
+// the same from the same, and finds labels that are out of range. Every thread of the block calls
+// it: the rows that are not ignored, by which the mean divides, are counted while the logits are on
+// their way.
+template <int kRows, class T>
+__device__ void loss_gradient(const Chain<T>& chain, int64_t row0, bool write, T* to) {
+  constexpr int kWarps = kThreads / 32, kTurns = (kRows + kWarps - 1) / kWarps;
   const int lane = threadIdx.x % 32, k = chain.step[0].k;
-  for (int r = threadIdx.x / 32; r < rows; r += kThreads / 32) {
-    const int64_t row = row0 + r;
+  T d[kTurns];
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int64_t row = row0 + static_cast<int>(threadIdx.x) / 32 + turn * kWarps;
     const bool inside = row < chain.n && lane < k;
     const T z = inside ? chain.logits[row * k + lane] : -std::numeric_limits<T>::infinity();
     const int64_t label = row < chain.n ? chain.labels[row] : 0;
     const T max = group_reduce<32>(z, Max{});
     const T log_sum = log(group_reduce<32>(inside ? exp(z - max) : T(0), Sum{}));
     const T q = lane == label ? chain.at_label + chain.anywhere : chain.anywhere;
-    const T d = chain.factor * (exp(z - max - log_sum) - q);
-    if (lane < padded(k)) to[r * pitch<T>(k) + lane] = inside ? d : T(0);
-    if (write && inside) chain.dlogits[row * k + lane] = d;
+    d[turn] = inside && label != chain.ignore_index ? exp(z - max - log_sum) - q : T(0);
+  }
+  T factor = T(1);
+  if (chain.mean) {
+    int counted = 0;
+    for (int64_t first = 0; first < chain.n; first += kThreads) {
+      const int64_t row = first + threadIdx.x;
+      counted += __syncthreads_count(row < chain.n && chain.labels[row] != chain.ignore_index);
+    }
+    factor = static_cast<T>(1.0 / static_cast<double>(counted));
+  }
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int r = static_cast<int>(threadIdx.x) / 32 + turn * kWarps;
+    const int64_t row = row0 + r;
+    if (r >= kRows) break;
+    // Of an ignored row 0, also where all are ignored and the factor is infinite.
+    const T result = d[turn] == T(0) ? T(0) : factor * d[turn];
+    if (lane < padded(k)) to[r * pitch<T>(k) + lane] = result;
+    if (write && row < chain.n && lane < k) chain.dlogits[row * k + lane] = result;
   }
 }
 
@@ -273,7 +297,7 @@ __device__ __forceinline__ void run_layers(const Chain<T>& chain) {
 
   const auto load_input = [&](int64_t row0, T* to) {
     if (kBackward && chain.logits && row0 < chain.n)
-      loss_gradient(chain, row0, kRows, rank == 0, to);
+      loss_gradient<kRows>(chain, row0, rank == 0, to);
     else if (row0 < chain.n)
       load_rows(chain.x + row0 * k, k, kRows, static_cast<int>(min(int64_t{kRows}, chain.n - row0)),
                 to);
@@ -640,7 +664,8 @@ template <class T> void backward(const Cuda& ctx, const MlpBackwardChain& o) {
     chain.labels = o.labels.data<int64_t>();
     chain.at_label = static_cast<T>(1 - loss.label_smoothing);
     chain.anywhere = static_cast<T>(loss.label_smoothing / static_cast<double>(loss.classes));
-    chain.factor = static_cast<T>(loss.mean ? 1.0 / static_cast<double>(loss.n) : 1.0);
+    chain.ignore_index = loss.ignore_index;
+    chain.mean = loss.reduction == Reduction::kMean;
     chain.dlogits = o.dz[top].data<T>();
   }
   for (int s = 0; s < chain.steps; ++s) {

@@ -61,7 +61,7 @@ op::Strided strided(const Shape& shape, const int64_t* stride) {
 
 Tensor times(const Tensor& x, double factor) {
   const Tensor y = empty(x.shape(), x.options());
-  emit(op::Scale{factor, in(x), out(y)});
+  emit(op::scale(factor, in(x), out(y)));
   return y;
 }
 

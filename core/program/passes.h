@@ -19,6 +19,8 @@ namespace sinter {
 // come whole layers, each way, then what stands between them.
 void fuse_layers(List& list);
 void fuse_between(List& list);
+// Chains of element-wise operators, when all others are where they stay.
+void fuse_elementwise(List& list);
 
 // ---- dead ---------------------------------------------------------------------------------------
 
@@ -27,9 +29,10 @@ void dead(List& list);
 
 // ---- both -------------------------------------------------------------------------------------
 
-// Which passes run: all, but for those that SINTER_PASSES names as "-fuse,-dead,…".
+// Which passes run: all, but for those that SINTER_PASSES names as "-fuse,-dead,…". Without fuse
+// there is no elementwise either.
 struct Passes {
-  bool fuse = true, dead = true, schedule = true, memory = true;
+  bool fuse = true, elementwise = true, dead = true, schedule = true, memory = true;
   // Throws ValueError for other names.
   static Passes from_environment();
 };

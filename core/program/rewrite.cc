@@ -16,13 +16,14 @@ Passes Passes::from_environment() {
     const size_t comma = std::min(rest.find(','), rest.size());
     const std::string name = rest.substr(0, comma);
     rest.erase(0, comma + 1);
-    bool* const pass = name == "-fuse"       ? &passes.fuse
-                       : name == "-dead"     ? &passes.dead
-                       : name == "-schedule" ? &passes.schedule
-                       : name == "-memory"   ? &passes.memory
-                                             : nullptr;
+    bool* const pass = name == "-fuse"          ? &passes.fuse
+                       : name == "-elementwise" ? &passes.elementwise
+                       : name == "-dead"        ? &passes.dead
+                       : name == "-schedule"    ? &passes.schedule
+                       : name == "-memory"      ? &passes.memory
+                                                : nullptr;
     require<ValueError>(pass != nullptr,
-                        "SINTER_PASSES: expected some of -fuse, -dead, -schedule "
+                        "SINTER_PASSES: expected some of -fuse, -elementwise, -dead, -schedule "
                         "and -memory, separated by commas, got '",
                         name, "'");
     *pass = false;
@@ -42,6 +43,11 @@ void rewrite(List& list, const Passes& passes, const std::function<void(const ch
     remove_dead();
     fuse_between(list);
     show("after fuse, between them");
+    if (passes.elementwise) {
+      remove_dead();
+      fuse_elementwise(list);
+      show("after elementwise");
+    }
   }
   remove_dead();
 }

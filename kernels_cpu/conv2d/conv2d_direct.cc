@@ -13,8 +13,7 @@
 //
 // Every output is computed by one fixed sequence of operations. Only weight gradients are cut into
 // partial sums, along chunks of images and rows that depend on the geometry alone.
-#include "kernels_cpu/conv2d/conv2d_direct.h"
-
+#include "kernels_cpu/conv2d/conv2d_algorithms.h"
 #include "kernels_cpu/simd.h"
 
 #undef HWY_TARGET_INCLUDE

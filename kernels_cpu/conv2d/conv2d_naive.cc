@@ -1,7 +1,6 @@
 // Convolution as it is defined, an output element at a time: slow, and short enough to check the
 // other algorithms by, on paper too.
-#include "kernels_cpu/conv2d/conv2d_naive.h"
-
+#include "kernels_cpu/conv2d/conv2d_algorithms.h"
 #include "kernels_cpu/runtime/parallel.h"
 
 namespace sinter {

@@ -1,14 +1,4 @@
-// Convolution with 3 x 3 windows in a quarter of the multiplications (Winograd 1980; Lavin and Gray
-// 2016, "Fast Algorithms for Convolutional Neural Networks").
-//
-// A tile of 4 x 4 results depends on a patch of 6 x 6 pixels, and
-//   forward           y  = A^T [(G w G^T) . (B^T x B)] A     summed over the channels
-//   backward weights  dw = G^T [(A dy A^T) . (B^T x B)] G    summed over the tiles
-// where . goes element by element: instead of 144 products for each pair of channels, 36. The sums
-// make them 36 matrix products, one for each of the points at which the transforms evaluate
-// polynomials. Backward data is the forward pass of dy, with the weights rotated and their channels
-// exchanged. kernels_cuda/conv2d_winograd.cu says where the matrices come from, and how the points
-// were chosen: by the rounding errors that they cause.
+// Convolution with 3 x 3 windows by Winograd's algorithm (core/backend/winograd.h).
 //
 // Channels are in the lanes throughout: transforms then load and store whole vectors, whatever the
 // size of the image, and need no lane for a tile that is not there. Images, whose pixels lie side
@@ -26,10 +16,9 @@
 // often powers of two, and the 36 vectors that a transform touches would compete for one set of the
 // cache.
 //
-// Every result is computed by one fixed sequence of operations. A NaN or an infinity reaches every
-// result of the tiles whose patches hold it.
-#include "kernels_cpu/conv2d/conv2d_winograd.h"
-
+// Every result is computed by one fixed sequence of operations.
+#include "core/backend/winograd.h"
+#include "kernels_cpu/conv2d/conv2d_algorithms.h"
 #include "kernels_cpu/simd.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -54,8 +43,7 @@ namespace sinter {
 using namespace op;
 namespace {
 
-constexpr int kTile = 4, kPatch = 6, kWindow = 3;
-constexpr int kPoints = kPatch * kPatch, kTaps = kWindow * kWindow;
+using namespace winograd;
 
 // x or dy (images, channels, h, w). What is read of it begins `pad` above and left of a tile.
 struct Planes {
@@ -114,13 +102,6 @@ struct Blocks {
   Block largest() const { return {0, images.largest(), 0, rows.largest(), 0, columns.largest()}; }
 };
 
-// The points are 0, kA, -kA, kB, -kB and infinity, in this order. Values at p and -p share the even
-// and the odd part of the polynomial.
-constexpr double kA = 0.75, kB = 1.5, kA2 = kA * kA, kB2 = kB * kB;
-constexpr double kAt0 = 1 / (kA2 * kB2);
-constexpr double kAtA = 1 / (2 * kA2 * (kA2 - kB2));
-constexpr double kAtB = 1 / (2 * kB2 * (kB2 - kA2));
-
 }  // namespace
 }  // namespace sinter
 #endif
@@ -144,87 +125,18 @@ constexpr int kMaxRows = 6;
 
 // ---- transforms ---------------------------------------------------------------------------------
 
-// B^T: row p holds the coefficients of the product of all (t - point) but t - p.
-struct PatchToPoints {
-  static constexpr int kFrom = kPatch, kTo = kPatch;
-  template <class D, class V = hn::Vec<D>>
-  static HWY_INLINE void apply(D d, const V (&x)[kFrom], V (&v)[kTo]) {
-    const V a = hn::Set(d, kA), b = hn::Set(d, kB), a2 = hn::Set(d, kA2), b2 = hn::Set(d, kB2);
-    const V sum = hn::Set(d, kA2 + kB2), product = hn::Set(d, kA2 * kB2);
-    v[0] = hn::MulAdd(product, x[0], hn::NegMulAdd(sum, x[2], x[4]));
-    const V even_a = hn::NegMulAdd(b2, x[2], x[4]), odd_a = hn::NegMulAdd(b2, x[1], x[3]);
-    v[1] = hn::MulAdd(a, odd_a, even_a);
-    v[2] = hn::NegMulAdd(a, odd_a, even_a);
-    const V even_b = hn::NegMulAdd(a2, x[2], x[4]), odd_b = hn::NegMulAdd(a2, x[1], x[3]);
-    v[3] = hn::MulAdd(b, odd_b, even_b);
-    v[4] = hn::NegMulAdd(b, odd_b, even_b);
-    v[5] = hn::MulAdd(product, x[1], hn::NegMulAdd(sum, x[3], x[5]));
-  }
+// What the transforms compute with: vectors, a channel in each lane.
+template <class D> struct Vectors {
+  using V = hn::Vec<D>;
+  D d;
+  HWY_INLINE V add(V x, V y) const { return hn::Add(x, y); }
+  HWY_INLINE V sub(V x, V y) const { return hn::Sub(x, y); }
+  HWY_INLINE V times(double f, V x) const { return hn::Mul(hn::Set(d, f), x); }
+  HWY_INLINE V plus(V s, double f, V x) const { return hn::MulAdd(hn::Set(d, f), x, s); }
 };
-
-// A: row p holds the powers of p.
-struct TileToPoints {
-  static constexpr int kFrom = kTile, kTo = kPatch;
-  template <class D, class V = hn::Vec<D>>
-  static HWY_INLINE void apply(D d, const V (&y)[kFrom], V (&v)[kTo]) {
-    const V a = hn::Set(d, kA), b = hn::Set(d, kB), a2 = hn::Set(d, kA2), b2 = hn::Set(d, kB2);
-    v[0] = y[0];
-    const V even_a = hn::MulAdd(a2, y[2], y[0]), odd_a = hn::MulAdd(a2, y[3], y[1]);
-    v[1] = hn::MulAdd(a, odd_a, even_a);
-    v[2] = hn::NegMulAdd(a, odd_a, even_a);
-    const V even_b = hn::MulAdd(b2, y[2], y[0]), odd_b = hn::MulAdd(b2, y[3], y[1]);
-    v[3] = hn::MulAdd(b, odd_b, even_b);
-    v[4] = hn::NegMulAdd(b, odd_b, even_b);
-    v[5] = y[3];
-  }
-};
-
-struct PointsToTile {  // A^T
-  static constexpr int kFrom = kPatch, kTo = kTile;
-  template <class D, class V = hn::Vec<D>>
-  static HWY_INLINE void apply(D d, const V (&m)[kFrom], V (&y)[kTo]) {
-    const V even_a = hn::Add(m[1], m[2]), odd_a = hn::Sub(m[1], m[2]);
-    const V even_b = hn::Add(m[3], m[4]), odd_b = hn::Sub(m[3], m[4]);
-    const auto times = [d](double f, V v) HWY_ATTR { return hn::Mul(hn::Set(d, f), v); };
-    const auto plus = [d](V s, double f, V v) HWY_ATTR { return hn::MulAdd(hn::Set(d, f), v, s); };
-    y[0] = hn::Add(m[0], hn::Add(even_a, even_b));
-    y[1] = plus(times(kB, odd_b), kA, odd_a);
-    y[2] = plus(times(kB2, even_b), kA2, even_a);
-    y[3] = hn::Add(plus(times(kB * kB2, odd_b), kA * kA2, odd_a), m[5]);
-  }
-};
-
-// G: row p holds the powers of p, divided by the product of p's distances from the other points.
-struct WindowToPoints {
-  static constexpr int kFrom = kWindow, kTo = kPatch;
-  template <class D, class V = hn::Vec<D>>
-  static HWY_INLINE void apply(D d, const V (&w)[kFrom], V (&u)[kTo]) {
-    const auto times = [d](double f, V v) HWY_ATTR { return hn::Mul(hn::Set(d, f), v); };
-    const auto plus = [d](V s, double f, V v) HWY_ATTR { return hn::MulAdd(hn::Set(d, f), v, s); };
-    u[0] = times(kAt0, w[0]);
-    const V even_a = times(kAtA, plus(w[0], kA2, w[2]));
-    u[1] = plus(even_a, kAtA * kA, w[1]);
-    u[2] = plus(even_a, -kAtA * kA, w[1]);
-    const V even_b = times(kAtB, plus(w[0], kB2, w[2]));
-    u[3] = plus(even_b, kAtB * kB, w[1]);
-    u[4] = plus(even_b, -kAtB * kB, w[1]);
-    u[5] = w[2];
-  }
-};
-
-struct PointsToWindow {  // G^T
-  static constexpr int kFrom = kPatch, kTo = kWindow;
-  template <class D, class V = hn::Vec<D>>
-  static HWY_INLINE void apply(D d, const V (&m)[kFrom], V (&w)[kTo]) {
-    const auto times = [d](double f, V v) HWY_ATTR { return hn::Mul(hn::Set(d, f), v); };
-    const auto plus = [d](V s, double f, V v) HWY_ATTR { return hn::MulAdd(hn::Set(d, f), v, s); };
-    const V even_a = times(kAtA, hn::Add(m[1], m[2])), even_b = times(kAtB, hn::Add(m[3], m[4]));
-    const V odd_a = hn::Sub(m[1], m[2]), odd_b = hn::Sub(m[3], m[4]);
-    w[0] = plus(hn::Add(even_a, even_b), kAt0, m[0]);
-    w[1] = plus(times(kAtB * kB, odd_b), kAtA * kA, odd_a);
-    w[2] = hn::Add(plus(times(kB2, even_b), kA2, even_a), m[5]);
-  }
-};
+#define SINTER_TRANSFORM HWY_INLINE
+#include "core/backend/winograd_transforms.h"
+#undef SINTER_TRANSFORM
 
 // A matrix of vectors: that of row i and column j is at p + i * row + j * column.
 template <class T> struct Matrix {
@@ -244,13 +156,13 @@ HWY_INLINE void transform(Matrix<const T> from, Matrix<T> to, const T* plus = nu
   for (int j = 0; j < kFrom; ++j) {
     V in[kFrom], out[kTo];
     each<kFrom>([&](auto i) HWY_ATTR { in[i] = hn::Load(d, from.at(i, j)); });
-    Map::apply(d, in, out);
+    Map::apply(Vectors<Vec<T>>{d}, in, out);
     each<kTo>([&](auto i) HWY_ATTR { hn::Store(out[i], d, half + (i * kFrom + j) * L); });
   }
   for (int i = 0; i < kTo; ++i) {
     V in[kFrom], out[kTo];
     each<kFrom>([&](auto j) HWY_ATTR { in[j] = hn::Load(d, half + (i * kFrom + j) * L); });
-    Map::apply(d, in, out);
+    Map::apply(Vectors<Vec<T>>{d}, in, out);
     each<kTo>([&](auto j) HWY_ATTR {
       const V sum = plus == nullptr ? out[j] : hn::Add(out[j], hn::Load(d, plus));
       if constexpr (kAct)
@@ -631,13 +543,6 @@ Correlation3x3 forward_correlation(const Conv2dShape& g) {
 }
 
 }  // namespace
-
-std::string winograd_conv2d_lacks(const Conv2dShape& g) {
-  const bool fits = g.kh == kWindow && g.kw == kWindow && g.stride_h == 1 && g.stride_w == 1 &&
-                    g.dil_h == 1 && g.dil_w == 1 && g.groups == 1 && g.pad_h < kWindow &&
-                    g.pad_w < kWindow;
-  return fits ? "" : "windows of 3 x 3, stride and dilation 1, one group and padding below 3";
-}
 
 template <class T> void winograd_conv2d_forward(const Conv2dShape& g, const T* x, const T* weight,
                                                 const T* b, T* y, bool relu) {

@@ -172,15 +172,7 @@ template <class T> void im2col_conv2d_backward_weights(const Cuda& ctx, const Co
   });
 }
 
-#define SINTER_INSTANTIATE(T)                                                                    \
-  template void im2col_conv2d_forward(const Cuda&, const Conv2dShape&, const T*, const T*,       \
-                                      const T*, T*, bool);                                       \
-  template void im2col_conv2d_backward_data(const Cuda&, const Conv2dShape&, const T*, const T*, \
-                                            T*);                                                 \
-  template void im2col_conv2d_backward_weights(const Cuda&, const Conv2dShape&, const T*,        \
-                                               const T*, T*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+SINTER_INSTANTIATE_CONV(im2col, float)
+SINTER_INSTANTIATE_CONV(im2col, double)
 
 }  // namespace sinter::cuda

@@ -108,15 +108,7 @@ template <class T> void naive_conv2d_backward_weights(const Cuda& ctx, const Con
             naive_backward_weights<T>, g, x, dy, dweight);
 }
 
-#define SINTER_INSTANTIATE(T)                                                                      \
-  template void naive_conv2d_forward(const Cuda&, const Conv2dShape&, const T*, const T*,          \
-                                     const T*, T*, bool);                                          \
-  template void naive_conv2d_backward_data(const Cuda&, const Conv2dShape&, const T*, const T*,    \
-                                           T*);                                                    \
-  template void naive_conv2d_backward_weights(const Cuda&, const Conv2dShape&, const T*, const T*, \
-                                              T*);
-SINTER_INSTANTIATE(float)
-SINTER_INSTANTIATE(double)
-#undef SINTER_INSTANTIATE
+SINTER_INSTANTIATE_CONV(naive, float)
+SINTER_INSTANTIATE_CONV(naive, double)
 
 }  // namespace sinter::cuda

@@ -687,7 +687,9 @@ template <int kWarpM, int kPasses> void gather_weights_gradient(const Cuda& ctx,
 
 }  // namespace
 
-std::string tensor_conv2d_lacks(const Cuda& ctx, const Conv2dShape& g) {
+std::string tensor_conv2d_lacks(const Cuda& ctx, const ConvTask& task) {
+  const Conv2dShape& g = task.g;
+  if (task.dtype != kFloat32) return "float32";
   const int compiled_for = compiled_architecture(ctx.device);
   if (compiled_for < 80)
     return str("kernels compiled for compute capability 8.0 or later, got ", compiled_for / 10, ".",
@@ -700,14 +702,15 @@ std::string tensor_conv2d_lacks(const Cuda& ctx, const Conv2dShape& g) {
   return {};
 }
 
-bool tensor_conv2d_pays(const Conv2dShape& g, ConvPass pass) {
+bool tensor_conv2d_pays(const Cuda&, const ConvTask& task) {
+  const Conv2dShape& g = task.g;
   // At least half of a block's products belong to the result; the tensor cores are more than twice
   // as fast as what stands outside them.
   const int c = g.c / g.groups, o = g.o / g.groups;
   const auto filled = [](int64_t n, int64_t tile) {
     return static_cast<double>(n) / static_cast<double>(round_up(n, tile));
   };
-  switch (pass) {
+  switch (task.pass) {
     case ConvPass::kForward:
       return filled(o, 64) * filled(c, kTileK) >= 0.5;
     case ConvPass::kBackwardData:
@@ -719,8 +722,8 @@ bool tensor_conv2d_pays(const Conv2dShape& g, ConvPass pass) {
   return filled(o, 64) * filled(c, 16) * filled(columns, kTileN) >= 0.5;
 }
 
-void tensor_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const float* x,
-                           const float* weight, const float* b, float* y, bool relu) {
+template <> void tensor_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const float* x,
+                                       const float* weight, const float* b, float* y, bool relu) {
   Correlation p{};
   p.source = {x, g.c / g.groups, g.groups, forward_axis(g.h, g.kh, g.stride_h, g.pad_h, g.dil_h),
               forward_axis(g.w, g.kw, g.stride_w, g.pad_w, g.dil_w)};
@@ -737,8 +740,8 @@ void tensor_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const float* x
   });
 }
 
-void tensor_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g, const float* dy,
-                                 const float* weight, float* dx) {
+template <> void tensor_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g, const float* dy,
+                                             const float* weight, float* dx) {
   Correlation p{};
   p.source = {dy, g.o / g.groups, g.groups, backward_axis(g.oh, g.kh, g.stride_h, g.pad_h, g.dil_h),
               backward_axis(g.ow, g.kw, g.stride_w, g.pad_w, g.dil_w)};
@@ -753,8 +756,8 @@ void tensor_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g, const fl
   });
 }
 
-void tensor_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g, const float* x,
-                                    const float* dy, float* dweight) {
+template <> void tensor_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g,
+                                                const float* x, const float* dy, float* dweight) {
   WeightsGradient p{};
   p.x = {x, g.c / g.groups, g.groups, forward_axis(g.h, g.kh, g.stride_h, g.pad_h, g.dil_h),
          forward_axis(g.w, g.kw, g.stride_w, g.pad_w, g.dil_w)};

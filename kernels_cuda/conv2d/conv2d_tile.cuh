@@ -8,6 +8,7 @@
 namespace sinter::cuda {
 
 inline constexpr int kSharedBytes = 48 << 10;  // what a block gets on every GPU without asking
+inline constexpr int kMaxSlices = 256;         // partial sums of a weight's gradient
 inline constexpr int kEnoughBlocks = 128;      // about one for each SM of a large GPU
 
 constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }

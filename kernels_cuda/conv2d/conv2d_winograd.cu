@@ -1,13 +1,5 @@
-// Convolution with 3 x 3 windows in a quarter of the multiplications (Winograd 1980; Lavin and Gray
-// 2016, "Fast Algorithms for Convolutional Neural Networks").
-//
-// Sequences are polynomials, and a correlation a product of such: to know it, it is enough to know
-// its values at sufficiently many points, and there it is a product of numbers. A tile of 4 x 4
-// results depends on a patch of 6 x 6 pixels, for which 6 points in each direction do:
-//   forward           y  = A^T [(G w G^T) . (B^T x B)] A     summed over the channels
-//   backward weights  dw = G^T [(A dy A^T) . (B^T x B)] G    summed over the tiles
-// where . goes element by element. Backward data is the forward pass of dy, with the weights
-// rotated and their channels exchanged. The sums make the 36 elements into 36 matrix products:
+// Convolution with 3 x 3 windows by Winograd's algorithm (core/backend/winograd.h), as 36 matrix
+// products:
 //   windows (36, o, c)  patches (36, splits, c, length)  tiles (36, splits, o, length)
 //   forward           tiles = windows patches
 //   backward data     tiles = windows^T patches
@@ -15,25 +7,11 @@
 // The tiles of a slice of the batch, (image, row, column), are cut into `splits` runs of `length`.
 // There is one unless the product sums over tiles and has too few rows and columns to fill a GPU.
 // Tiles come last so that a warp writes, and reads, 128 bytes in a row of each of the 36.
-//
-// Precision. The transforms magnify rounding errors, by how much depends on the points. Largest
-// error by largest result, in float, x, w and dy uniform in [-1, 1], sums of 64 / 512 channels or
-// tiles, and as a share of what the tests allow a sum of so many products:
-//   points                     forward                       backward weights
-//   0, +-1, +-2, oo            5.0e-6 / 9.7e-6  112 / 128 %  3.9e-6 / 8.0e-6  55 /  52 %
-//   0, +-1, +-1/2, oo          6.6e-6 / 1.0e-5  119 / 129 %  3.6e-6 / 1.2e-5  82 / 153 %
-//   0, +-1/2, +-2, oo          2.5e-6 / 5.2e-6   72 /  54 %  1.6e-6 / 3.3e-6  49 /  36 %
-//   0, 1, -1, 1/2, -2, oo      2.1e-6 / 4.9e-6   55 /  42 %  2.0e-6 / 3.7e-6  35 /  28 %
-//   0, +-3/4, +-3/2, oo        1.5e-6 / 3.0e-6   50 /  43 %  1.0e-6 / 2.7e-6  20 /  29 %
-// The last ones are used here; their powers, and so A and B, are exact in binary. Sums of fewer
-// than 16 products use up to 280 % of what the tests allow as many. The products are in full
-// precision also where TF32 is allowed: in TF32 they are off by 2e-3 of the largest result, where
-// without the transforms it would be 3e-4.
-//   A NaN or an infinity reaches every result of the tiles whose patches hold it.
 #include <algorithm>
 #include <cstdint>
 #include <utility>
 
+#include "core/backend/winograd.h"
 #include "kernels_cuda/conv2d/conv2d_algorithms.cuh"
 #include "kernels_cuda/conv2d/conv2d_tile.cuh"
 #include "kernels_cuda/gemm.cuh"
@@ -48,82 +26,20 @@ using namespace op;
 
 namespace {
 
-constexpr int kTile = 4, kPatch = 6, kWindow = 3, kPoints = kPatch * kPatch;
+using namespace winograd;
 
 // ---- transforms ---------------------------------------------------------------------------------
 
-// The points are 0, kA, -kA, kB, -kB and infinity, in this order. Values at p and -p share the even
-// and the odd part of the polynomial.
-constexpr double kA = 0.75, kB = 1.5, kA2 = kA * kA, kB2 = kB * kB;
-
-// B^T: row p holds the coefficients of the product of all (t - point) but t - p.
-struct PatchToPoints {
-  static constexpr int kFrom = kPatch, kTo = kPatch;
-  template <class T> __device__ static void apply(const T (&x)[kFrom], T (&v)[kTo]) {
-    v[0] = (x[4] - T(kA2 + kB2) * x[2]) + T(kA2 * kB2) * x[0];
-    const T even_a = x[4] - T(kB2) * x[2], odd_a = x[3] - T(kB2) * x[1];
-    v[1] = even_a + T(kA) * odd_a;
-    v[2] = even_a - T(kA) * odd_a;
-    const T even_b = x[4] - T(kA2) * x[2], odd_b = x[3] - T(kA2) * x[1];
-    v[3] = even_b + T(kB) * odd_b;
-    v[4] = even_b - T(kB) * odd_b;
-    v[5] = (x[5] - T(kA2 + kB2) * x[3]) + T(kA2 * kB2) * x[1];
-  }
+// What they compute with.
+template <class T> struct Numbers {
+  __device__ static T add(T x, T y) { return x + y; }
+  __device__ static T sub(T x, T y) { return x - y; }
+  __device__ static T times(double f, T x) { return T(f) * x; }
+  __device__ static T plus(T s, double f, T x) { return fma(T(f), x, s); }
 };
-
-// A: row p holds the powers of p.
-struct TileToPoints {
-  static constexpr int kFrom = kTile, kTo = kPatch;
-  template <class T> __device__ static void apply(const T (&d)[kFrom], T (&v)[kTo]) {
-    v[0] = d[0];
-    const T even_a = d[0] + T(kA2) * d[2], odd_a = d[1] + T(kA2) * d[3];
-    v[1] = even_a + T(kA) * odd_a;
-    v[2] = even_a - T(kA) * odd_a;
-    const T even_b = d[0] + T(kB2) * d[2], odd_b = d[1] + T(kB2) * d[3];
-    v[3] = even_b + T(kB) * odd_b;
-    v[4] = even_b - T(kB) * odd_b;
-    v[5] = d[3];
-  }
-};
-struct PointsToTile {  // A^T
-  static constexpr int kFrom = kPatch, kTo = kTile;
-  template <class T> __device__ static void apply(const T (&m)[kFrom], T (&y)[kTo]) {
-    const T even_a = m[1] + m[2], odd_a = m[1] - m[2], even_b = m[3] + m[4], odd_b = m[3] - m[4];
-    y[0] = m[0] + (even_a + even_b);
-    y[1] = T(kA) * odd_a + T(kB) * odd_b;
-    y[2] = T(kA2) * even_a + T(kB2) * even_b;
-    y[3] = (T(kA * kA2) * odd_a + T(kB * kB2) * odd_b) + m[5];
-  }
-};
-
-// G: row p holds the powers of p, divided by the product of p's distances from the other points.
-constexpr double kAt0 = 1 / (kA2 * kB2);
-constexpr double kAtA = 1 / (2 * kA2 * (kA2 - kB2));
-constexpr double kAtB = 1 / (2 * kB2 * (kB2 - kA2));
-
-struct WindowToPoints {
-  static constexpr int kFrom = kWindow, kTo = kPatch;
-  template <class T> __device__ static void apply(const T (&w)[kFrom], T (&u)[kTo]) {
-    u[0] = T(kAt0) * w[0];
-    const T even_a = T(kAtA) * (w[0] + T(kA2) * w[2]);
-    u[1] = even_a + T(kAtA * kA) * w[1];
-    u[2] = even_a - T(kAtA * kA) * w[1];
-    const T even_b = T(kAtB) * (w[0] + T(kB2) * w[2]);
-    u[3] = even_b + T(kAtB * kB) * w[1];
-    u[4] = even_b - T(kAtB * kB) * w[1];
-    u[5] = w[2];
-  }
-};
-struct PointsToWindow {  // G^T
-  static constexpr int kFrom = kPatch, kTo = kWindow;
-  template <class T> __device__ static void apply(const T (&m)[kFrom], T (&w)[kTo]) {
-    const T even_a = T(kAtA) * (m[1] + m[2]), odd_a = T(kAtA * kA) * (m[1] - m[2]);
-    const T even_b = T(kAtB) * (m[3] + m[4]), odd_b = T(kAtB * kB) * (m[3] - m[4]);
-    w[0] = T(kAt0) * m[0] + (even_a + even_b);
-    w[1] = odd_a + odd_b;
-    w[2] = (T(kA2) * even_a + T(kB2) * even_b) + m[5];
-  }
-};
+#define SINTER_TRANSFORM __device__
+#include "core/backend/winograd_transforms.h"
+#undef SINTER_TRANSFORM
 
 // Columns, then rows.
 template <class Map, class T>
@@ -134,12 +50,12 @@ __device__ void transform(const T (&in)[Map::kFrom][Map::kFrom], T (&out)[Map::k
     T column[Map::kFrom], moved[Map::kTo];
 #pragma unroll
     for (int i = 0; i < Map::kFrom; ++i) column[i] = in[i][j];
-    Map::apply(column, moved);
+    Map::apply(Numbers<T>{}, column, moved);
 #pragma unroll
     for (int i = 0; i < Map::kTo; ++i) half[i][j] = moved[i];
   }
 #pragma unroll
-  for (int i = 0; i < Map::kTo; ++i) Map::apply(half[i], out[i]);
+  for (int i = 0; i < Map::kTo; ++i) Map::apply(Numbers<T>{}, half[i], out[i]);
 }
 
 // ---- tiles and patches --------------------------------------------------------------------------
@@ -258,7 +174,6 @@ template <bool kFours, class T, class Index> __global__ void __launch_bounds__(k
 // pass through shared memory, so that a warp reads them in a row.
 template <bool kRotate, class T> __global__ void __launch_bounds__(kThreads)
     windows_to_points(int64_t pairs, const T* weight, T* windows) {
-  constexpr int kTaps = kWindow * kWindow;
   __shared__ T taps[kThreads * kTaps];
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads;
   for (int i = threadIdx.x; i < kThreads * kTaps; i += kThreads)
@@ -281,7 +196,6 @@ template <bool kRotate, class T> __global__ void __launch_bounds__(kThreads)
 constexpr int kGradientThreads = 32 * kPatch;
 template <class T> __global__ void __launch_bounds__(kGradientThreads)
     windows_from_points(int64_t pairs, int splits, const T* windows, bool add, T* dweight) {
-  constexpr int kTaps = kWindow * kWindow;
   __shared__ T halves[kWindow][kPatch][33];  // 33: the rows of a window in different banks
   const int lane = threadIdx.x % 32, column = threadIdx.x / 32;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * 32, pair = first + lane;
@@ -293,7 +207,7 @@ template <class T> __global__ void __launch_bounds__(kGradientThreads)
       for (int i = 0; i < kPatch; ++i)
         sums[i] += windows[(static_cast<int64_t>(i * kPatch + column) * splits + s) * pairs + pair];
   }
-  PointsToWindow::apply(sums, half);
+  PointsToWindow::apply(Numbers<T>{}, sums, half);
 #pragma unroll
   for (int i = 0; i < kWindow; ++i) halves[i][column][lane] = half[i];
   __syncthreads();
@@ -303,7 +217,7 @@ template <class T> __global__ void __launch_bounds__(kGradientThreads)
     T in[kPatch], out[kWindow];
 #pragma unroll
     for (int j = 0; j < kPatch; ++j) in[j] = halves[row][j][window];
-    PointsToWindow::apply(in, out);
+    PointsToWindow::apply(Numbers<T>{}, in, out);
     const int at = e % kWindow;
     const T value = at == 0 ? out[0] : at == 1 ? out[1] : out[2];
     T* to = dweight + first * kTaps + e;
@@ -419,28 +333,22 @@ int best_splits(const Conv2dShape& g, int64_t tiles) {
 
 }  // namespace
 
-std::string winograd_conv2d_lacks(const Conv2dShape& g) {
-  const bool fits = g.kh == kWindow && g.kw == kWindow && g.stride_h == 1 && g.stride_w == 1 &&
-                    g.dil_h == 1 && g.dil_w == 1 && g.groups == 1 && g.pad_h < kWindow &&
-                    g.pad_w < kWindow;
-  return fits ? "" : "windows of 3 x 3, stride and dilation 1, one group and padding below 3";
-}
-
-bool winograd_conv2d_pays(const Conv2dShape& g, ConvPass pass) {
-  if (!winograd_conv2d_lacks(g).empty()) return false;
+bool winograd_conv2d_pays(const Cuda& ctx, const ConvTask& task) {
+  if (task.dtype != kFloat32) return false;
+  const Conv2dShape& g = task.g;
   // Against the tensor cores' algorithm, which multiplies three times where this one does once, or
   // once with TF32 (measured on an H200: docs/benchmarks.md).
-  const bool once = g.tf32 && pass != ConvPass::kBackwardWeights;
+  const bool once =
+      g.tf32 && task.pass != ConvPass::kBackwardWeights && tensor_conv2d_lacks(ctx, task).empty();
   if (std::min(g.c, g.o) < (once ? 256 : 64)) return false;
   // Enough tiles that multiplying them takes longer than moving 36 sums for each window, and at
   // least half of what they cover inside the image.
-  const int64_t tiles = tiles_of(g.n, g.oh, g.ow, 1).count();
-  return tiles >= 64 && 2 * int64_t{g.n} * g.oh * g.ow >= kTile * kTile * tiles;
+  return fills_tiles(g.n, g.oh, g.ow, 64);
 }
 
 template <class T> void winograd_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
-                                                const T* weight, const T* b, T* y,
-                                                const WinogradBounds& bounds, bool relu) {
+                                                const T* weight, const T* b, T* y, bool relu,
+                                                const WinogradBounds& bounds) {
   correlate<false>(ctx, "conv2d_forward", g, x, weight, b, relu, y, bounds);
 }
 
@@ -492,9 +400,24 @@ template <class T> void winograd_conv2d_backward_weights(const Cuda& ctx, const 
   }
 }
 
+template <class T> void winograd_conv2d_forward(const Cuda& ctx, const Conv2dShape& g, const T* x,
+                                                const T* weight, const T* b, T* y, bool relu) {
+  winograd_conv2d_forward(ctx, g, x, weight, b, y, relu, {});
+}
+template <class T> void winograd_conv2d_backward_data(const Cuda& ctx, const Conv2dShape& g,
+                                                      const T* dy, const T* weight, T* dx) {
+  winograd_conv2d_backward_data(ctx, g, dy, weight, dx, {});
+}
+template <class T> void winograd_conv2d_backward_weights(const Cuda& ctx, const Conv2dShape& g,
+                                                         const T* x, const T* dy, T* dweight) {
+  winograd_conv2d_backward_weights(ctx, g, x, dy, dweight, {});
+}
+
+SINTER_INSTANTIATE_CONV(winograd, float)
+SINTER_INSTANTIATE_CONV(winograd, double)
 #define SINTER_INSTANTIATE(T)                                                                      \
   template void winograd_conv2d_forward(const Cuda&, const Conv2dShape&, const T*, const T*,       \
-                                        const T*, T*, const WinogradBounds&, bool);                \
+                                        const T*, T*, bool, const WinogradBounds&);                \
   template void winograd_conv2d_backward_data(const Cuda&, const Conv2dShape&, const T*, const T*, \
                                               T*, const WinogradBounds&);                          \
   template void winograd_conv2d_backward_weights(const Cuda&, const Conv2dShape&, const T*,        \

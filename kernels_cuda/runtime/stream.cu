@@ -165,8 +165,10 @@ void synchronize(const Cuda& ctx) {
     case FaultCode::kNone:
       return;
     case FaultCode::kCrossEntropyLabel:
-      throw ValueError(str("cross_entropy: labels[", fault.index, "] = ", fault.value,
-                           ", expected 0 <= label < ", fault.limit));
+    case FaultCode::kNllLossLabel:
+      throw ValueError(str(fault.code == FaultCode::kNllLossLabel ? "nll_loss" : "cross_entropy",
+                           ": labels[", fault.index, "] = ", fault.value,
+                           ", expected 0 <= label < ", fault.limit, " or ignore_index"));
   }
 }
 

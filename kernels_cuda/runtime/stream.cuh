@@ -11,7 +11,7 @@
 
 namespace sinter::cuda {
 
-enum class FaultCode : int32_t { kNone = 0, kCrossEntropyLabel = 1 };
+enum class FaultCode : int32_t { kNone = 0, kCrossEntropyLabel = 1, kNllLossLabel = 2 };
 
 // In host memory that the device can write, so that looking at it costs the host nothing once the
 // stream is drained.

@@ -59,12 +59,12 @@ TEST_CASE("profile: the work of operators without products is their operands", "
   check_work(op::Copy{in_of(s), out_of(s)}, 0, 280);
   // An operand that is repeated is read once.
   check_work(op::StridedCopy{{2, {5, 7}, {0, 1}}, in_of({7}), out_of(s)}, 0, 28 + 140);
-  check_work(op::Binary{op::BinaryOp::kAdd, {}, in_of(s), in_of({1}), out_of(s)}, 0, 284);
-  check_work(op::Scale{2, in_of(s), out_of(s)}, 0, 280);
+  check_work(op::map(op::Element::kAdd, in_of(s), in_of({1}), out_of(s)), 0, 284);
+  check_work(op::scale(2, in_of(s), out_of(s)), 0, 280);
   check_work(op::Accumulate{in_of(s), inout_of(s)}, 0, 3 * 140);
-  check_work(op::ReluForward{in_of(s), out_of(s)}, 0, 280);
-  check_work(op::AddRelu{in_of(s), in_of(s), out_of(s)}, 0, 420);
-  check_work(op::ReluBackward{in_of(s), in_of(s), out_of(s)}, 0, 420);
+  check_work(op::map(op::Element::kRelu, in_of(s), out_of(s)), 0, 280);
+  check_work(op::map(op::Element::kAddRelu, in_of(s), in_of(s), out_of(s)), 0, 420);
+  check_work(op::relu_backward(in_of(s), in_of(s), out_of(s)), 0, 420);
   check_work(op::Sum{{}, {}, 1, in_of(s), out_of({})}, 0, 144);
   // Elements 2 to 5 of 4 slices of 9.
   check_work(op::SumSlices{2, in_of({4, 9}), out_of({3})}, 0, 4 * 3 * 4 + 12);

@@ -172,7 +172,7 @@ namespace {
 
 // y = alpha * x as a part of a graph.
 GraphTask scale_task(double alpha, const Tensor& x, const Tensor& y) {
-  op::Scale scale{alpha, in(x), out(y)};
+  op::Map scale = op::scale(alpha, in(x), out(y));
   each_operand(scale, bind_operand);
   GraphTask task;
   task.work = [scale](const Cuda& ctx) { run(ctx, scale); };

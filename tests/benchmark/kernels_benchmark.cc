@@ -522,7 +522,7 @@ void add_elementwise_cases(Device device) {
       const Tensor x = on(device, hx), y = poisoned(device, n);
       Work work;
       work.bytes = 8. * static_cast<double>(n);
-      work.run = [=] { emit(op::ReluForward{in(x), out(y)}); };
+      work.run = [=] { emit(op::map(op::Element::kRelu, in(x), out(y))); };
       work.check = [=] {
         return compare(
             y, 512, [&](int64_t e) { return std::max(0.0, double(hx[static_cast<size_t>(e)])); },
@@ -535,7 +535,7 @@ void add_elementwise_cases(Device device) {
       const Tensor y = on(device, hy), dy = on(device, hdy), dx = poisoned(device, n);
       Work work;
       work.bytes = 12. * static_cast<double>(n);
-      work.run = [=] { emit(op::ReluBackward{in(y), in(dy), out(dx)}); };
+      work.run = [=] { emit(op::relu_backward(in(y), in(dy), out(dx))); };
       work.check = [=] {
         return compare(
             dx, 512,

@@ -6,6 +6,8 @@
 namespace sinter::test {
 namespace {
 
+using Binary = Tensor (*)(const Tensor&, const Tensor&);
+
 std::vector<ConvAlgo> algorithms(Device device) {
   std::vector<ConvAlgo> all = {ConvAlgo::kAuto,   ConvAlgo::kNaive,        ConvAlgo::kDirect,
                                ConvAlgo::kIm2col, ConvAlgo::kImplicitGemm, ConvAlgo::kWinograd};
@@ -243,7 +245,7 @@ DEVICE_TEST("elementwise and reduce and views: extents of 0", "[arguments][eleme
       backward_of_ones(y);
       CHECK(is_full(x.grad(), shape, 0));
     };
-    for (const auto& op : {add, sub, mul, div}) {
+    for (const Binary op : std::initializer_list<Binary>{add, sub, mul, div}) {
       const Tensor a = leaf_of({0, 1}, 1, options), b = leaf_of({1, 3}, 2, options);
       const Tensor c = leaf_of({}, 2, options);
       const Tensor y = op(op(a, b), c);
@@ -507,7 +509,6 @@ DEVICE_TEST("operators: an undefined tensor is named with its operator", "[argum
   names("avg_pool2d", "x", [&] { avg_pool2d(u, 2); });
   names("linear", "x", [&] { linear(u, x); });
   names("linear", "weight", [&] { linear(x, u); });
-  using Binary = Tensor (*)(const Tensor&, const Tensor&);
   for (const auto& [op, f] : std::initializer_list<std::pair<std::string, Binary>>{
            {"matmul", matmul}, {"add", add}, {"sub", sub}, {"mul", mul}, {"div", div}}) {
     names(op, "a", [&, f = f] { f(u, x); });
@@ -517,7 +518,7 @@ DEVICE_TEST("operators: an undefined tensor is named with its operator", "[argum
   names("add", "a", [&] { u + 1.0; });
   names("sub", "a", [&] { u - 1.0; });
   names("mul", "a", [&] { u * 2.0; });
-  names("mul", "a", [&] { -u; });
+  names("neg", "x", [&] { -u; });
   names("div", "a", [&] { u / 2.0; });
   names("relu", "x", [&] { relu(u); });
   names("sum", "x", [&] { sum(u); });

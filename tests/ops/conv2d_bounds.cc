@@ -10,7 +10,7 @@ template <class T> void winograd_in_slices(const Cuda& ctx, const op::Conv2dShap
                                            const T* w, const T* b, const T* dy, T* y, T* dx,
                                            T* dw) {
   const cuda::WinogradBounds bounds{scratch_bytes, splits};
-  cuda::winograd_conv2d_forward(ctx, g, x, w, b, y, bounds);
+  cuda::winograd_conv2d_forward(ctx, g, x, w, b, y, false, bounds);
   cuda::winograd_conv2d_backward_data(ctx, g, dy, w, dx, bounds);
   cuda::winograd_conv2d_backward_weights(ctx, g, x, dy, dw, bounds);
 }

@@ -88,7 +88,7 @@ DEVICE_TEST("relu: gradient check", "[elementwise]") {
 }
 
 DEVICE_TEST("relu: errors", "[elementwise]") {
-  check_throws<DtypeError>([&] { relu(zeros({2}, {kInt32, device})); }, {"relu", "int32"});
+  check_throws<DtypeError>([&] { relu(zeros({2}, {kBool, device})); }, {"relu", "bool"});
   check_throws<Error>([&] { relu(Tensor()); }, {"relu"});
 }
 
@@ -168,7 +168,6 @@ DEVICE_TEST("binary: errors name the operator and the shapes", "[elementwise]") 
         {op, "(2, 3)", "(2, 4)"});
     check_throws<ShapeError>([&] { binary.op(a, zeros({2}, options)); }, {op, "(2, 3)", "(2,)"});
     check_throws<DtypeError>([&] { binary.op(a, a.to(kFloat64)); }, {op, "float32", "float64"});
-    check_throws<DtypeError>([&] { binary.op(a.to(kInt64), a.to(kInt64)); }, {op, "int64"});
     check_throws<Error>([&] { binary.op(a, Tensor()); }, {op});
     check_throws<Error>([&] { binary.op(Tensor(), a); }, {op});
     if (device.is_cuda())
@@ -207,7 +206,7 @@ DEVICE_TEST("scalars: values and gradients", "[elementwise]") {
                 {1}},
                device);
     }
-  check_throws<DtypeError>([&] { zeros({2}, {kInt32, device}) * 2.0; }, {"int32"});
+  check_throws<DtypeError>([&] { -zeros({2}, {kBool, device}); }, {"neg", "bool"});
 }
 
 DEVICE_TEST("kernels: accumulate and scale in place", "[elementwise]") {
@@ -216,7 +215,7 @@ DEVICE_TEST("kernels: accumulate and scale in place", "[elementwise]") {
       const Array a = noise({n}, 1), b = noise({n}, 2);
       const Tensor x = tensor(a, {dtype, device}), y = tensor(b, {dtype, device});
       emit(op::Accumulate{in(x), inout(y)});
-      emit(op::Scale{-0.5, in(x), out(x)});
+      emit(op::scale(-0.5, in(x), out(x)));
       Array total = a;
       for (size_t i = 0; i < total.v.size(); ++i) total.v[i] += b.v[i];
       check_close("accumulate", y, total, 1);

@@ -35,6 +35,7 @@ std::ostream& operator<<(std::ostream& out, const Has& h) {
              << " add relu, " << h.relu << " relu";
 }
 Has forward_of(const Work& f) {
+  const PassesOff parts("-elementwise");  // which puts what is left into chains
   Has has;
   const List list = program_of(f);
   for (const Entry& entry : list.entries) {
@@ -42,9 +43,12 @@ Has forward_of(const Work& f) {
       ++(conv->relu ? has.conv_relu : has.conv);
     if (const auto* linear = entry.op->as<op::LinearForward>())
       ++(linear->relu ? has.linear_relu : has.linear);
-    if (entry.op->as<op::Binary>() != nullptr) ++has.binary;
-    if (entry.op->as<op::AddRelu>() != nullptr) ++has.add_relu;
-    if (entry.op->as<op::ReluForward>() != nullptr) ++has.relu;
+    const auto* map = entry.op->as<op::Map>();
+    if (map != nullptr && map->gradient < 0 && !op::is_relu(map) &&
+        !op::is_forward(map, op::Element::kAddRelu))
+      ++has.binary;
+    if (op::is_forward(map, op::Element::kAddRelu)) ++has.add_relu;
+    if (op::is_relu(map)) ++has.relu;
   }
   return has;
 }
@@ -232,7 +236,7 @@ DEVICE_TEST("fused_activation: additions against the oracle", "[fused]") {
       Array expected = a;
       for (size_t i = 0; i < a.v.size(); ++i) expected.v[i] = std::max(a.v[i] + b.v[i], 0.0);
       const Tensor ta = tensor(a, options), tb = tensor(b, options), y = empty(ta.shape(), options);
-      emit(op::AddRelu{in(ta), in(tb), out(y)});
+      emit(op::map(op::Element::kAddRelu, in(ta), in(tb), out(y)));
       check_close("add with ReLU", y, expected, 1);
       CHECK(same_bits(y, relu(ta + tb)));
     }
@@ -245,7 +249,7 @@ DEVICE_TEST("fused_activation: NaN, infinities and zeros of both signs", "[fused
     // An addition.
     const Tensor a = tensor(specials({5000}, 1), options), b = tensor(specials({5000}, 2), options);
     const Tensor sum = a + b, y = empty(sum.shape(), options);
-    emit(op::AddRelu{in(a), in(b), out(y)});
+    emit(op::map(op::Element::kAddRelu, in(a), in(b), out(y)));
     check_is_relu(y, sum);
     CHECK(same_numbers(y, relu(sum)));
     check_exact([&] { return Results{relu(a + b)}; });
@@ -285,7 +289,7 @@ TEST_CASE("fused_activation: -0 becomes 0 on a CPU", "[fused][cpu]") {
   for (const DType dtype : kFloats) {
     const TensorOptions options{dtype, kCpu};
     const Tensor zero = full({40}, -0.0, options), y = empty({40}, options);
-    emit(op::AddRelu{in(zero), in(zero), out(y)});
+    emit(op::map(op::Element::kAddRelu, in(zero), in(zero), out(y)));
     for (const double v : y.to_vector<double>()) CHECK((v == 0 && !std::signbit(v)));
   }
 }
@@ -402,24 +406,6 @@ DEVICE_TEST("fused_activation: an addition", "[fused]") {
     check(
         "one element", {one, other}, [=] { return relu(one + other); }, fused);
   }
-}
-
-DEVICE_TEST("fused_activation: an addition of what is read in another order", "[fused]") {
-  // Strides that are no broadcast and not the order either: only an emitted operator has them.
-  const TensorOptions options{kFloat32, device};
-  const Tensor a = tensor(noise({4, 6}, 1), options), b = tensor(noise({6, 4}, 2), options);
-  op::Broadcast g;
-  g.rank = 2;
-  g.shape[0] = 4, g.shape[1] = 6;
-  g.stride_a[0] = 6, g.stride_a[1] = 1;
-  g.stride_b[0] = 1, g.stride_b[1] = 4;
-  const Work f = [&] {
-    const Tensor sum = empty({4, 6}, options);
-    emit(op::Binary{op::BinaryOp::kAdd, g, in(a), in(b), out(sum)});
-    return Results{relu(sum)};
-  };
-  check_exact(f);
-  check_forward(f, {.binary = 1, .relu = 1});
 }
 
 DEVICE_TEST("fused_activation: a Sequential and free functions are the same program", "[fused]") {

@@ -39,8 +39,6 @@ DEVICE_TEST("operators: a number on the left", "[operators]") {
   check_gradient(device, {{{3}, {0.5, -1.5, 2}}},
                  [](const std::vector<Tensor>& in) { return 1.0 / (2.5 - in[0]); });
   CHECK(values(1 - zeros({0}, {kFloat32, device})).empty());
-  check_throws<DtypeError>([&] { 1 - zeros({2}, {kInt64, device}); }, {"sub", "int64"});
-  check_throws<DtypeError>([&] { 1 / zeros({2}, {kInt64, device}); }, {"div", "int64"});
   check_throws<Error>([] { 1 - Tensor(); }, {"undefined"});
 }
 
@@ -96,7 +94,7 @@ DEVICE_TEST("operators: in place the shape and dtype stay", "[operators]") {
   check_throws<ShapeError>([&] { scalar += one; }, {"+=", "()", "(1,)"});
   check_throws<DtypeError>([&] { x += ones({3}, {kFloat64, device}); }, {"float32", "float64"});
   Tensor labels = ones({3}, {kInt64, device}), undefined;
-  check_throws<DtypeError>([&] { labels += 1; }, {"int64"});
+  check_throws<DtypeError>([&] { labels += 0.5; }, {"+=", "float32", "int64"});
   check_throws<Error>([&] { undefined += x; }, {"undefined"});
   check_throws<Error>([&] { undefined += 1; }, {"undefined"});
   check_throws<Error>([&] { x += undefined; }, {"undefined"});

@@ -179,7 +179,12 @@ class Operator {
 template <class Op> class OperatorOf final : public Operator {
  public:
   explicit OperatorOf(Op op) : op(std::move(op)) {}
-  const char* name() const override { return Op::name; }
+  const char* name() const override {
+    if constexpr (requires { op.title(); })
+      return op.title();  // of its kind
+    else
+      return Op::name;
+  }
   const void* type() const override { return &Op::name; }
   std::unique_ptr<Operator> clone() const override { return std::make_unique<OperatorOf>(op); }
   void run(const Cpu& ctx) const override { run_operator(ctx, op); }

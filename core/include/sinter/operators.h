@@ -26,6 +26,7 @@
 #include "sinter/operators/mlp.h"
 #include "sinter/operators/operator.h"
 #include "sinter/operators/optim.h"
+#include "sinter/operators/pointwise_loss.h"
 #include "sinter/operators/pool2d.h"
 #include "sinter/operators/reduce.h"
 #include "sinter/operators/softmax.h"

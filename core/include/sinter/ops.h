@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "sinter/autograd.h"
+#include "sinter/ops/elementwise.h"
 #include "sinter/ops/loss.h"
 #include "sinter/ops/reduce.h"
 #include "sinter/ops/softmax.h"
@@ -62,44 +63,6 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = {});
 // Matrix product of the last two dimensions, (…, M, K) x (…, K, N) -> (…, M, N); the dimensions
 // before them broadcast. Ranks of at least 2.
 Tensor matmul(const Tensor& a, const Tensor& b);
-
-// max(x, 0); a NaN stays a NaN. The gradient is 0 where the result is 0, and a NaN passes it on, as
-// in PyTorch.
-Tensor relu(const Tensor& x);
-
-// Element by element, with NumPy's broadcasting: shapes are aligned at the end, and an extent of 1
-// (or a missing one) is repeated.
-Tensor add(const Tensor& a, const Tensor& b);
-Tensor sub(const Tensor& a, const Tensor& b);
-Tensor mul(const Tensor& a, const Tensor& b);
-Tensor div(const Tensor& a, const Tensor& b);
-inline Tensor operator+(const Tensor& a, const Tensor& b) { return add(a, b); }
-inline Tensor operator-(const Tensor& a, const Tensor& b) { return sub(a, b); }
-inline Tensor operator*(const Tensor& a, const Tensor& b) { return mul(a, b); }
-inline Tensor operator/(const Tensor& a, const Tensor& b) { return div(a, b); }
-// With a number.
-Tensor operator+(const Tensor& a, double b);
-Tensor operator-(const Tensor& a, double b);
-Tensor operator*(const Tensor& a, double b);
-Tensor operator/(const Tensor& a, double b);
-inline Tensor operator*(double a, const Tensor& b) { return b * a; }
-inline Tensor operator+(double a, const Tensor& b) { return b + a; }
-inline Tensor operator-(const Tensor& a) { return a * -1.0; }
-Tensor operator-(double a, const Tensor& b);
-Tensor operator/(double a, const Tensor& b);
-
-// In place: x = x + y by copy_, so that every sharer of x's storage sees it. y broadcasts to x's
-// shape; x's shape and dtype stay. Throws ShapeError for a y that would make x larger, and what
-// copy_ throws.
-// Returns x.
-Tensor operator+=(const Tensor& x, const Tensor& y);
-Tensor operator-=(const Tensor& x, const Tensor& y);
-Tensor operator*=(const Tensor& x, const Tensor& y);
-Tensor operator/=(const Tensor& x, const Tensor& y);
-Tensor operator+=(const Tensor& x, double y);
-Tensor operator-=(const Tensor& x, double y);
-Tensor operator*=(const Tensor& x, double y);
-Tensor operator/=(const Tensor& x, double y);
 
 // The same elements in another shape, sharing storage; one extent may be -1 and is inferred, unless
 // another is 0. Any dtype.

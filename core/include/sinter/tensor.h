@@ -39,6 +39,22 @@ struct Dims {
   std::vector<int> list;
 };
 
+// A number that remembers whether it is an integer.
+struct Number {
+  // NOLINTBEGIN: implicit, so that functions take both
+  template <std::integral T> Number(T n)
+      : Number(static_cast<double>(n), static_cast<int64_t>(n), std::in_range<int64_t>(n)) {}
+  template <std::floating_point T> Number(T x) : Number(static_cast<double>(x), 0, false) {}
+  // NOLINTEND
+  double real;
+  int64_t integer;
+  bool is_integer;
+
+ private:
+  Number(double x, int64_t n, bool is_n) : real(x), integer(n), is_integer(is_n) {}
+};
+
+class Term;  // a tensor or a number, below
 class Node;  // a step of the autograd graph (autograd.h)
 
 // A contiguous, row-major array on one device. Copies are the same tensor: what one is told
@@ -102,6 +118,17 @@ class Tensor {
   // whose gradient would be another tensor's: change it under no_grad, or through detach().
   void copy_(const Tensor& source) const;
   void fill_(double value) const;
+  void zero_() const { fill_(0); }
+  // this = this + alpha y, …, recorded as copy_ is. y broadcasts to this tensor's shape; its shape
+  // and dtype stay. Throw what the operators throw (ops.h); ShapeError for a y that would make it
+  // larger, DtypeError for a result that is floating where this is not, or no bool where it is one.
+  const Tensor& add_(const Term& y, Number alpha = 1) const;
+  const Tensor& sub_(const Term& y, Number alpha = 1) const;
+  const Tensor& mul_(const Term& y) const;
+  const Tensor& div_(const Term& y) const;
+  const Tensor& pow_(const Term& y) const;
+  const Tensor& clamp_(const Term& min, const Term& max) const;
+  const Tensor& masked_fill_(const Tensor& mask, const Term& value) const;
 
   // ---- autograd ----
   // Whether operators on this tensor are recorded for a backward pass.
@@ -175,6 +202,25 @@ class Tensor {
   std::shared_ptr<Impl> impl_;
 };
 
+// A tensor, or a number that stands for one without dimensions.
+class Term {
+ public:
+  // NOLINTBEGIN: implicit, so that operators take both
+  Term(const Tensor& x) : tensor_(x) {}
+  Term(Number x) : number_(x), is_number_(true) {}
+  template <class T>
+  requires std::is_arithmetic_v<T> Term(T x) : Term(Number(x)) {}
+  // NOLINTEND
+  bool is_number() const { return is_number_; }
+  const Tensor& tensor() const { return tensor_; }
+  Number number() const { return number_; }
+
+ private:
+  Tensor tensor_;
+  Number number_ = 0;
+  bool is_number_ = false;
+};
+
 // As PyTorch prints it: "tensor([[1., 2.], [3., 4.]], requires_grad=True)", rows below each other,
 // four digits after the point, of more than 1,000 elements the first and last three of each
 // dimension. Waits for the device.
@@ -199,20 +245,6 @@ inline Tensor full_like(const Tensor& x, double value) {
 inline Tensor zeros_like(const Tensor& x) { return full_like(x, 0); }
 inline Tensor ones_like(const Tensor& x) { return full_like(x, 1); }
 
-// A number that remembers whether it is an integer.
-struct Number {
-  // NOLINTBEGIN: implicit, so that arange takes both
-  template <std::integral T> Number(T n)
-      : Number(static_cast<double>(n), static_cast<int64_t>(n), std::in_range<int64_t>(n)) {}
-  template <std::floating_point T> Number(T x) : Number(static_cast<double>(x), 0, false) {}
-  // NOLINTEND
-  double real;
-  int64_t integer;
-  bool is_integer;
-
- private:
-  Number(double x, int64_t n, bool is_n) : real(x), integer(n), is_integer(is_n) {}
-};
 struct ArangeOptions {
   std::optional<DType> dtype = {};  // none: int64 if all numbers are integers, else float32
   Device device = kCpu;

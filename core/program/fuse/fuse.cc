@@ -55,6 +55,15 @@ bool Rewriting::is_read(const Operand& x, int from, int to) const {
   });
 }
 
+std::vector<int> Rewriting::readers(const Operand& x, int from, int to) const {
+  std::vector<int> entries;
+  const Range range = range_of(x);
+  for (const Use& use : uses(x))
+    if (use.reads && from < use.entry && use.entry < to && use.overlaps(range))
+      entries.push_back(use.entry);
+  return entries;
+}
+
 Operand Rewriting::make(const Shape& shape, DType dtype) {
   Operand x;
   x.buffer = list_.buffers.size();

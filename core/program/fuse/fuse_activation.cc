@@ -5,16 +5,11 @@ namespace sinter {
 
 namespace {
 
-// Whether it adds two arrays element by element, each read from its beginning to its end.
-bool adds_in_order(const op::Binary& add) {
-  if (add.kind != op::BinaryOp::kAdd) return false;
-  int64_t step = 1;
-  for (int d = add.g.rank; d-- > 0;) {
-    if (add.g.shape[d] == 1) continue;
-    if (add.g.stride_a[d] != step || add.g.stride_b[d] != step) return false;
-    step *= add.g.shape[d];
-  }
-  return true;
+// Whether it adds two arrays element by element.
+bool adds_in_order(const op::Map* map) {
+  return op::is_forward(map, op::Element::kAdd) && is_floating(map->y.dtype) &&
+         map->a.buffer != 0 && map->b.buffer != 0 && map->a.numel() == map->y.numel() &&
+         map->b.numel() == map->y.numel();
 }
 
 }  // namespace
@@ -25,10 +20,10 @@ void fuse_activations(List& list) {
   Rewriting rewriting(list);
   const auto end = static_cast<int>(rewriting.size());
   for (int i = 0; i < end; ++i) {
-    const auto* relu = rewriting.at<op::ReluForward>(i);
-    if (relu == nullptr || !list.buffer(relu->x).is_virtual()) continue;
-    const int p = rewriting.producer(relu->x, i);
-    if (p < 0 || rewriting.is_read(relu->x, p, i) || rewriting.is_read(relu->x, i, end)) continue;
+    const auto* relu = relu_at(rewriting, i);
+    if (relu == nullptr || !list.buffer(relu->a).is_virtual()) continue;
+    const int p = rewriting.producer(relu->a, i);
+    if (p < 0 || rewriting.is_read(relu->a, p, i) || rewriting.is_read(relu->a, i, end)) continue;
     const auto unchanged = [&](const In& x) { return rewriting.unchanged(x, p, i); };
     if (const auto* conv = rewriting.at<op::Conv2dForward>(p)) {
       if (!unchanged(conv->x) || !unchanged(conv->weight) || !unchanged(conv->b)) continue;
@@ -40,9 +35,9 @@ void fuse_activations(List& list) {
       if (!unchanged(linear->x) || !unchanged(linear->w) || !unchanged(linear->b)) continue;
       rewriting.replace(
           i, op::LinearForward{linear->g, linear->x, linear->w, linear->b, relu->y, true});
-    } else if (const auto* add = rewriting.at<op::Binary>(p)) {
-      if (!adds_in_order(*add) || !unchanged(add->a) || !unchanged(add->b)) continue;
-      rewriting.replace(i, op::AddRelu{add->a, add->b, relu->y});
+    } else if (const auto* add = rewriting.at<op::Map>(p)) {
+      if (!adds_in_order(add) || !unchanged(add->a) || !unchanged(add->b)) continue;
+      rewriting.replace(i, op::map(op::Element::kAddRelu, add->a, add->b, relu->y));
     }
   }
   rewriting.finish();

@@ -52,10 +52,10 @@ class Kernels {
 void forward(Rewriting& list, Kernels& kernels, int i) {
   const auto* pool = list.at<op::MaxPool2dForward>(i);
   if (pool == nullptr) return;
-  const int relu_at = list.producer(pool->x, i);
-  const auto* relu = list.at<op::ReluForward>(relu_at);
+  const int at = list.producer(pool->x, i);
+  const auto* relu = relu_at(list, at);
   if (relu == nullptr) return;
-  const int conv_at = list.producer(relu->x, relu_at);
+  const int conv_at = list.producer(relu->a, at);
   const auto* conv = list.at<op::Conv2dForward>(conv_at);
   if (conv == nullptr || conv->relu || !pools(pool->g, conv->g) ||
       !kernels.fit(conv->g, conv->x.dtype))
@@ -75,11 +75,11 @@ bool is_pooled(const Rewriting& list, Kernels& kernels, const op::Conv2dShape& g
   const int pool_at = list.producer(dz, i);
   const auto* pool = list.at<op::MaxPool2dBackward>(pool_at);
   if (pool == nullptr || !pools(pool->g, g) || !kernels.fit(g, dz.dtype)) return false;
-  const int relu_at = list.producer(pool->dy, pool_at);
-  const auto* relu = list.at<op::ReluBackward>(relu_at);
+  const int at = list.producer(pool->dy, pool_at);
+  const auto* relu = relu_backward_at(list, at);
   if (relu == nullptr) return false;
-  made = {relu->y, pool->choice, relu->dy};
-  return list.unchanged(made.y, relu_at, i) && list.unchanged(made.dy, relu_at, i) &&
+  made = {relu->result, pool->choice, relu->dy};
+  return list.unchanged(made.y, at, i) && list.unchanged(made.dy, at, i) &&
          list.unchanged(made.choice, pool_at, i);
 }
 
@@ -141,21 +141,22 @@ void backward_weights(Rewriting& list, Kernels& kernels, int i) {
 void move_relu_before_pooling(List& list) {
   Rewriting rewriting(list);
   for (int i = 0; i < static_cast<int>(rewriting.size()); ++i) {
-    const auto* relu = rewriting.at<op::ReluBackward>(i);
+    const auto* relu = relu_backward_at(rewriting, i);
     if (relu == nullptr) continue;
     const int back_at = rewriting.producer(relu->dy, i);
     const auto* back = rewriting.at<op::MaxPool2dBackward>(back_at);
     if (back == nullptr) continue;
     const int pool_at = rewriting.producer(back->choice, back_at);
     const auto* pool = rewriting.at<op::MaxPool2dForward>(pool_at);
-    if (pool == nullptr || !same_range(pool->x, relu->y) ||
-        !rewriting.unchanged(relu->y, pool_at, i) || !rewriting.unchanged(pool->y, pool_at, i) ||
+    if (pool == nullptr || !same_range(pool->x, relu->result) ||
+        !rewriting.unchanged(relu->result, pool_at, i) ||
+        !rewriting.unchanged(pool->y, pool_at, i) ||
         !rewriting.unchanged(pool->choice, pool_at, i) ||
         !rewriting.unchanged(back->dy, back_at, i))
       continue;
     const Operand d = rewriting.make(back->dy.shape, back->dy.dtype);
-    rewriting.insert_before(i, op::ReluBackward{In{pool->y}, back->dy, Out{d}});
-    rewriting.replace(i, op::MaxPool2dBackward{back->g, In{d}, back->choice, relu->dx});
+    rewriting.insert_before(i, op::relu_backward(In{pool->y}, back->dy, Out{d}));
+    rewriting.replace(i, op::MaxPool2dBackward{back->g, In{d}, back->choice, relu->y});
   }
   rewriting.finish();
 }

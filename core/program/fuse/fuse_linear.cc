@@ -24,7 +24,7 @@ bool fit_together(const op::LinearShape& lower, const op::LinearShape& upper) {
 struct Layer {
   int at = -1;  // of the last of its operators
   const op::LinearForward* linear = nullptr;
-  const op::ReluForward* relu = nullptr;  // null: none
+  const op::Map* relu = nullptr;  // null: none
   const Out& y() const { return relu != nullptr ? relu->y : linear->y; }
 };
 
@@ -32,8 +32,8 @@ struct Layer {
 Layer layer_of(const Rewriting& list, const Operand& x, int i) {
   Layer layer;
   layer.at = list.producer(x, i);
-  layer.relu = list.at<op::ReluForward>(layer.at);
-  const int linear_at = layer.relu != nullptr ? list.producer(layer.relu->x, layer.at) : layer.at;
+  layer.relu = relu_at(list, layer.at);
+  const int linear_at = layer.relu != nullptr ? list.producer(layer.relu->a, layer.at) : layer.at;
   layer.linear = list.at<op::LinearForward>(linear_at);
   if (layer.linear == nullptr || layer.linear->relu) return {};
   for (const In& operand : {layer.linear->x, layer.linear->w, layer.linear->b})
@@ -45,7 +45,7 @@ Layer layer_of(const Rewriting& list, const Operand& x, int i) {
 void forward(Rewriting& list, int i) {
   const Out* result = nullptr;
   if (const auto* linear = list.at<op::LinearForward>(i)) result = &linear->y;
-  if (const auto* relu = list.at<op::ReluForward>(i)) result = &relu->y;
+  if (const auto* relu = relu_at(list, i)) result = &relu->y;
   if (result == nullptr) return;
   std::vector<Layer> layers{layer_of(list, *result, i + 1)};
   if (layers[0].linear == nullptr) return;
@@ -103,16 +103,17 @@ BackwardChain chain_of(const Rewriting& list, const In& dz, const op::LinearShap
   std::vector<BackwardLayer>& layers = chain.layers;
   layers.push_back({dz, {}, nullptr});
   for (int at = i;;) {
-    const int relu_at = list.producer(layers.back().dz, at);
-    const auto* relu = list.at<op::ReluBackward>(relu_at);
+    const int back_at = list.producer(layers.back().dz, at);
+    const auto* relu = relu_backward_at(list, back_at);
     if (relu == nullptr) break;
-    const int data_at = list.producer(relu->dy, relu_at);
+    const int data_at = list.producer(relu->dy, back_at);
     const auto* data = list.at<op::LinearBackwardData>(data_at);
     const op::LinearShape& below = layers.size() == 1 ? lowest : layers.back().data->g;
     if (data == nullptr || !fit_together(below, data->g)) break;
-    layers.back().h = relu->y;
-    if (!list.unchanged(layers.back().dz, relu_at, i) || !list.unchanged(relu->y, relu_at, i) ||
-        !list.unchanged(data->w, data_at, i) || !list.unchanged(data->dy, data_at, i))
+    layers.back().h = relu->result;
+    if (!list.unchanged(layers.back().dz, back_at, i) ||
+        !list.unchanged(relu->result, back_at, i) || !list.unchanged(data->w, data_at, i) ||
+        !list.unchanged(data->dy, data_at, i))
       break;
     layers.push_back({data->dy, {}, data});
     at = data_at;
@@ -142,12 +143,12 @@ const op::LinearShape* layer_below(const Rewriting& list, const In& dz, int i) {
 
 void backward(Rewriting& list, int i) {
   const auto* data = list.at<op::LinearBackwardData>(i);
-  const auto* relu = list.at<op::ReluBackward>(i);
+  const auto* relu = relu_backward_at(list, i);
   BackwardChain chain;
   if (data != nullptr) {
     chain = chain_of(list, data->dy, data->g, i);
   } else if (relu != nullptr) {
-    const In dz{static_cast<const Operand&>(relu->dx)};
+    const In dz{static_cast<const Operand&>(relu->y)};
     const op::LinearShape* const lowest = layer_below(list, dz, i);
     if (lowest != nullptr) chain = chain_of(list, dz, *lowest, i + 1);
   }

@@ -14,13 +14,13 @@ void skip_times_one(List& list) {
     for (const OperandRef& ref : list.entries[static_cast<size_t>(i)].operands) {
       if (ref.access != Access::kIn) continue;
       const int p = before.producer(*ref.operand, i);
-      const auto* product = before.at<op::Binary>(p);
-      if (product == nullptr || product->kind != op::BinaryOp::kMul) continue;
+      const auto* product = before.at<op::Map>(p);
+      if (!op::is_forward(product, op::Element::kMul)) continue;
       for (const auto& [x, one] :
            {std::pair(&product->a, &product->b), std::pair(&product->b, &product->a)}) {
         const auto* fill = before.at<op::Fill>(before.producer(*one, p));
-        if (fill == nullptr || fill->value != 1 || x->numel() != product->y.numel() ||
-            !before.unchanged(*x, p, i))
+        if (fill == nullptr || fill->value != 1 || x->buffer == 0 ||
+            x->numel() != product->y.numel() || !before.unchanged(*x, p, i))
           continue;
         ref.operand->buffer = x->buffer;
         ref.operand->offset = x->offset;
@@ -40,7 +40,8 @@ void start_chains_from_loss(List& list) {
     const int p = rewriting.producer(chain->dy, i);
     const auto* loss = rewriting.at<op::CrossEntropy>(p);
     if (loss == nullptr || !same_range(loss->dlogits, chain->dy) || loss->g.n != chain->g.n ||
-        loss->g.classes != chain->g.width[chain->g.layers] ||
+        loss->g.classes != chain->g.width[chain->g.layers] || loss->g.inner != 1 ||
+        loss->g.reduction == Reduction::kNone || loss->weight.buffer != 0 ||
         !rewriting.unchanged(loss->logits, p, i) || !rewriting.unchanged(loss->labels, p, i))
       continue;
     const bool can = with_context(

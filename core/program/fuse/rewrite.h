@@ -33,6 +33,9 @@ class Rewriting {
   // Whether an entry between the two reads x.
   bool is_read(const Operand& x, int from, int to) const;
 
+  // Those that do.
+  std::vector<int> readers(const Operand& x, int from, int to) const;
+
   // A new buffer of the program.
   Operand make(const Shape& shape, DType dtype);
   template <class Op> void insert_before(int i, Op op) {
@@ -73,6 +76,16 @@ class Rewriting {
   std::vector<char> replaced_;
   bool is_changed_ = false;
 };
+
+// Entry i, if it is a ReLU or its gradient; else null.
+inline const op::Map* relu_at(const Rewriting& list, int i) {
+  const auto* map = list.at<op::Map>(i);
+  return op::is_relu(map) ? map : nullptr;
+}
+inline const op::Map* relu_backward_at(const Rewriting& list, int i) {
+  const auto* map = list.at<op::Map>(i);
+  return op::is_relu_backward(map) ? map : nullptr;
+}
 
 inline bool same_range(const Operand& a, const Operand& b) { return range_of(a) == range_of(b); }
 
