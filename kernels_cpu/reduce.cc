@@ -221,6 +221,39 @@ template <class T> struct Lanes<reductions::Moments<T>> {
   typename R::Acc get(int64_t k) const { return {shift[k], sum[k], squares[k]}; }
 };
 
+template <class T> struct Lanes<reductions::PowerNorm<T, reductions::Power::kTwo>> {
+  using R = reductions::PowerNorm<T, reductions::Power::kTwo>;
+  static constexpr int64_t kVectorized = kLaneGroup;
+  double zero[kWide], sum[kWide], squares[kWide];  // the sum costs nothing
+  void start(const R&, int64_t k, T) { zero[k] = sum[k] = squares[k] = 0; }
+  void add(const R& r, int64_t k, T v, int64_t j) { r.add(squares[k], v, j); }
+  void rows(int64_t k, const T* x, int64_t stride, int64_t count) {
+    moments_of_rows(x, stride, count, zero + k, sum + k, squares + k);
+  }
+  typename R::Acc get(int64_t k) const { return squares[k]; }
+};
+
+template <class T> struct Lanes<reductions::LogOfSum<T>> {
+  using R = reductions::LogOfSum<T>;
+  static constexpr int64_t kVectorized = kLaneGroup;
+  T largest[kWide];
+  double sum[kWide];
+  void start(const R& r, int64_t k, T first) {
+    largest[k] = r.start(first).largest;
+    sum[k] = 0;
+  }
+  void add(const R& r, int64_t k, T v, int64_t j) {
+    typename R::Acc acc = get(k);
+    r.add(acc, v, j);
+    largest[k] = acc.largest;
+    sum[k] = acc.sum;
+  }
+  void rows(int64_t k, const T* x, int64_t stride, int64_t count) {
+    powers_of_rows(x, stride, count, largest + k, sum + k);
+  }
+  typename R::Acc get(int64_t k) const { return {largest[k], sum[k]}; }
+};
+
 // Terms [begin, end) of the result at x. kTurns accumulators take turns, by a term's place alone.
 constexpr int64_t kTurns = kLaneGroup;
 template <class R> typename R::Acc fold_terms(const Loops<1>& terms, const typename R::Term* x,

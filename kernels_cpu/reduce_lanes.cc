@@ -7,7 +7,10 @@
 #include <hwy/foreach_target.h>
 // foreach_target.h must come first.
 #include <hwy/highway.h>
+// Behind highway.h.
+#include <hwy/contrib/math/math-inl.h>
 
+#include <algorithm>
 #include <type_traits>
 
 HWY_BEFORE_NAMESPACE();
@@ -66,6 +69,46 @@ template <class T> HWY_ATTR void moments_of_rows(const T* x, int64_t stride, int
   }
 }
 
+// exp(v - largest) for v <= largest: 1 for equal ones, infinite or not; a NaN stays one, of which
+// Highway makes 0.
+template <class D> HWY_ATTR hn::Vec<D> power(D d, hn::Vec<D> v, hn::Vec<D> largest) {
+  const auto e = hn::IfThenElse(hn::Eq(v, largest), hn::Zero(d), hn::Sub(v, largest));
+  return hn::IfThenElse(hn::Eq(e, e), hn::Exp(d, e), e);
+}
+
+template <class T>
+HWY_ATTR void powers_of_rows(const T* x, int64_t stride, int64_t rows, T* largest, double* sum) {
+  const hn::CappedTag<T, kLaneGroup> d;
+  constexpr int64_t kLanes = static_cast<int64_t>(hn::MaxLanes(d)), kVectors = kLaneGroup / kLanes;
+  // Rows that share one look at the largest: what was added up is scaled once for all of them.
+  constexpr int64_t kRows = 16;
+  for (int64_t begin = 0; begin < rows; begin += kRows) {
+    const int64_t end = std::min(rows, begin + kRows);
+    T scale[kLaneGroup], block[kLaneGroup];
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const T* column = x + v * kLanes;
+      const auto before = hn::LoadU(d, largest + v * kLanes);
+      auto most = before, added = hn::Zero(d);
+      for (int64_t k = begin; k < end; ++k) most = hn::Max(hn::LoadU(d, column + k * stride), most);
+      for (int64_t k = begin; k < end; ++k) {
+        added = hn::Add(added, power(d, hn::LoadU(d, column + k * stride), most));
+      }
+      hn::StoreU(power(d, before, most), d, scale + v * kLanes);
+      hn::StoreU(added, d, block + v * kLanes);
+      hn::StoreU(most, d, largest + v * kLanes);
+    }
+    for (int64_t c = 0; c < kLaneGroup; ++c) {
+      sum[c] = sum[c] * static_cast<double>(scale[c]) + static_cast<double>(block[c]);
+    }
+  }
+}
+
+void PowersFloat(const float* x, int64_t stride, int64_t rows, float* largest, double* sum) {
+  powers_of_rows(x, stride, rows, largest, sum);
+}
+void PowersDouble(const double* x, int64_t stride, int64_t rows, double* largest, double* sum) {
+  powers_of_rows(x, stride, rows, largest, sum);
+}
 void BestFloat(bool largest, const float* x, int64_t stride, int64_t rows, float* best) {
   largest ? best_of_rows<true>(x, stride, rows, best) : best_of_rows<false>(x, stride, rows, best);
 }
@@ -93,6 +136,8 @@ HWY_EXPORT(BestFloat);
 HWY_EXPORT(BestDouble);
 HWY_EXPORT(MomentsFloat);
 HWY_EXPORT(MomentsDouble);
+HWY_EXPORT(PowersFloat);
+HWY_EXPORT(PowersDouble);
 
 template <>
 void best_of_rows(bool largest, const float* x, int64_t stride, int64_t rows, float* best) {
@@ -109,6 +154,15 @@ template <> void moments_of_rows(const float* x, int64_t stride, int64_t rows, c
 template <> void moments_of_rows(const double* x, int64_t stride, int64_t rows, const double* shift,
                                  double* sum, double* squares) {
   HWY_DYNAMIC_DISPATCH(MomentsDouble)(x, stride, rows, shift, sum, squares);
+}
+
+template <>
+void powers_of_rows(const float* x, int64_t stride, int64_t rows, float* largest, double* sum) {
+  HWY_DYNAMIC_DISPATCH(PowersFloat)(x, stride, rows, largest, sum);
+}
+template <>
+void powers_of_rows(const double* x, int64_t stride, int64_t rows, double* largest, double* sum) {
+  HWY_DYNAMIC_DISPATCH(PowersDouble)(x, stride, rows, largest, sum);
 }
 
 }  // namespace sinter

@@ -18,4 +18,8 @@ void best_of_rows(bool largest, const T* x, int64_t stride, int64_t rows, T* bes
 template <class T> void moments_of_rows(const T* x, int64_t stride, int64_t rows,
                                         const double* shift, double* sum, double* squares);
 
+// sum[c] of exp(x - largest[c]) goes on with these, largest[c] growing to the largest of them.
+template <class T>
+void powers_of_rows(const T* x, int64_t stride, int64_t rows, T* largest, double* sum);
+
 }  // namespace sinter

@@ -274,13 +274,28 @@ template <class R> void fold(LaunchSite site, const char* name, const op::Stride
            static_cast<int>(slices), n, static_cast<const Acc*>(partial.data()), r);
 }
 
-// dx[i] = gradient(i, the result that element i is a term of).
+// dx[i] = gradient(i, the result that element i is a term of). kEachItems elements of a thread are
+// in flight at once: they are computed before any is stored.
+constexpr int kEachItems = 4;
 template <class T, class Index, class Gradient> __global__ void __launch_bounds__(kThreads)
     each_kernel(Index n, Loop<1> rows, Gradient gradient, T* __restrict__ dx) {
-  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
-    int64_t row[1];
-    rows.offsets(i, row);
-    dx[i] = gradient(static_cast<int64_t>(i), row[0]);
+  constexpr int kTile = kThreads * kEachItems;
+  for (Index tile = static_cast<Index>(blockIdx.x) * kTile; tile < n;
+       tile += static_cast<Index>(gridDim.x) * kTile) {
+    T v[kEachItems];
+#pragma unroll
+    for (int q = 0; q < kEachItems; ++q) {
+      const Index i = tile + q * kThreads + threadIdx.x;
+      if (i >= n) break;
+      int64_t row[1];
+      rows.offsets(i, row);
+      v[q] = gradient(static_cast<int64_t>(i), row[0]);
+    }
+#pragma unroll
+    for (int q = 0; q < kEachItems; ++q) {
+      const Index i = tile + q * kThreads + threadIdx.x;
+      if (i < n) dx[i] = v[q];
+    }
   }
 }
 
@@ -297,9 +312,12 @@ template <class Op> void each(const Cuda& ctx, const Op& o) {
     using T = decltype(gradient(0, 0));
     const int64_t n = out.numel();
     const Loop<1> rows = loop_over(over);
-    with_index(n + (int64_t{kThreads} << 16), [&](auto zero) {
+    if (n == 0) return;
+    const int64_t blocks = std::min<int64_t>(ceil_div(n, kThreads * kEachItems), 1 << 14);
+    with_index(n + blocks * kThreads * kEachItems, [&](auto zero) {
       using Index = decltype(zero);
-      launch_1d(site, Op::name, n, each_kernel<T, Index, Gradient>, rows, gradient, out.data<T>());
+      launch(site, {Op::name, n}, static_cast<unsigned>(blocks), kThreads, 0,
+             each_kernel<T, Index, Gradient>, static_cast<Index>(n), rows, gradient, out.data<T>());
     });
   });
 }

@@ -1,3 +1,5 @@
+#include <hwy/targets.h>
+
 #include "tests/reference/oracle_reduce.h"
 #include "tests/support/gradient_check.h"
 
@@ -404,6 +406,60 @@ DEVICE_TEST("logsumexp: large inputs do not overflow", "[reduce]") {
   }
 }
 
+DEVICE_TEST("reduce: NaN and infinities anywhere in rows and columns", "[reduce]") {
+  constexpr int64_t kRows = 5, kLength = 53;
+  for (const DType dtype : {kFloat32, kFloat64})
+    for (const int64_t place : {0, 3, 15, 16, 40, 52})
+      for (const bool down : {false, true}) {
+        INFO(dtype << " place " << place << (down ? ", down" : ""));
+        // Row 0 is a NaN at its place, rows 1 and 2 infinities, row 3 -infinity alone, row 4 two
+        // NaN.
+        Array x = noise({kRows, kLength}, 1);
+        const auto at = [&](int64_t row, int64_t k) -> double& {
+          return x.v[static_cast<size_t>(row * kLength + k)];
+        };
+        at(0, place) = kNan;
+        at(1, place) = kInf;
+        at(2, place) = -kInf;
+        for (int64_t k = 0; k < kLength; ++k) at(3, k) = -kInf;
+        at(4, place) = at(4, 52) = kNan;
+        const Tensor rows = tensor(x, {dtype, device});
+        const Tensor t = down ? rows.permute({1, 0}) : rows;
+        const int dim = down ? 0 : 1;
+        const auto values = [](const Tensor& y) { return y.to_vector<double>(); };
+        const std::vector<double> largest = values(amax(t, dim)), smallest = values(amin(t, dim));
+        CHECK(std::isnan(largest[0]));
+        CHECK(std::isnan(smallest[0]));
+        CHECK(largest[1] == kInf);
+        CHECK(smallest[2] == -kInf);
+        CHECK(largest[3] == -kInf);
+        CHECK(std::isnan(smallest[4]));
+        const std::vector<int64_t> first = argmax(t, dim).to_vector<int64_t>();
+        CHECK(first[0] == place);
+        CHECK(first[1] == place);
+        CHECK(first[3] == 0);
+        CHECK(first[4] == place);
+        CHECK(argmin(t, dim).to_vector<int64_t>()[2] == place);
+        const std::vector<double> log_sum = values(logsumexp(t, dim));
+        CHECK(std::isnan(log_sum[0]));
+        CHECK(log_sum[1] == kInf);
+        CHECK(std::isfinite(log_sum[2]));
+        CHECK(log_sum[3] == -kInf);
+        CHECK(std::isnan(log_sum[4]));
+        for (const double v : values(var(t, dim))) CHECK(std::isnan(v));
+        const std::vector<double> size = values(norm(t, 2, dim));
+        CHECK(std::isnan(size[0]));
+        CHECK(size[1] == kInf);
+        CHECK(size[3] == kInf);
+        const Tensor p = softmax(t, dim);
+        const std::vector<double> sums = values(sum(p, dim));
+        CHECK(std::isnan(sums[0]));
+        CHECK(std::isnan(sums[1]));
+        CHECK(std::abs(sums[2] - 1) < 1e-5);
+        CHECK(std::isnan(sums[3]));
+      }
+}
+
 DEVICE_TEST("cumsum: infinities do not reach back", "[reduce]") {
   Array x = filled({1, 3000}, 1);
   x.v[1501] = kInf;
@@ -508,6 +564,24 @@ DEVICE_TEST("reduce: the same bits for any number of threads", "[reduce]") {
       const Threads threads(3);
       CHECK(same_bits(one, r.op(x, dims, false)));
     }
+}
+
+TEST_CASE("reduce: with every instruction set", "[reduce][cpu]") {
+  struct Restore {
+    ~Restore() { hwy::SetSupportedTargetsForTest(0); }
+  } const restore;
+  for (int64_t targets = hwy::SupportedTargets(); targets != 0; targets &= targets - 1) {
+    hwy::SetSupportedTargetsForTest(targets);
+    INFO("targets " << targets);
+    for (const app::ReductionOracle& r : app::reduction_oracles()) {
+      check_op(app::reduction_case(r, {40, 300}, {0}, false), kCpu);
+      check_op(app::reduction_case(r, {7, 301}, {1}, false), kCpu);
+    }
+    for (const app::AlongOracle& a : app::along_oracles()) {
+      check_op(app::along_case(a, {7, 301}, 1), kCpu);
+      check_op(app::along_case(a, {40, 77}, 0), kCpu);
+    }
+  }
 }
 
 DEVICE_TEST("reduce: errors of every kind", "[reduce]") {
