@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "sinter/autograd.h"
+#include "sinter/ops/dropout.h"
+#include "sinter/ops/norm.h"
 #include "sinter/tensor.h"
 
 namespace sinter {
