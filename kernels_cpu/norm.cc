@@ -318,7 +318,7 @@ template <class T> void batch_norm_forward(const BatchNormForward& o) {
     for (int64_t c = 0; c < g.c; ++c) {
       const Moments& m = moments.get()[c];
       mean[c] = m.mean;
-      rstd[c] = 1 / std::sqrt(m.m2 / static_cast<double>(count) + o.eps);
+      rstd[c] = 1 / std::sqrt(m.m2 / static_cast<double>(std::max<int64_t>(count, 1)) + o.eps);
       if (count == 0) continue;
       if (o.running_mean.address != nullptr) update(o.running_mean.data<T>() + c, m.mean);
       if (o.running_var.address != nullptr)
@@ -519,17 +519,18 @@ template <class T> void row_norm_backward(const RowNormBackward& o) {
   const double *mean = o.mean.data<double>(), *rstd = o.rstd.data<double>();
   T *dx = o.dx.data<T>(), *dweight = o.dweight.data<T>(), *dbias = o.dbias.data<T>();
   const int64_t size = g.row(), width = g.groups * g.channels;
+  const int64_t samples = size > 0 ? g.n : 0;  // that have something to add
 
   // Samples [begin, end) of a block leave the sums of their columns. Blocks are as many as a pair
   // of sums of some thousand rows costs little beside them.
-  const int64_t per_block = std::max<int64_t>(16, (g.n + 255) / 256);
-  const int64_t blocks = (g.n + per_block - 1) / per_block;
+  const int64_t per_block = std::max<int64_t>(16, (samples + 255) / 256);
+  const int64_t blocks = (samples + per_block - 1) / per_block;
   const Scratch<double> partial(2 * width * blocks);
   parallel_for(blocks, [&](int64_t block) {
     double* const dw = partial.get() + 2 * width * block;
     double* const db = dw + width;
     std::fill(dw, dw + 2 * width, 0.0);
-    for (int64_t n = block * per_block; n < std::min(g.n, (block + 1) * per_block); ++n) {
+    for (int64_t n = block * per_block; n < std::min(samples, (block + 1) * per_block); ++n) {
       for (int64_t group = 0; group < g.groups; ++group) {
         const int64_t row = n * g.groups + group, at = row * size, first = group * g.channels;
         if (g.inner == 1) {

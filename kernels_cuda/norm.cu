@@ -249,7 +249,7 @@ template <class T> __global__ void __launch_bounds__(kThreads)
     }
     if (lane == 0) {
       mean[c] = m.mean;
-      rstd[c] = 1 / sqrt(m.m2 / m.count + eps);
+      rstd[c] = 1 / sqrt((m.count > 0 ? m.m2 / m.count : 0) + eps);
       if (m.count > 0) {
         const double momentum =
             running.cumulative ? 1 / static_cast<double>(batches) : running.momentum;
@@ -584,7 +584,10 @@ struct Cut {
   Partials partials;
 
   Cut(const BatchNormShape& g, int64_t pack) : columns(g.l < kSmallPlane) {
-    if (columns) {
+    if (g.n * g.c * g.l == 0) {
+      set_slices(0, 1);
+      partials = {0, 0, 1};
+    } else if (columns) {
       set_slices(g.n, std::min(2048 / ceil_div(g.c * g.l, kColumns), g.n / (8 * kRows)));
       partials = {slices, g.c * g.l, g.l};
     } else {
@@ -706,6 +709,7 @@ template <class T> void row_norm_backward(const Cuda& ctx, const RowNormBackward
   T *dx = o.dx.data<T>(), *dweight = o.dweight.data<T>(), *dbias = o.dbias.data<T>();
   const int64_t size = g.row(), width = g.groups * g.channels;
   if (width == 0) return;
+  const int64_t n = size > 0 ? g.n : 0;  // of samples that have something to add
   const bool sums_needed = dweight != nullptr || dbias != nullptr;
   const auto finish = [&](const Partials& p, const Pair2* partial) {
     launch(ctx, {"row_norm_backward", width}, warp_blocks(width), kThreads, 0,
@@ -713,7 +717,7 @@ template <class T> void row_norm_backward(const Cuda& ctx, const RowNormBackward
            0.0, dweight, dbias, static_cast<Line*>(nullptr));
   };
   if (g.inner == 1) {
-    if (dx != nullptr && g.n > 0) {
+    if (dx != nullptr && n > 0) {
       with_row_shape<T>(aligned(x, dy, dx), size, [&](auto pack, auto group) {
         launch(ctx, {"row_norm_backward", g.rows(), size}, blocks_for(g.rows(), kThreads / group()),
                kThreads, 0, row_backward_kernel<T, pack(), group()>, g, x, dy, weight, mean, rstd,
@@ -721,15 +725,17 @@ template <class T> void row_norm_backward(const Cuda& ctx, const RowNormBackward
       });
     }
     if (!sums_needed) return;
-    const Cut cut = Cut::of_rows(g.n, width);
+    const Cut cut = Cut::of_rows(n, width);
     const Scratch<Pair2> partial(ctx, cut.results());
-    launch(ctx, {"row_norm_backward", g.n, width}, cut.column_grid(), kThreads, 0,
-           column_sums_kernel<T>, g.n, width, cut.slice, g.groups, g.channels, x, dy, mean, rstd,
-           partial.data());
+    if (n > 0) {
+      launch(ctx, {"row_norm_backward", n, width}, cut.column_grid(), kThreads, 0,
+             column_sums_kernel<T>, n, width, cut.slice, g.groups, g.channels, x, dy, mean, rstd,
+             partial.data());
+    }
     finish(cut.partials, partial.data());
     return;
   }
-  const Planes planes{g.n * width, g.inner, width, g.channels};
+  const Planes planes{n * width, g.inner, width, g.channels};
   const Scratch<Pair2> of_plane(ctx, planes.count);
   if (planes.count > 0) {
     const bool small = g.inner <= 1024;
@@ -738,7 +744,7 @@ template <class T> void row_norm_backward(const Cuda& ctx, const RowNormBackward
            small ? each_plane_sums_kernel<T, 32> : each_plane_sums_kernel<T, kThreads>, planes, x,
            dy, mean, rstd, of_plane.data());
   }
-  if (sums_needed) finish({g.n, width, 1}, of_plane.data());
+  if (sums_needed) finish({n, width, 1}, of_plane.data());
   if (dx == nullptr || planes.count == 0) return;
   const Scratch<Line> lines(ctx, g.rows());
   launch(ctx, {"row_norm_backward", g.rows(), size}, warp_blocks(g.rows()), kThreads, 0,

@@ -64,8 +64,8 @@ struct RowNormShape {
     f("n", n), f("groups", groups), f("channels", channels), f("inner", inner);
     f("centred", centred);
   }
-  int64_t rows() const { return n * groups; }
-  int64_t row() const { return channels * inner; }
+  constexpr int64_t rows() const { return n * groups; }
+  constexpr int64_t row() const { return channels * inner; }
 };
 // mean, rstd: (n, groups), float64.
 struct RowNormForward {
