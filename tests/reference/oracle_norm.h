@@ -22,21 +22,25 @@ struct Normalized {
 };
 inline Normalized normalize(const Norm& n) {
   const size_t count = n.x.v.size();
-  const auto sums = [&](const std::function<double(size_t)>& term) {
-    std::vector<double> total(n.statistics), terms(n.statistics);
+  // Means, in more than float64: added up one by one, thousands of terms would round more than the
+  // kernels do.
+  const auto means = [&](const std::function<double(size_t)>& term) {
+    std::vector<long double> total(n.statistics), terms(n.statistics);
     for (size_t i = 0; i < count; ++i) {
       total[n.statistic[i]] += term(i);
       ++terms[n.statistic[i]];
     }
-    for (size_t s = 0; s < n.statistics; ++s) total[s] /= terms[s];
-    return total;
+    std::vector<double> result;
+    for (size_t s = 0; s < n.statistics; ++s)
+      result.push_back(static_cast<double>(total[s] / terms[s]));
+    return result;
   };
   Normalized r{n.mean, n.var, n.x, n.x, filled(n.weight.shape), filled(n.bias.shape)};
   const bool given = !n.mean.empty();
   if (!given) {
     r.mean =
-        n.centred ? sums([&](size_t i) { return n.x.v[i]; }) : std::vector<double>(n.statistics);
-    r.var = sums([&](size_t i) { return std::pow(n.x.v[i] - r.mean[n.statistic[i]], 2); });
+        n.centred ? means([&](size_t i) { return n.x.v[i]; }) : std::vector<double>(n.statistics);
+    r.var = means([&](size_t i) { return std::pow(n.x.v[i] - r.mean[n.statistic[i]], 2); });
   }
   const auto rstd = [&](size_t i) { return 1 / std::sqrt(r.var[n.statistic[i]] + n.eps); };
   const auto z = [&](size_t i) { return (n.x.v[i] - r.mean[n.statistic[i]]) * rstd(i); };
@@ -48,8 +52,8 @@ inline Normalized normalize(const Norm& n) {
   }
   std::vector<double> d_mean(n.statistics), dz_mean(n.statistics);
   if (!given) {
-    if (n.centred) d_mean = sums(d);
-    dz_mean = sums([&](size_t i) { return d(i) * z(i); });
+    if (n.centred) d_mean = means(d);
+    dz_mean = means([&](size_t i) { return d(i) * z(i); });
   }
   for (size_t i = 0; i < count; ++i)
     r.dx.v[i] = rstd(i) * (d(i) - d_mean[n.statistic[i]] - z(i) * dz_mean[n.statistic[i]]);
