@@ -196,6 +196,8 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
                   double eps) {
   const char* op = "group_norm";
   check_images(op, x);
+  require<ShapeError>(x.size(1) > 0 && places(x) > 0, op,
+                      ": expected x of at least one channel and one place, got ", x.shape());
   require<ValueError>(groups >= 1 && x.size(1) % groups == 0, op,
                       ": expected groups that divide the channels of x ", x.shape(), ", got ",
                       groups);

@@ -40,7 +40,8 @@ Tensor rms_norm(const Tensor& x, const Shape& normalized_shape, const Tensor& we
                 std::optional<double> eps = {});
 // As layer_norm for each of `groups` groups of neighbouring channels of an image, with a weight and
 // a bias a channel (Wu and He 2018; torch.nn.functional.group_norm). x: (N, C, *)  weight, bias:
-// (C) or undefined. ValueError unless groups divides C, and where x is one value.
+// (C) or undefined. Only N may be 0. ValueError unless groups divides C, and where a group of all
+// images together is one value.
 Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight = {},
                   const Tensor& bias = {}, double eps = 1e-5);
 // group_norm with a group a channel (Ulyanov, Vedaldi and Lempitsky 2016;
