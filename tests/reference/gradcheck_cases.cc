@@ -9,6 +9,7 @@
 #include "sinter/nn.h"
 #include "sinter/ops.h"
 #include "sinter/random.h"
+#include "tests/reference/gradcheck_norm.h"
 #include "tests/reference/oracle_cases.h"
 
 namespace sinter::app {
@@ -384,7 +385,9 @@ std::vector<GradcheckCase> gradcheck_cases() {
   table.losses();
   table.modules();
   table.fused();
-  return table.take();
+  std::vector<GradcheckCase> cases = table.take();
+  add_norm_gradchecks(cases);
+  return cases;
 }
 
 }  // namespace sinter::app
