@@ -5,6 +5,8 @@
 
 #include "core/base/detail.h"
 #include "core/ops/arguments.h"
+#include "core/program/recorder.h"
+#include "core/tensor/tensor_impl.h"
 #include "sinter/emit.h"
 #include "sinter/operators/elementwise.h"
 #include "sinter/philox.h"
@@ -23,6 +25,58 @@ double Generator::uniform() { return static_cast<double>(next() >> 11) * 0x1p-53
 double Generator::normal() {
   const double radius = std::sqrt(-2 * std::log(1 - uniform()));  // 1 - u is never 0
   return radius * std::cos(2 * std::numbers::pi * uniform());
+}
+
+Generator::Generator(const Generator& other) : seed_(other.seed_), position_(other.position_) {
+  for (const Tensor& state : other.states_) states_.push_back(state.clone());
+}
+
+Generator& Generator::operator=(const Generator& other) {
+  if (this == &other) return *this;
+  seed_ = other.seed_;
+  position_ = other.position_;
+  // In place: programs have these storages.
+  for (const Tensor& state : states_) {
+    const Tensor* const theirs = other.find(state.device());
+    if (theirs != nullptr)
+      state.copy_(*theirs);
+    else
+      set_draws(state.device(), 0);
+  }
+  for (const Tensor& theirs : other.states_)
+    if (find(theirs.device()) == nullptr) states_.push_back(theirs.clone());
+  return *this;
+}
+
+const Tensor* Generator::find(Device device) const {
+  for (const Tensor& state : states_)
+    if (state.device() == device) return &state;
+  return nullptr;
+}
+
+int64_t Generator::draws(Device device) const {
+  const Tensor* const state = find(device);
+  return state == nullptr ? 0 : state->to_vector<int64_t>()[1];
+}
+
+void Generator::set_draws(Device device, int64_t n) {
+  require<ValueError>(n >= 0, "set_draws: expected n >= 0, got ", n);
+  device_state(device).copy_(
+      from_vector(std::vector<int64_t>{static_cast<int64_t>(seed_), n}, {2}, device));
+}
+
+Tensor Generator::device_state(Device device) {
+  if (const Tensor* const state = find(device)) return *state;
+  // Not by from_vector: a function that is recorded may be the first to ask, and the state must
+  // outlive it, with the values of now rather than at the beginning of every call.
+  const int64_t values[] = {static_cast<int64_t>(seed_), 0};
+  const auto storage = std::make_shared<Storage>(device, sizeof(values));
+  with_context(device, [&](const auto& ctx) {
+    copy_from_host(ctx, storage->use(), values, sizeof(values));
+  });
+  states_.push_back(
+      Recorder::tensor_of(std::make_shared<Tensor::Impl>(storage, 0, Shape{2}, kInt64)));
+  return states_.back();
 }
 
 Generator& default_generator() {

@@ -286,3 +286,6 @@ class Sequential : public Module {
 };
 
 }  // namespace sinter
+
+#include "sinter/nn/dropout.h"
+#include "sinter/nn/norm.h"

@@ -12,8 +12,10 @@
 #include <vector>
 
 #include "sinter/autograd.h"
+#include "sinter/ops/dropout.h"
 #include "sinter/ops/elementwise.h"
 #include "sinter/ops/loss.h"
+#include "sinter/ops/norm.h"
 #include "sinter/ops/reduce.h"
 #include "sinter/ops/softmax.h"
 #include "sinter/tensor.h"
