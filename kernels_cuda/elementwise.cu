@@ -51,15 +51,15 @@ template <class A, class T> struct Sides {
 
 // The value of an operator, or the gradient of one of its operands, for kCount elements from i on.
 // y may be an operand: an element is read only by the thread that writes it, before it writes.
-template <class O, int kGradient, int kCount, class A, class T, class Y, class Index>
-__device__ void map_elements(const Sides<A, T>& x, int64_t i, Index index, Y* y) {
+template <class O, int kGradient, int kCount, class A, class T, class Y>
+__device__ void map_elements(const Sides<A, T>& x, int64_t i, Y* y) {
   A a[kCount] = {};
   T b[kCount] = {}, c[kCount] = {}, result[kCount] = {}, dy[kCount] = {};
-  if constexpr (reads_operand<O, kGradient>(0)) load(x.a, i, index, a);
-  if constexpr (reads_operand<O, kGradient>(1)) load(x.b, i, index, b);
-  if constexpr (reads_operand<O, kGradient>(2)) load(x.c, i, index, c);
-  if constexpr (reads_operand<O, kGradient>(3)) load(x.result, i, index, result);
-  if constexpr (reads_operand<O, kGradient>(4)) load(x.dy, i, index, dy);
+  if constexpr (reads_operand<O, kGradient>(0)) load(x.a, i, a);
+  if constexpr (reads_operand<O, kGradient>(1)) load(x.b, i, b);
+  if constexpr (reads_operand<O, kGradient>(2)) load(x.c, i, c);
+  if constexpr (reads_operand<O, kGradient>(3)) load(x.result, i, result);
+  if constexpr (reads_operand<O, kGradient>(4)) load(x.dy, i, dy);
   Pack<Y, kCount> pack;
 #pragma unroll
   for (int q = 0; q < kCount; ++q) {
@@ -75,14 +75,12 @@ __device__ void map_elements(const Sides<A, T>& x, int64_t i, Index index, Y* y)
 }
 
 // The first `packs` packs 16 bytes of T at a time.
-template <class O, int kGradient, class A, class T, class Y, class Index>
-__global__ void map_kernel(Index n, Index packs, Sides<A, T> x, Y* y) {
+template <class O, int kGradient, class A, class T, class Y>
+__global__ void map_kernel(int64_t n, int64_t packs, const __grid_constant__ Sides<A, T> x, Y* y) {
   constexpr int kPack = 16 / sizeof(T);
-  const Index first = thread_index<Index>(), step = thread_count<Index>();
-  for (Index i = first; i < packs; i += step)
-    map_elements<O, kGradient, kPack>(x, int64_t{i} * kPack, Index{}, y);
-  for (Index i = packs * kPack + first; i < n; i += step)
-    map_elements<O, kGradient, 1>(x, int64_t{i}, Index{}, y);
+  const int64_t first = thread_index<int64_t>(), step = thread_count<int64_t>();
+  for (int64_t i = first; i < packs; i += step) map_elements<O, kGradient, kPack>(x, i * kPack, y);
+  for (int64_t i = packs * kPack + first; i < n; i += step) map_elements<O, kGradient, 1>(x, i, y);
 }
 
 template <class O, int kGradient, class T> void map(LaunchSite site, const Map& o) {
@@ -105,10 +103,8 @@ template <class O, int kGradient, class T> void map(LaunchSite site, const Map& 
   const int64_t packs = packed ? n / kPack : 0;
   const int64_t items = packs > 0 ? packs : n;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(ceil_div(items, kThreads), 1 << 16));
-  with_index(n, [&]<class Index>(Index) {
-    launch(site, {o.title(), n}, blocks, kThreads, 0, map_kernel<O, kGradient, A, T, Y, Index>,
-           static_cast<Index>(n), static_cast<Index>(packs), x, y);
-  });
+  launch(site, {o.title(), n}, blocks, kThreads, 0, map_kernel<O, kGradient, A, T, Y>, n, packs, x,
+         y);
 }
 
 template <class O, class T> void map_gradient(LaunchSite site, const Map& o) {

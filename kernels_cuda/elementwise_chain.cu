@@ -82,10 +82,10 @@ template <class T, int kCount> __device__ void evaluate(const Step<T>& step, con
 #undef SINTER_EVALUATE
 }
 
-template <class U, int kCount, class T, class Index>
-__device__ void load_as(const Input& x, int64_t i, Index index, T (&v)[kCount]) {
+template <class U, int kCount, class T>
+__device__ void load_as(const Input& x, int64_t i, T (&v)[kCount]) {
   U values[kCount];
-  load(static_cast<const U*>(x.p), U(0), x.reading, i, index, values);
+  load(static_cast<const U*>(x.p), U(0), x.reading, i, values);
 #pragma unroll
   for (int q = 0; q < kCount; ++q) v[q] = static_cast<T>(values[q]);
 }
@@ -102,15 +102,15 @@ __device__ void store(void* p, int64_t i, const T (&v)[kCount]) {
 }
 
 // Elements [i, i + kCount). All inputs are read before anything is written: an output may be one.
-template <int kCount, class T, class Index>
-__device__ void chain_elements(const Program<T>& program, int64_t i, Index index) {
+template <int kCount, class T>
+__device__ void chain_elements(const Program<T>& program, int64_t i) {
   T value[kMostValues][kCount];
   for (int k = 0; k < program.inputs; ++k) {
     const Input& x = program.x[k];
     if (x.is_bool)
-      load_as<bool>(x, i, index, value[k]);
+      load_as<bool>(x, i, value[k]);
     else
-      load_as<T>(x, i, index, value[k]);
+      load_as<T>(x, i, value[k]);
   }
   for (int s = 0; s < program.steps; ++s) {
     const Step<T>& step = program.step[s];
@@ -135,14 +135,12 @@ __device__ void chain_elements(const Program<T>& program, int64_t i, Index index
   }
 }
 
-template <class T, class Index>
-__global__ void chain_kernel(Index n, Index packs, const __grid_constant__ Program<T> program) {
+template <class T>
+__global__ void chain_kernel(int64_t n, int64_t packs, const __grid_constant__ Program<T> program) {
   constexpr int kPack = 16 / sizeof(T);
-  const Index first = thread_index<Index>(), step = thread_count<Index>();
-  for (Index i = first; i < packs; i += step)
-    chain_elements<kPack>(program, int64_t{i} * kPack, Index{});
-  for (Index i = packs * kPack + first; i < n; i += step)
-    chain_elements<1>(program, int64_t{i}, Index{});
+  const int64_t first = thread_index<int64_t>(), step = thread_count<int64_t>();
+  for (int64_t i = first; i < packs; i += step) chain_elements<kPack>(program, i * kPack);
+  for (int64_t i = packs * kPack + first; i < n; i += step) chain_elements<1>(program, i);
 }
 
 template <class T> void chain(LaunchSite site, const MapChain& o) {
@@ -173,10 +171,7 @@ template <class T> void chain(LaunchSite site, const MapChain& o) {
   const int64_t packs = packed ? n / kPack : 0;
   const int64_t items = packs > 0 ? packs : n;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(ceil_div(items, kThreads), 1 << 16));
-  with_index(n, [&]<class Index>(Index) {
-    launch(site, {MapChain::name, n}, blocks, kThreads, 0, chain_kernel<T, Index>,
-           static_cast<Index>(n), static_cast<Index>(packs), program);
-  });
+  launch(site, {MapChain::name, n}, blocks, kThreads, 0, chain_kernel<T>, n, packs, program);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ enum class Way { kNumber, kWhole, kRepeated };
 struct Reading {
   Way way = Way::kNumber;
   bool in_runs = false;  // a pack never leaves the innermost dimension
+  bool narrow = false;   // 32 bits count the elements, whose divisions cost a part of those of 64
   Loop<1> loop;          // of a repeated one
 };
 template <class U> struct Side {
@@ -26,10 +27,17 @@ template <class U> struct Side {
 template <class U, int kCount> struct alignas(sizeof(U) * kCount) Pack { U v[kCount]; };
 
 // Elements [i, i + kCount).
-template <int kCount, class U, class Index> __device__ void load(const U* p, U number,
-                                                                 const Reading& reading, int64_t i,
-                                                                 Index, U (&v)[kCount]) {
+template <int kCount, class U>
+__device__ void load(const U* p, U number, const Reading& reading, int64_t i, U (&v)[kCount]) {
   const Loop<1>& loop = reading.loop;
+  const auto offset = [&](int64_t element) {
+    int64_t at[1];
+    if (reading.narrow)
+      loop.offsets(static_cast<uint32_t>(element), at);
+    else
+      loop.offsets(element, at);
+    return at[0];
+  };
   if (reading.way == Way::kWhole) {
     if constexpr (kCount == 1) {
       v[0] = p[i];
@@ -42,24 +50,18 @@ template <int kCount, class U, class Index> __device__ void load(const U* p, U n
 #pragma unroll
     for (int q = 0; q < kCount; ++q) v[q] = number;
   } else if (reading.in_runs) {
-    int64_t at[1];
-    loop.offsets(static_cast<Index>(i), at);
+    const int64_t first = offset(i);
     const int64_t step = loop.rank > 0 ? loop.stride[0][loop.rank - 1] : 0;
 #pragma unroll
-    for (int q = 0; q < kCount; ++q) v[q] = p[at[0] + q * step];
+    for (int q = 0; q < kCount; ++q) v[q] = p[first + q * step];
   } else {
 #pragma unroll
-    for (int q = 0; q < kCount; ++q) {
-      int64_t at[1];
-      loop.offsets(static_cast<Index>(i + q), at);
-      v[q] = p[at[0]];
-    }
+    for (int q = 0; q < kCount; ++q) v[q] = p[offset(i + q)];
   }
 }
 
-template <class U, int kCount, class Index>
-__device__ void load(const Side<U>& s, int64_t i, Index index, U (&v)[kCount]) {
-  load(s.p, s.number, s.reading, i, index, v);
+template <class U, int kCount> __device__ void load(const Side<U>& s, int64_t i, U (&v)[kCount]) {
+  load(s.p, s.number, s.reading, i, v);
 }
 
 inline Reading reading_of(const Operand& x, const Shape& shape, int pack) {
@@ -72,6 +74,7 @@ inline Reading reading_of(const Operand& x, const Shape& shape, int pack) {
     if (x.shape[k] != 1) stride[d] = step;
     step *= x.shape[k];
   }
+  reading.narrow = shape.numel() < (int64_t{1} << 31);
   Loop<1>& loop = reading.loop;
   for (int d = 0; d < shape.rank(); ++d) loop.append(shape[d], {stride[d]});
   reading.in_runs = loop.rank == 0 || loop.shape[loop.rank - 1] % pack == 0;
