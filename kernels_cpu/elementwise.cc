@@ -44,7 +44,8 @@ namespace {
 // y = the value, or the gradient of an operand, of n elements; x: a, b, c, result, dy.
 template <class O, int kGradient, class T>
 HWY_ATTR void block(int64_t n, const void* const* x, void* y) {
-  using A = std::conditional_t<O::kTypes == element::kSelect, bool, T>;
+  // A condition as the byte that it is: of bools GCC makes no vectors.
+  using A = std::conditional_t<O::kTypes == element::kSelect, uint8_t, T>;
   const A* a = static_cast<const A*>(x[0]);
   const T *b = static_cast<const T*>(x[1]), *c = static_cast<const T*>(x[2]);
   if constexpr (kGradient < 0) {
@@ -127,7 +128,12 @@ class Source {
   // single one is repeated for the first block of a range, which is as large as any.
   const void* block(int64_t begin, int64_t n, bool first, std::byte* scratch) const {
     if (is_whole_) return data_ + begin * size_;
-    if (is_one_ && !first) return scratch;
+    if (is_one_) {
+      if (!first) return scratch;
+    } else if (loops_.inner_stride(0) == 1) {  // one run?
+      const int64_t at = begin % loops_.inner();
+      if (at + n <= loops_.inner()) return data_ + loops_.offset(begin)[0] * size_;
+    }
     switch (size_) {
       case 1:
         gather<uint8_t>(begin, n, scratch);

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
+#include <cstdlib>
 #include <initializer_list>
 #include <limits>
 #include <ostream>
@@ -286,6 +288,10 @@ Tensor gelu(const Tensor& x, std::string_view approximate) {
   require<ValueError>(approximate == "none" || approximate == "tanh",
                       "gelu: expected approximate none or tanh, got '", approximate, "'");
   return Call("gelu", approximate == "tanh" ? Element::kGeluTanh : Element::kGelu, {x}).run();
+}
+Tensor round(const Tensor& x, int decimals) {
+  const double scale = std::pow(10, std::abs(decimals));
+  return decimals < 0 ? round(x / scale) * scale : round(x * scale) / scale;
 }
 Tensor leaky_relu(const Tensor& x) { return leaky_relu(x, 0.01); }
 Tensor elu(const Tensor& x) { return elu(x, 1); }

@@ -97,8 +97,8 @@
           kA | kB | kC, a >= b && a <= c ? dy : T(0),                                            \
           kA | kB | kC, b < c && a < b ? dy : T(0),                                              \
           kA | kB | kC, a > c || c < b ? dy : T(0))                                              \
-  TERNARY(kWhere, where, kSelect, a ? b : c,                                                     \
-          kNone, dy, kA, a ? dy : T(0), kA, a ? T(0) : dy)
+  TERNARY(kWhere, where, kSelect, a != 0 ? b : c,                                                \
+          kNone, dy, kA, a != 0 ? dy : T(0), kA, a != 0 ? T(0) : dy)
 // clang-format on
 
 namespace sinter::element {
@@ -115,13 +115,14 @@ enum Reads : int { kNothing = 0, kA = 1, kB = 2, kC = 4, kY = 8, kPass = 32, kNo
     static constexpr int kOperands = operands;                                                    \
     static constexpr Types kTypes = op_types;                                                     \
     static constexpr int kReads[3] = {ra, rb, rc};                                                \
-    template <class A, class T>                                                                   \
-    SINTER_HD static auto of([[maybe_unused]] A a, [[maybe_unused]] T b, [[maybe_unused]] T c) {  \
+    template <class A, class T> SINTER_ELEMENT_FUNCTION static auto of([[maybe_unused]] A a,      \
+                                                                       [[maybe_unused]] T b,      \
+                                                                       [[maybe_unused]] T c) {    \
       return value;                                                                               \
     }                                                                                             \
     template <int kOperand, class A, class T>                                                     \
-    SINTER_HD static T gradient([[maybe_unused]] A a, [[maybe_unused]] T b, [[maybe_unused]] T c, \
-                                [[maybe_unused]] T y, T dy) {                                     \
+    SINTER_ELEMENT_FUNCTION static T gradient([[maybe_unused]] A a, [[maybe_unused]] T b,         \
+                                              [[maybe_unused]] T c, [[maybe_unused]] T y, T dy) { \
       if constexpr (kOperand == 0)                                                                \
         return da;                                                                                \
       else if constexpr (kOperand == 1)                                                           \

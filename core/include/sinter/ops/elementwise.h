@@ -42,6 +42,8 @@ Tensor div(const Tensor& a, const Term& b, std::string_view rounding_mode);
 Tensor floor_divide(const Tensor& a, const Term& b);
 // approximate: "none" (x times the normal distribution up to x) or "tanh". ValueError for another.
 Tensor gelu(const Tensor& x, std::string_view approximate);
+// To that many places after the decimal point, or, below 0, before it; halves to even.
+Tensor round(const Tensor& x, int decimals);
 Tensor leaky_relu(const Tensor& x);                      // its slope 0.01
 Tensor elu(const Tensor& x);                             // its alpha 1
 Tensor softplus(const Tensor& x, const Term& beta = 1);  // its threshold 20
