@@ -1040,7 +1040,8 @@ TEST_CASE("memory: an array written part by part begins with each part", "[progr
   }
   List list = recorder.finish().list;
   recorder.stop();
-  REQUIRE(operators_of(list) == std::vector<std::string>{"mul_forward", "copy", "copy", "copy", "copy"});
+  REQUIRE(operators_of(list) ==
+          std::vector<std::string>{"mul_forward", "copy", "copy", "copy", "copy"});
   const auto range = [&](size_t entry, const char* name) {
     for (const OperandRef& ref : list.entries[entry].operands) {
       if (std::string(ref.name) != name) continue;
