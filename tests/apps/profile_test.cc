@@ -81,9 +81,9 @@ TEST_CASE("profile: the work of operators without products is their operands", "
   check_work(op::LogSoftmaxForward{{5, 7, 1}, in_of(s), out_of(s)}, 0, 280);
   check_work(op::LogSoftmaxBackward{{5, 7, 1}, in_of(s), in_of(s), out_of(s)}, 0, 420);
   const In labels = in_of({5}, kInt64);
-  check_work(op::CrossEntropy{{5, 7}, in_of(s), labels, out_of({}), optional_of(s)}, 0,
+  check_work(op::CrossEntropy{{5, 7}, in_of(s), labels, {}, out_of({}), optional_of(s)}, 0,
              140 + 40 + 4 + 140);
-  check_work(op::CrossEntropy{{5, 7}, in_of(s), labels, out_of({}), {}}, 0, 140 + 40 + 4);
+  check_work(op::CrossEntropy{{5, 7}, in_of(s), labels, {}, out_of({}), {}}, 0, 140 + 40 + 4);
   check_work(op::CountCorrect{in_of(s), labels, inout_of({1}, kInt64)}, 0, 140 + 40 + 16);
 
   const In lr = in_of({}, kFloat64);

@@ -1,5 +1,6 @@
 #include <thread>
 
+#include "apps/train.h"
 #include "tests/support/values.h"
 
 namespace sinter::test {
