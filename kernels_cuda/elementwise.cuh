@@ -14,4 +14,7 @@ template <class T> void map(LaunchSite site, const op::Map& o);
 // y += x, for T float or double.
 template <class T> void accumulate(LaunchSite site, int64_t n, const T* x, T* y);
 
+// The operator of the table, whose arithmetic is of T (elementwise_map.cuh).
+template <class T> void run_map(LaunchSite site, const op::Map& o);
+
 }  // namespace sinter::cuda

@@ -1,6 +1,9 @@
 // The operators of the table (operators/elementwise_table.h).
 #include <sinter/program.h>
 
+#include <bit>
+#include <optional>
+
 #include "tests/reference/oracle.h"
 #include "tests/support/compiled.h"
 #include "tests/support/gradient_check.h"
@@ -486,6 +489,50 @@ DEVICE_TEST("table: in place", "[elementwise]") {
     x.add_(in[1], 2).mul_(in[1]).sub_(in[0], 0.5).div_(in[1]);
     return x.pow_(2).masked_fill_(in[1] > 1, 0);
   });
+}
+
+DEVICE_TEST("table: round to decimals", "[elementwise]") {
+  const Tensor x = leaf_of({1.25, -2.375, 1234.5}, {kFloat64, device});
+  check_values(values(round(x, 1)), {1.2, -2.4, 1234.5}, 1e-15);
+  check_values(values(round(x, -2)), {0, 0, 1200}, 0);
+  check_values(values(round(x)), {1, -2, 1234}, 0);
+}
+
+// Over the whole range of arguments, against the functions of float64.
+DEVICE_TEST("table: functions of float32 are right to some units in the last place",
+            "[elementwise]") {
+  struct Function {
+    const char* name;
+    Tensor (*f)(const Tensor&);
+    double (*exact)(double);
+  };
+  const Function functions[] = {
+      {"exp", exp, std::exp},       {"expm1", expm1, std::expm1}, {"log", log, std::log},
+      {"log1p", log1p, std::log1p}, {"tanh", tanh, std::tanh},    {"erf", erf, std::erf},
+      {"sin", sin, std::sin},       {"cos", cos, std::cos},       {"sqrt", sqrt, std::sqrt}};
+  std::vector<float> x;
+  for (uint64_t bits = 0; bits < uint64_t{1} << 32; bits += 65521)
+    x.push_back(std::bit_cast<float>(static_cast<uint32_t>(bits)));
+  const Tensor t = from_vector(x, {static_cast<int64_t>(x.size())}, device);
+  for (const Function& function : functions) {
+    INFO(function.name);
+    const std::vector<float> y = function.f(t).to_vector<float>();
+    double worst = 0;
+    bool same_kind = true;
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double exact = function.exact(x[i]);
+      const auto rounded = static_cast<float>(exact);
+      if (std::isnan(rounded) || std::isinf(rounded)) {
+        same_kind = same_kind && (std::isnan(rounded) ? std::isnan(y[i]) : y[i] == rounded);
+        continue;
+      }
+      const double unit = std::max(0x1p-149, std::abs(exact) * 0x1p-23);
+      const double off = std::abs(y[i] - exact) / unit;
+      if (!(off <= worst)) worst = off;
+    }
+    CHECK(same_kind);
+    CHECK(worst <= 3);
+  }
 }
 
 // Every line of the table, whatever its operands' sizes, positions and broadcasting, gives an

@@ -63,6 +63,19 @@ template <class T> SINTER_ELEMENT_FUNCTION T sign(T a) {  // of a NaN 0, as PyTo
   else
     return T(int(a > T(0)) - int(a < T(0)));
 }
+// -0 becomes 0 on a host and stays on a device, as in the kernels there that apply it to what they
+// store: whether a ReLU is one with another operator shows in no bit.
+template <class T> SINTER_ELEMENT_FUNCTION T relu(T a) {
+  if constexpr (!std::is_signed_v<T>) {
+    return a;
+  } else {
+#if defined(__CUDA_ARCH__)
+    return a < T(0) ? T(0) : a;
+#else
+    return a <= T(0) ? T(0) : a;
+#endif
+  }
+}
 // A NaN is the less as well as the greater.
 template <class T> SINTER_ELEMENT_FUNCTION T minimum(T a, T b) { return a != a || a < b ? a : b; }
 template <class T> SINTER_ELEMENT_FUNCTION T maximum(T a, T b) { return a != a || a > b ? a : b; }

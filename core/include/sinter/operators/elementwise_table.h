@@ -49,7 +49,7 @@
   UNARY(kRound, round, kReal, rint(a), kNothing, T(0))                                           \
   UNARY(kTrunc, trunc, kReal, trunc(a), kNothing, T(0))                                          \
   UNARY(kSigmoid, sigmoid, kReal, sigmoid(a), kY, dy * (y * (T(1) - y)))                         \
-  UNARY(kRelu, relu, kNumber, a <= T(0) ? T(0) : a, kY, y <= T(0) ? T(0) : dy)                   \
+  UNARY(kRelu, relu, kNumber, relu(a), kY, y <= T(0) ? T(0) : dy)                                \
   UNARY(kGelu, gelu, kReal, a * normal_cdf(a), kA, dy * (normal_cdf(a) + a * normal_pdf(a)))     \
   UNARY(kGeluTanh, gelu_tanh, kReal, T(0.5) * a * (T(1) + gelu_tanh_inner(a)),                   \
         kA, dy * gelu_tanh_slope(a, gelu_tanh_inner(a)))                                         \
@@ -74,7 +74,7 @@
   BINARY(kMaximum, maximum, kAny, maximum(a, b),                                                 \
          kA | kB, a == b ? dy / T(2) : a < b ? T(0) : dy,                                        \
          kA | kB, a == b ? dy / T(2) : b < a ? T(0) : dy)                                        \
-  BINARY(kAddRelu, add_relu, kReal, a + b <= T(0) ? T(0) : a + b,                                \
+  BINARY(kAddRelu, add_relu, kReal, relu(a + b),                                                 \
          kY, y <= T(0) ? T(0) : dy, kY, y <= T(0) ? T(0) : dy)                                   \
   BINARY(kLeakyRelu, leaky_relu, kReal, a > T(0) ? a : a * b,                                    \
          kA | kB, a > T(0) ? dy : dy * b, kNone, dy)                                             \
