@@ -227,9 +227,10 @@ template <class T> struct Running {
   double momentum;
 };
 
-template <class T> __device__ void update(T* running, double momentum, double value) {
+template <class T> __device__ void update(T* running, int64_t c, double momentum, double value) {
   if (running != nullptr)
-    *running = static_cast<T>((1 - momentum) * static_cast<double>(*running) + momentum * value);
+    running[c] =
+        static_cast<T>((1 - momentum) * static_cast<double>(running[c]) + momentum * value);
 }
 
 // Every block reads the count before it draws its ticket, so the last one may move it.
@@ -253,8 +254,8 @@ template <class T> __global__ void __launch_bounds__(kThreads)
       if (m.count > 0) {
         const double momentum =
             running.cumulative ? 1 / static_cast<double>(batches) : running.momentum;
-        update(running.mean, momentum, m.mean);
-        update(running.var, momentum, m.m2 / (m.count - 1));
+        update(running.mean, c, momentum, m.mean);
+        update(running.var, c, momentum, m.m2 / (m.count - 1));
       }
     }
   }
