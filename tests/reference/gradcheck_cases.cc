@@ -9,6 +9,7 @@
 #include "sinter/nn.h"
 #include "sinter/ops.h"
 #include "sinter/random.h"
+#include "tests/reference/gradcheck_attention.h"
 #include "tests/reference/gradcheck_norm.h"
 #include "tests/reference/gradcheck_reduce.h"
 #include "tests/reference/oracle_cases.h"
@@ -387,6 +388,7 @@ std::vector<GradcheckCase> gradcheck_cases() {
   table.modules();
   table.fused();
   std::vector<GradcheckCase> cases = table.take();
+  add_attention_cases(cases);
   add_reduction_cases(cases);
   add_norm_gradchecks(cases);
   return cases;
