@@ -1,6 +1,8 @@
 // What the kernels of attention share: their parameters, and what is between scores and weights.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cmath>
 #include <cstdint>
 #include <limits>
