@@ -1,6 +1,8 @@
 #include "tests/reference/gradcheck_cases.h"
 
+#include <algorithm>
 #include <cmath>
+#include <map>
 #include <memory>
 #include <utility>
 
@@ -12,6 +14,7 @@
 #include "tests/reference/gradcheck_norm.h"
 #include "tests/reference/gradcheck_reduce.h"
 #include "tests/reference/oracle_cases.h"
+#include "tests/reference/oracle_elementwise.h"
 
 namespace sinter::app {
 
@@ -389,6 +392,13 @@ std::vector<GradcheckCase> gradcheck_cases() {
   std::vector<GradcheckCase> cases = table.take();
   add_reduction_cases(cases);
   add_norm_gradchecks(cases);
+  add_elementwise_gradchecks(cases);
+  // An operator's beside each other, in the order of their first ones.
+  std::map<std::string, int> place;
+  for (const GradcheckCase& c : cases) place.emplace(c.op, static_cast<int>(place.size()));
+  std::stable_sort(cases.begin(), cases.end(), [&](const GradcheckCase& a, const GradcheckCase& b) {
+    return place.at(a.op) < place.at(b.op);
+  });
   return cases;
 }
 
