@@ -14,7 +14,7 @@ op::LinearShape linear_shape(const Tensor& x, Shape& shape, const Tensor& weight
                              const Tensor& bias) {
   const char* op = "linear";
   require<ShapeError>(weight.defined() && weight.rank() == 2, op,
-                      ": expected weight of shape (out, in), got ", ShapeOf{weight});
+                      ": expected weight of shape (out, in) or (in), got ", ShapeOf{weight});
   if (shape.rank() < 1 || shape[-1] != weight.size(1)) {
     throw ShapeError(str(op, ": expected x of shape (…, ", weight.size(1), ") for weight ",
                          weight.shape(), ", got ", shape));
@@ -43,6 +43,14 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   const char* op = "linear";
   require<ShapeError>(x.defined(), op, ": expected x of shape (…, in), got an undefined tensor");
   Shape shape = x.shape();
+  if (weight.defined() && weight.rank() == 1) {
+    require<ShapeError>(!bias.defined(), op, ": expected no bias beside a weight of shape ",
+                        weight.shape(), ", got one of shape ", ShapeOf{bias});
+    const Tensor y = linear(x, weight.reshape({1, weight.size(0)}));
+    Shape without;
+    for (int d = 0; d + 1 < y.rank(); ++d) without.append(y.size(d));
+    return y.reshape(without);
+  }
   const op::LinearShape g = linear_shape(x, shape, weight, bias);
   const Tensor y = empty(shape, x.options());
   emit(op::LinearForward{g, in(x), in(weight), in(bias), out(y)});

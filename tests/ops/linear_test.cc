@@ -76,7 +76,7 @@ DEVICE_TEST("linear: errors name the operator and the shapes", "[linear]") {
         linear(x, zeros({4, 5}, options));
       },
       {"linear", "(2, 3)", "(4, 5)"});
-  check_throws<ShapeError>([&] { linear(x, zeros({3}, options)); }, {"linear", "(3,)"});
+  check_throws<ShapeError>([&] { linear(x, zeros({1, 4, 3}, options)); }, {"linear", "(1, 4, 3)"});
   check_throws<ShapeError>([&] { linear(zeros({}, options), w); }, {"linear"});
   check_throws<ShapeError>([&] { linear(x, w, zeros({3}, options)); }, {"linear", "(3,)", "(4,)"});
   check_throws<DtypeError>([&] { linear(x, w.to(kFloat64)); }, {"linear", "float32", "float64"});
@@ -122,6 +122,98 @@ DEVICE_TEST("matmul: shapes and broadcasting", "[matmul]") {
   check_matmul(device, {70001, 2, 1}, {1, 2});
 }
 
+DEVICE_TEST("matmul: vectors", "[matmul]") {
+  // As the matrix with an extent of 1 that the vector stands for.
+  const auto check = [&](const Sizes& a, const Sizes& b, const Sizes& y) {
+    Sizes left = a, right = b;
+    if (a.size() == 1) left.insert(left.begin(), 1);
+    if (b.size() == 1) right.push_back(1);
+    OpCase c = app::matmul_case(left, right);
+    c.inputs[0].shape = c.grads[0].shape = a;
+    c.inputs[1].shape = c.grads[1].shape = b;
+    c.y.shape = c.dy.shape = y;
+    check_op(c, device);
+  };
+  check({20}, {20}, {});
+  check({1}, {1}, {});
+  check({0}, {0}, {});
+  check({5, 10}, {10}, {5});
+  check({10}, {10, 5}, {5});
+  check({5, 6, 10}, {10}, {5, 6});
+  check({10}, {5, 10, 6}, {5, 6});
+  check({2, 3, 4, 7}, {7}, {2, 3, 4});
+  check({7}, {2, 3, 7, 5}, {2, 3, 5});
+  check({0, 7}, {7}, {0});
+  check({7}, {7, 0}, {0});
+  check({3, 0}, {0}, {3});
+  check({1030}, {1030}, {});
+}
+
+DEVICE_TEST("matmul: products of given ranks", "[matmul]") {
+  OpCase c = app::matmul_case({5, 7}, {7, 3});
+  c.op = [](const std::vector<Tensor>& in) { return mm(in[0], in[1]); };
+  check_op(c, device);
+  c = app::matmul_case({4, 5, 7}, {4, 7, 3});
+  c.op = [](const std::vector<Tensor>& in) { return bmm(in[0], in[1]); };
+  check_op(c, device);
+  const TensorOptions options{kFloat64, device};
+  const Tensor a = tensor(noise({5, 7}, 1), options), b = tensor(noise({7}, 2), options);
+  CHECK(same_bits(mv(a, b), matmul(a, b)));
+  CHECK(same_bits(dot(b, b), matmul(b, b)));
+}
+
+DEVICE_TEST("matmul: a product added to a tensor", "[matmul]") {
+  const auto check = [&](const Sizes& x_shape, const Sizes& a, const Sizes& b, double beta,
+                         double alpha) {
+    OpCase c = app::matmul_case(a, b);
+    const Array x = noise(x_shape, 7);
+    c.what = a.size() == 2 ? "addmm" : "baddbmm";
+    c.how = str("x ", Shape(x_shape), ", ", c.how);
+    c.inputs.insert(c.inputs.begin(), x);
+    c.op = [=](const std::vector<Tensor>& in) {
+      const AddProductOptions o{.beta = beta, .alpha = alpha};
+      return a.size() == 2 ? addmm(in[0], in[1], in[2], o) : baddbmm(in[0], in[1], in[2], o);
+    };
+    for (Array& grad : c.grads) grad = oracle::map(grad, [=](double v) { return alpha * v; });
+    Array dx = filled(x_shape);
+    oracle::for_each_index(c.y.shape, [&](const Sizes& at) {
+      double& y = c.y.v[oracle::offset(c.y.shape, at)];
+      y = beta * x.v[oracle::offset(x_shape, at)] + alpha * y;
+      dx.v[oracle::offset(x_shape, at)] += beta * c.dy.v[oracle::offset(c.y.shape, at)];
+    });
+    c.grads.insert(c.grads.begin(), dx);
+    c.terms.insert(c.terms.begin(), static_cast<double>(count(c.y.shape)));
+    check_op(c, device);
+  };
+  for (const Sizes& x : {Sizes{2, 5}, {5}, {1}, {}, {2, 1}, {1, 5}}) {
+    check(x, {2, 3}, {3, 5}, 1, 1);
+    check(x, {2, 3}, {3, 5}, 0.25, -1.5);
+    check(x, {2, 0}, {0, 5}, 0.25, 0.5);
+    check(x, {4, 2, 3}, {4, 3, 5}, 0.25, 0.5);
+  }
+  check({}, {0, 5, 5}, {0, 5, 10}, 1, 1);
+  const TensorOptions options{kFloat32, device};
+  const Tensor nan = full({2, 2}, std::nan(""), options).set_requires_grad();
+  const Tensor y =
+      addmm(nan, ones({2, 3}, options), ones({3, 2}, options), {.beta = 0, .alpha = 2});
+  CHECK(y.to_vector<double>() == std::vector<double>(4, 6));
+  sum(y).backward();
+  CHECK(nan.grad().to_vector<double>() == std::vector<double>(4, 0));
+}
+
+DEVICE_TEST("linear: a weight of one row", "[linear]") {
+  for (const Sizes& leading : {Sizes{}, {8}, {2, 3}, {0}}) {
+    OpCase c = app::linear_case(leading, 6, 1, false);
+    c.inputs[1].shape = c.grads[1].shape = {6};
+    c.y.shape = c.dy.shape = leading;
+    check_op(c, device);
+  }
+  const TensorOptions options{kFloat32, device};
+  const Tensor x = zeros({2, 3}, options), w = zeros({3}, options), bias = zeros({1}, options);
+  check_throws<ShapeError>([&] { linear(x, w, bias); }, {"linear", "(3,)", "(1,)"});
+  check_throws<ShapeError>([&] { linear(x, zeros({4}, options)); }, {"linear", "4", "(2, 3)"});
+}
+
 DEVICE_TEST("matmul: gradient check", "[matmul]") {
   check_gradient(device, {noise({3, 4}, 1), noise({4, 2}, 2)}, matmul_op);
   check_gradient(device, {noise({2, 1, 3, 2}, 1), noise({3, 2, 4}, 2)}, matmul_op);
@@ -145,7 +237,36 @@ DEVICE_TEST("matmul: errors name the operator and the shapes", "[matmul]") {
         matmul(a, zeros({4, 5}, options));
       },
       {"matmul", "(2, 3)", "(4, 5)"});
-  check_throws<ShapeError>([&] { matmul(a, zeros({3}, options)); }, {"matmul", "(2, 3)", "(3,)"});
+  check_throws<ShapeError>([&] { matmul(a, zeros({2}, options)); }, {"matmul", "(2, 3)", "(2,)"});
+  check_throws<ShapeError>([&] { matmul(zeros({2}, options), zeros({3}, options)); },
+                           {"matmul", "(2,)", "(3,)"});
+  check_throws<ShapeError>([&] { matmul(zeros({}, options), a); }, {"matmul", "()", "(2, 3)"});
+  check_throws<ShapeError>([&] { mm(a, zeros({3}, options)); }, {"mm:", "(2, 3)", "(3,)"});
+  check_throws<ShapeError>([&] { mm(a, a); }, {"mm:", "(2, 3)"});
+  check_throws<ShapeError>([&] { mv(a, zeros({3, 1}, options)); }, {"mv:", "(2, 3)", "(3, 1)"});
+  check_throws<ShapeError>([&] { dot(zeros({9}, options), zeros({3}, options)); },
+                           {"dot:", "(9,)", "(3,)"});
+  check_throws<ShapeError>(
+      [&] {
+        dot(zeros({1, 1}, options), zeros({1}, options));
+      },
+      {"dot:", "(1, 1)"});
+  check_throws<ShapeError>(
+      [&] {
+        bmm(zeros({1, 2, 3}, options), zeros({2, 3, 4}, options));
+      },
+      {"bmm:", "(1, 2, 3)", "(2, 3, 4)"});
+  check_throws<ShapeError>(
+      [&] {
+        addmm(zeros({3, 2, 2}, options), a, zeros({3, 2}, options));
+      },
+      {"addmm:", "(2, 2)", "(3, 2, 2)"});
+  check_throws<ShapeError>([&] { addmm(zeros({2, 3}, options), a, a); }, {"addmm:", "(2, 3)"});
+  check_throws<ShapeError>(
+      [&] {
+        addmm(zeros({2, 4}, options), a, zeros({3, 1}, options));
+      },
+      {"addmm:", "(2, 1)", "(2, 4)"});
   check_throws<ShapeError>(
       [&] {
         matmul(zeros({2, 2, 3}, options), zeros({4, 3, 5}, options));

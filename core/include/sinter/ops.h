@@ -15,6 +15,7 @@
 #include "sinter/ops/dropout.h"
 #include "sinter/ops/elementwise.h"
 #include "sinter/ops/loss.h"
+#include "sinter/ops/matmul.h"
 #include "sinter/ops/norm.h"
 #include "sinter/ops/reduce.h"
 #include "sinter/ops/softmax.h"
@@ -58,13 +59,6 @@ Tensor max_pool2d(const Tensor& x, Pair kernel, const Pool2dOptions& options = {
 // Mean over windows, padding counted as zeros (as torch.nn.AvgPool2d's default). Extents as
 // max_pool2d's.
 Tensor avg_pool2d(const Tensor& x, Pair kernel, const Pool2dOptions& options = {});
-
-// x w^T + b. x: (…, in)  weight: (out, in)  bias: (out) or undefined. Returns (…, out); for in = 0
-// the bias.
-Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = {});
-// Matrix product of the last two dimensions, (…, M, K) x (…, K, N) -> (…, M, N); the dimensions
-// before them broadcast. Ranks of at least 2.
-Tensor matmul(const Tensor& a, const Tensor& b);
 
 // The same elements in another shape, sharing storage; one extent may be -1 and is inferred, unless
 // another is 0. Any dtype.
