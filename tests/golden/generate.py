@@ -140,7 +140,7 @@ def first_result(y):
     return y[0] if isinstance(y, (tuple, list)) else y
 
 
-def draw(ours, theirs, variant="", keep=lambda sample: True):
+def draw(ours, theirs, variant="", keep=lambda sample: True, most=MOST_ELEMENTS):
     """Records the samples of op_db's `theirs` that are small and differentiable, one of each kind of arguments first."""
     (op,) = [o for o in op_db if o.name == theirs and o.variant_test_name == variant]
     torch.manual_seed(len(ours))
@@ -165,7 +165,7 @@ def draw(ours, theirs, variant="", keep=lambda sample: True):
             text = json.dumps(attributes)
         except TypeError:
             continue  # a dtype, a generator
-        if sum(t.numel() for t in tensors.values()) > MOST_ELEMENTS or not sample.input.is_floating_point():
+        if sum(t.numel() for t in tensors.values()) > most or not sample.input.is_floating_point():
             continue
         kind = (sample.input.dim(), text)
         cases.append((kind in seen, len(cases), sample, tensors, attributes))
@@ -192,7 +192,7 @@ def draw(ours, theirs, variant="", keep=lambda sample: True):
         y.backward(dy)
         # Without a gradient, or with one that is mostly rounding: of a normalized row of one element, of a class of probability 1.
         gradients = [t.grad.abs().max().item() for t in leaves.values() if t.grad is not None and t.numel() > 0]
-        if not gradients or any(0 < g < 1e-3 for g in gradients):
+        if not gradients or any(0 < g < 1e-3 for g in gradients) or any(t.numel() == 0 for t in leaves.values()):
             continue
         k = r.count.get(ours, 0)
         r.count[ours] = k + 1
@@ -218,6 +218,9 @@ for name in ("relu gelu silu leaky_relu elu softplus mse_loss l1_loss smooth_l1_
 draw("rms_norm", "nn.functional.rms_norm", keep=lambda s: s.args[0] != (1,))  # of which the gradient is all rounding
 for name in "add sub mul".split():
     draw(name, name)
+for name in "matmul mm bmm mv dot addmm baddbmm".split():
+    draw(name, name, most=1200)
+draw("linear", "nn.functional.linear")
 for variant in "no_rounding_mode trunc_rounding floor_rounding".split():
     draw("div", "div", variant)
 draw("round", "round")

@@ -106,6 +106,17 @@ template <class All, class Along> Replay extremum(All all, Along along) {
   });
 }
 
+Replay product(Tensor (*op)(const Tensor&, const Tensor&)) {
+  return call([op](const Call& c) { return op(c.x, c.tensor(0, "other")); });
+}
+Replay product_added(Tensor (*op)(const Tensor&, const Tensor&, const Tensor&,
+                                  const AddProductOptions&)) {
+  return call([op](const Call& c) {
+    return op(c.x, c.tensor(0, "batch1"), c.tensor(1, "batch2"),
+              {.beta = c.number(100, "beta", 1), .alpha = c.number(100, "alpha", 1)});
+  });
+}
+
 Replay pointwise(Tensor (*op)(const Tensor&, const Tensor&, Reduction)) {
   return call([op](const Call& c) { return op(c.x, c.tensor(0, "target"), c.reduction()); });
 }
@@ -187,6 +198,15 @@ const std::map<std::string, Replay>& drawn_operators() {
       {"masked_fill", call([](const Call& c) {
          return masked_fill(c.x, c.tensor(0, "mask"), c.term(1, "value"));
        })},
+      {"matmul", product(matmul)},
+      {"mm", product(mm)},
+      {"bmm", product(bmm)},
+      {"mv", product(mv)},
+      {"dot", product(dot)},
+      {"addmm", product_added(addmm)},
+      {"baddbmm", product_added(baddbmm)},
+      {"linear",
+       call([](const Call& c) { return linear(c.x, c.tensor(0, "weight"), c.tensor(1, "bias")); })},
       {"sum", by_dims(sum)},
       {"mean", by_dims(mean)},
       {"amax", by_dims(amax)},

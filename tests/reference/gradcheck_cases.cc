@@ -189,6 +189,21 @@ void GradcheckTable::products() {
     add_case("matmul", "", {noise(a), noise(b)},
              [](const Inputs& in) { return matmul(in[0], in[1]); });
   }
+  add_case("matmul", "a vector", {noise({3}), noise({2, 3, 4})},
+           [](const Inputs& in) { return matmul(in[0], in[1]); });
+  add_case("mm", "", {noise({2, 3}), noise({3, 4})},
+           [](const Inputs& in) { return mm(in[0], in[1]); });
+  add_case("bmm", "", {noise({2, 3, 4}), noise({2, 4, 2})},
+           [](const Inputs& in) { return bmm(in[0], in[1]); });
+  add_case("mv", "", {noise({3, 4}), noise({4})},
+           [](const Inputs& in) { return mv(in[0], in[1]); });
+  add_case("dot", "", {noise({5}), noise({5})}, [](const Inputs& in) { return dot(in[0], in[1]); });
+  add_case("addmm", "beta 0.5, alpha 2", {noise({4}), noise({3, 2}), noise({2, 4})},
+           [](const Inputs& in) {
+             return addmm(in[0], in[1], in[2], {0.5, 2});
+           });
+  add_case("baddbmm", "", {noise({3, 4}), noise({2, 3, 2}), noise({2, 2, 4})},
+           [](const Inputs& in) { return baddbmm(in[0], in[1], in[2]); });
 }
 
 void GradcheckTable::elementwise() {
