@@ -34,7 +34,10 @@ bool check_gradients(const std::vector<GradcheckCase>& cases, const std::vector<
   int64_t checked = 0;
   int failures = 0;
   double worst = 0;
-  out << std::left << std::setw(18) << "operator" << std::setw(8) << "device" << std::setw(9)
+  size_t longest = 16;
+  for (const GradcheckCase& c : cases) longest = std::max(longest, c.op.size());
+  const int width = static_cast<int>(longest) + 2;
+  out << std::left << std::setw(width) << "operator" << std::setw(8) << "device" << std::setw(9)
       << "run" << std::right << std::setw(8) << "compared" << std::setw(7) << "kinks"
       << std::setw(12) << "tolerance"
       << "  at\n";
@@ -46,7 +49,7 @@ bool check_gradients(const std::vector<GradcheckCase>& cases, const std::vector<
       for (const Mode mode : kModes) {
         const GradcheckResult r = gradcheck(
             c.f, inputs, {.full = full && !c.directions_only, .compiled = mode == Mode::kCompiled});
-        out << std::left << std::setw(18) << c.op << std::setw(8) << device.str() << std::setw(9)
+        out << std::left << std::setw(width) << c.op << std::setw(8) << device.str() << std::setw(9)
             << name(mode) << std::right << std::setw(8) << r.checked << std::setw(7) << r.kinks
             << std::setw(12) << percent(r.share) << "  " << (r.ok ? "" : "WRONG ") << place(r)
             << " of " << c.what << "\n";

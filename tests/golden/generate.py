@@ -128,6 +128,113 @@ for k, s, p in [((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 2), (1, 1))]:
     r.case("max_pool2d", {"x": ties.clone()}, {"kernel": k, "stride": s, "padding": p}, lambda x: F.max_pool2d(x, k, s, p))
 for first, count in [(0, 5), (1, 3), (4, 1)]:
     r.case("narrow", {"x": rand(5, 3, 2)}, {"first": first, "count": count}, lambda x: x.narrow(0, first, count))
+# ---- PyTorch's own samples ---------------------------------------------------------------------------------------
+# Of operators that need no records of our making: the inputs that PyTorch tests itself with (op_db). A case's attributes are the
+# call's arguments behind x, {"args": [...], "kwargs": {...}}; a tensor among them is {"tensor": role}.
+from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
+
+MOST_CASES, MOST_ELEMENTS = 24, 400  # an operator and a case
+
+
+def first_result(y):
+    return y[0] if isinstance(y, (tuple, list)) else y
+
+
+def draw(ours, theirs, variant="", keep=lambda sample: True, most=MOST_ELEMENTS):
+    """Records the samples of op_db's `theirs` that are small and differentiable, one of each kind of arguments first."""
+    (op,) = [o for o in op_db if o.name == theirs and o.variant_test_name == variant]
+    torch.manual_seed(len(ours))
+    seen, cases = set(), []
+    for sample in op.sample_inputs("cpu", torch.float64, requires_grad=True):
+        if not isinstance(sample.input, torch.Tensor) or not keep(sample):
+            continue
+        tensors = {"x": sample.input}
+
+        def plain(value):
+            if isinstance(value, torch.Tensor):
+                tensors[f"t{len(tensors)}"] = value
+                return {"tensor": f"t{len(tensors) - 1}"}
+            if isinstance(value, (list, tuple)):
+                return [plain(v) for v in value]
+            if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+                return str(value)
+            return value
+
+        attributes = {"args": plain(sample.args), "kwargs": {k: plain(v) for k, v in sample.kwargs.items()}}
+        try:
+            text = json.dumps(attributes)
+        except TypeError:
+            continue  # a dtype, a generator
+        if sum(t.numel() for t in tensors.values()) > most or not sample.input.is_floating_point():
+            continue
+        kind = (sample.input.dim(), text)
+        cases.append((kind in seen, len(cases), sample, tensors, attributes))
+        seen.add(kind)
+    assert cases, ours
+    for _, _, sample, tensors, attributes in sorted(cases, key=lambda c: c[:2])[:MOST_CASES]:
+        leaves = {role: t.detach().clone() for role, t in tensors.items()}
+        for role, t in tensors.items():
+            leaves[role].requires_grad_(t.requires_grad and t.is_floating_point())
+
+        def value(v):
+            if isinstance(v, dict) and "tensor" in v:
+                return leaves[v["tensor"]]
+            return v
+
+        args = [value(v) if isinstance(v, dict) else a for v, a in zip(attributes["args"], sample.args)]
+        kwargs = {k: value(attributes["kwargs"][k]) if isinstance(attributes["kwargs"][k], dict) else v
+                  for k, v in sample.kwargs.items()}
+        y = first_result(op.op(leaves["x"], *args, **kwargs))
+        # Where numbers are large, powers magnify float32's rounding of the exponent.
+        if not y.requires_grad or y.numel() == 0 or (ours == "pow" and y.abs().max() > 1000):
+            continue
+        dy = torch.randn_like(y)
+        y.backward(dy)
+        # Without a gradient, or with one that is mostly rounding: of a normalized row of one element, of a class of probability 1.
+        gradients = [t.grad.abs().max().item() for t in leaves.values() if t.grad is not None and t.numel() > 0]
+        if not gradients or any(0 < g < 1e-3 for g in gradients) or any(t.numel() == 0 for t in leaves.values()):
+            continue
+        k = r.count.get(ours, 0)
+        r.count[ours] = k + 1
+        name = f"{ours}.{k}"
+        r.tensors[f"{name}.y"], r.tensors[f"{name}.dy"] = y.detach().contiguous(), dy.contiguous()
+        for role, t in leaves.items():
+            r.tensors[f"{name}.{role}"] = t.detach().contiguous()
+            if t.grad is not None:
+                r.tensors[f"{name}.d{role}"] = t.grad.contiguous()
+        r.metadata[name] = json.dumps(attributes)
+
+
+def without(*names):
+    return lambda sample: not any(n in sample.kwargs for n in names)
+
+
+for name in ("abs neg sign square reciprocal sqrt rsqrt exp expm1 log log1p sin cos tanh erf floor ceil trunc sigmoid pow "
+             "minimum maximum where masked_fill amax amin logsumexp cumsum prod var std topk sort clamp").split():
+    draw(name, name, keep=without("dtype"))
+for name in ("relu gelu silu leaky_relu elu softplus mse_loss l1_loss smooth_l1_loss huber_loss kl_div nll_loss "
+             "binary_cross_entropy_with_logits cross_entropy layer_norm group_norm batch_norm").split():
+    draw(name, f"nn.functional.{name}", keep=lambda s: s.kwargs.get("alpha", 1) is not None)
+draw("rms_norm", "nn.functional.rms_norm", keep=lambda s: s.args[0] != (1,))  # of which the gradient is all rounding
+for name in "add sub mul".split():
+    draw(name, name)
+for name in "matmul mm bmm mv dot addmm baddbmm".split():
+    draw(name, name, most=1200)
+draw("linear", "nn.functional.linear")
+draw("scaled_dot_product_attention", "nn.functional.scaled_dot_product_attention", most=2000,
+     keep=lambda s: s.kwargs.get("dropout_p", 0) == 0)
+for variant in "no_rounding_mode trunc_rounding floor_rounding".split():
+    draw("div", "div", variant)
+draw("round", "round")
+draw("norm", "linalg.vector_norm", keep=without("dtype"))
+for name in "softmax log_softmax".split():
+    draw(name, name, keep=lambda s: "dtype" not in s.kwargs and len(s.args) == 1)
+for name in "max min".split():
+    for variant in "reduction_no_dim reduction_with_dim".split():
+        draw(name, name, variant)
+for name in "sum mean".split():
+    draw(name, name, keep=without("dtype"))
+
 r.save("operators.safetensors")
 
 # ---- optimizers: p after each of 6 steps with recorded gradients; lr changes before the fourth ----

@@ -12,6 +12,7 @@
 #include "sinter/optim.h"
 #include "sinter/program.h"
 #include "sinter/safetensors.h"
+#include "tests/reference/drawn_replay.h"
 
 namespace sinter::app {
 
@@ -20,8 +21,6 @@ namespace {
 using nlohmann::json;
 
 double tolerance(DType dtype) { return dtype == kFloat64 ? kRecordedDouble : kRecordedSingle; }
-
-using Recorded = std::map<std::string, Tensor>;  // by role
 
 // A recorded file whose tensors are all to be asked for: what is left over would not be compared.
 class Golden {
@@ -83,8 +82,6 @@ Reduction reduction(const std::string& name) {
                      name);
   return name == "sum" ? Reduction::kSum : Reduction::kMean;
 }
-
-using Replay = std::function<Tensor(const Recorded&, const json&)>;
 
 const std::map<std::string, Replay>& operators() {
   static const std::map<std::string, Replay> table = {
@@ -152,7 +149,8 @@ std::vector<Comparison> replay(const Replay& op, const json& attributes, const R
   for (const auto& [role, tensor] : recorded) {
     if (role == "y" || role == "dy" || recorded.count(role.substr(1))) continue;
     Tensor x = tensor.to(options.device);
-    if (recorded.count("d" + role)) x = x.to(options.dtype).detach().set_requires_grad();
+    if (is_floating(x.dtype())) x = x.to(options.dtype);
+    if (recorded.count("d" + role)) x = x.detach().set_requires_grad();
     inputs[role] = x;
   }
   const double allowed = tolerance(options.dtype);
@@ -296,7 +294,10 @@ std::vector<VerifyCase> golden_operators(const std::filesystem::path& dir) {
   std::set<std::string> ops;
   for (const auto& [name, attributes] : golden.cases()) {
     const std::string op = name.substr(0, name.find('.'));
-    golden.expect(operators().count(op) == 1, "no operator ", op, " here");
+    const json a = golden.attributes(name);
+    const std::map<std::string, Replay>& table =
+        a.contains("args") ? drawn_operators() : operators();
+    golden.expect(table.count(op) == 1, "no operator ", op, " here");
     const Recorded recorded = golden.group(name + ".");
     const bool gradients = std::any_of(recorded.begin(), recorded.end(), [&](const auto& entry) {
       return entry.first != "y" && recorded.count("d" + entry.first) > 0;
@@ -304,15 +305,16 @@ std::vector<VerifyCase> golden_operators(const std::filesystem::path& dir) {
     golden.expect(recorded.count("y") && recorded.count("dy") && gradients, name,
                   " has no result or no gradient");
     const std::string what = str("recorded ", name, " ", attributes);
-    all.push_back({op, Reference::kPyTorch, [=, a = golden.attributes(name)] {
+    all.push_back({op, Reference::kPyTorch, [=, f = table.at(op)] {
                      return PreparedCheck{what, [=](TensorOptions o, Mode mode) {
-                                            return replay(operators().at(op), a, recorded, o, mode);
+                                            return replay(f, a, recorded, o, mode);
                                           }};
                    }});
     ops.insert(op);
   }
-  for (const auto& [op, f] : operators())
-    golden.expect(ops.count(op) == 1, "no record of operator ", op);
+  for (const auto* table : {&operators(), &drawn_operators()})
+    for (const auto& [op, f] : *table)
+      golden.expect(ops.count(op) == 1, "no record of operator ", op);
   golden.expect_all_used();
   return all;
 }

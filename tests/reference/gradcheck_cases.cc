@@ -1,6 +1,8 @@
 #include "tests/reference/gradcheck_cases.h"
 
+#include <algorithm>
 #include <cmath>
+#include <map>
 #include <memory>
 #include <utility>
 
@@ -13,6 +15,7 @@
 #include "tests/reference/gradcheck_norm.h"
 #include "tests/reference/gradcheck_reduce.h"
 #include "tests/reference/oracle_cases.h"
+#include "tests/reference/oracle_elementwise.h"
 
 namespace sinter::app {
 
@@ -187,6 +190,21 @@ void GradcheckTable::products() {
     add_case("matmul", "", {noise(a), noise(b)},
              [](const Inputs& in) { return matmul(in[0], in[1]); });
   }
+  add_case("matmul", "a vector", {noise({3}), noise({2, 3, 4})},
+           [](const Inputs& in) { return matmul(in[0], in[1]); });
+  add_case("mm", "", {noise({2, 3}), noise({3, 4})},
+           [](const Inputs& in) { return mm(in[0], in[1]); });
+  add_case("bmm", "", {noise({2, 3, 4}), noise({2, 4, 2})},
+           [](const Inputs& in) { return bmm(in[0], in[1]); });
+  add_case("mv", "", {noise({3, 4}), noise({4})},
+           [](const Inputs& in) { return mv(in[0], in[1]); });
+  add_case("dot", "", {noise({5}), noise({5})}, [](const Inputs& in) { return dot(in[0], in[1]); });
+  add_case("addmm", "beta 0.5, alpha 2", {noise({4}), noise({3, 2}), noise({2, 4})},
+           [](const Inputs& in) {
+             return addmm(in[0], in[1], in[2], {0.5, 2});
+           });
+  add_case("baddbmm", "", {noise({3, 4}), noise({2, 3, 2}), noise({2, 2, 4})},
+           [](const Inputs& in) { return baddbmm(in[0], in[1], in[2]); });
 }
 
 void GradcheckTable::elementwise() {
@@ -391,6 +409,13 @@ std::vector<GradcheckCase> gradcheck_cases() {
   add_attention_cases(cases);
   add_reduction_cases(cases);
   add_norm_gradchecks(cases);
+  add_elementwise_gradchecks(cases);
+  // An operator's beside each other, in the order of their first ones.
+  std::map<std::string, int> place;
+  for (const GradcheckCase& c : cases) place.emplace(c.op, static_cast<int>(place.size()));
+  std::stable_sort(cases.begin(), cases.end(), [&](const GradcheckCase& a, const GradcheckCase& b) {
+    return place.at(a.op) < place.at(b.op);
+  });
   return cases;
 }
 

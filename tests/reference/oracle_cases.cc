@@ -7,6 +7,7 @@
 #include "sinter/emit.h"
 #include "sinter/program.h"
 #include "tests/reference/oracle_attention.h"
+#include "tests/reference/oracle_elementwise.h"
 #include "tests/reference/oracle_reduce.h"
 
 namespace sinter::app {
@@ -1095,6 +1096,7 @@ std::vector<VerifyCase> oracle_cases() {
   std::vector<VerifyCase> cases = table.take();
   add_attention_cases(cases);
   add_reduction_cases(cases);
+  add_elementwise_cases(cases);
   return cases;
 }
 

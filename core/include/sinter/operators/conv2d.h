@@ -28,7 +28,8 @@ struct Conv2dShape {
     f("algo", algo), f("tf32", tf32);
   }
 };
-// relu: y is the ReLU of the convolution, to the bit what the operator relu makes of it. b optional.
+// relu: y is the ReLU of the convolution, to the bit what the operator relu makes of it. b
+// optional.
 struct Conv2dForward {
   static constexpr const char* name = "conv2d_forward";
   Conv2dShape g;

@@ -36,7 +36,8 @@ struct LinearShape {
   bool operator==(const LinearShape&) const = default;
   void each(auto&& f) const { f("n", n), f("in", in), f("out", out), f("tf32", tf32); }
 };
-// y = x w^T + b, with `relu` the ReLU of it, to the bit what the operator relu makes of it. b optional.
+// y = x w^T + b, with `relu` the ReLU of it, to the bit what the operator relu makes of it. b
+// optional.
 struct LinearForward {
   static constexpr const char* name = "linear_forward";
   LinearShape g;
