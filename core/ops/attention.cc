@@ -1,5 +1,5 @@
 // Attention.
-#include "sinter/operators/attention.h"
+#include "core/ops/attention.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,6 +8,7 @@
 #include "core/ops/arguments.h"
 #include "core/ops/broadcast.h"
 #include "sinter/emit.h"
+#include "sinter/operators/attention.h"
 #include "sinter/ops.h"
 
 namespace sinter {
@@ -45,7 +46,6 @@ void check_arguments(const Tensor& q, const Tensor& k, const Tensor& v, const At
   require<ValueError>(o.dropout_p >= 0 && o.dropout_p <= 1, kOp,
                       ": expected dropout_p in [0, 1], got ", o.dropout_p);
   if (!o.attn_mask.defined()) return;
-  require<ValueError>(!o.is_causal, kOp, ": expected either attn_mask or is_causal, got both");
   require<DtypeError>(o.attn_mask.dtype() == kBool || o.attn_mask.dtype() == q.dtype(), kOp,
                       ": expected attn_mask of dtype bool or q's ", q.dtype(), ", got ",
                       o.attn_mask.dtype());
@@ -84,7 +84,14 @@ Tensor shared_heads(const Tensor& dx, int64_t times) {
 }  // namespace
 
 Tensor scaled_dot_product_attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                                    const AttentionOptions& o, Generator& generator) {
+                                    const AttentionOptions& options, Generator& generator) {
+  require<ValueError>(!options.is_causal || !options.attn_mask.defined(), kOp,
+                      ": expected either attn_mask or is_causal, got both");
+  return attention(q, k, v, options, generator);
+}
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const AttentionOptions& o,
+                 Generator& generator) {
   check_arguments(q, k, v, o);
   op::AttentionShape g;
   g.l = q.size(-2);
