@@ -10,9 +10,8 @@
 // x = high + low, and high high + high low + low high is summed, of no more terms than a tile has
 // before ordinary additions, which round, take over. With kPasses == 1 operands are rounded.
 //
-// Tiles have a pitch of 4 banks modulo 32: 8 rows by 4 neighbours, as a fragment of an operand that
-// is read along its rows, and 4 pairs of rows by 8 neighbours, as one that is read down, lie in 32
-// different ones.
+// Tiles have a pitch of 4 banks modulo 32: 8 rows of 4 neighbours, of an operand that is read along
+// its rows, and 4 pairs of rows by 8 neighbours, of one that is read down, lie in different ones.
 #include <type_traits>
 
 #include "kernels_cuda/attention.cuh"
@@ -79,8 +78,12 @@ __device__ int column_in(int n, int e) { return 8 * n + 2 * lane_column() + e % 
 // scores = a b^T: 16 rows at a, 32 at b.
 template <int kDepth, int kPasses>
 __device__ void multiply_rows(const float* a, const float* b, Scores& scores) {
-  const float* a_at = a + lane_row() * kPitch<kDepth> + lane_column();
-  const float* b_at = b + lane_row() * kPitch<kDepth> + lane_column();
+  // Whose row of which quarter this lane hands in: of a the rows' halves change first, of b those
+  // of the depth.
+  const int row = static_cast<int>(threadIdx.x) % 8,
+            quarter = static_cast<int>(threadIdx.x) % 32 / 8;
+  const float* a_at = a + (row + quarter % 2 * 8) * kPitch<kDepth> + quarter / 2 * 4;
+  const float* b_at = b + (row + quarter / 2 * 8) * kPitch<kDepth> + quarter % 2 * 4;
 #pragma unroll
   for (int n = 0; n < 4; ++n)
 #pragma unroll
@@ -91,14 +94,16 @@ __device__ void multiply_rows(const float* a, const float* b, Scores& scores) {
 #pragma unroll
     for (int k = part; k < part + 16; k += 8) {
       Split<kPasses> left[4], right[4][2];
+      float x[4];
+      load_matrices(a_at + k, x);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        left[i] = Split<kPasses>(a_at[i % 2 * 8 * kPitch<kDepth> + k + i / 2 * 4]);
+      for (int i = 0; i < 4; ++i) left[i] = Split<kPasses>(x[i]);
 #pragma unroll
-      for (int n = 0; n < 4; ++n)
+      for (int n = 0; n < 4; n += 2) {
+        load_matrices(b_at + n * 8 * kPitch<kDepth> + k, x);
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-          right[n][i] = Split<kPasses>(b_at[n * 8 * kPitch<kDepth> + k + i * 4]);
+        for (int i = 0; i < 4; ++i) right[n + i / 2][i % 2] = Split<kPasses>(x[i]);
+      }
       multiply_step<kPasses>(left, right, sum);
     }
 #pragma unroll
