@@ -1,6 +1,5 @@
 #include <thread>
 
-#include "apps/train.h"
 #include "tests/support/values.h"
 
 namespace sinter::test {
