@@ -266,12 +266,6 @@ TrainSteps::TrainSteps(Module& model, Optimizer& optimizer, Batches& batches,
       eager_(eager),
       compiled_(Body{this}, {}) {}
 
-int64_t TrainSteps::a_call(int64_t full_batches) {
-  for (int64_t n = kMost; n >= kMost / 2; --n)
-    if (full_batches > 0 && full_batches % n == 0) return n;
-  return kMost;
-}
-
 void TrainSteps::steps(int64_t count, int64_t images) {
   for (int64_t i = 0; i < count; ++i)
     train_step(model_, optimizer_, batches_.next(images), losses_.narrow(i, 1));
@@ -386,15 +380,15 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
 
     const int64_t full_batches = data.train.size() / job.batch_size;
     // The steps of the next call: on a GPU several, of full batches, with no checkpoint in between.
-    const int64_t a_call = TrainSteps::a_call(full_batches);
     const auto next_steps = [&]() -> int64_t {
+      constexpr int64_t kMost = TrainSteps::kMost;
       if (!job.device.is_cuda() || job.eager || anomaly_enabled() ||
-          done + a_call > std::min(steps, full_batches))
+          done + kMost > std::min(steps, full_batches))
         return 1;
-      for (int64_t i = 1; checkpoints != nullptr && i < a_call; ++i) {
+      for (int64_t i = 1; checkpoints != nullptr && i < kMost; ++i) {
         if (checkpoints->due(first + done + i)) return 1;
       }
-      return a_call;
+      return kMost;
     };
 
     double redrawn = 0;

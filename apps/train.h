@@ -58,11 +58,6 @@ void train_step(Module& model, Optimizer& optimizer, const Batch& batch, const T
 class TrainSteps {
  public:
   static constexpr int64_t kMost = 20;  // steps of a call
-  // How many steps to take a call where an epoch has so many full batches: as many as go without a
-  // rest, from half of kMost on, or else kMost. A rest is taken singly, by a program that has to be
-  // recorded for it; and fewer steps are recorded faster, while from ten on a launch more an epoch
-  // costs little.
-  static int64_t a_call(int64_t full_batches);
 
   // From wherever `batches` stands; losses are as `of_losses`. eager: not compiled.
   TrainSteps(Module& model, Optimizer& optimizer, Batches& batches, TensorOptions of_losses,

@@ -98,12 +98,12 @@ Cases: how many with each of the three references. Run: eager is operator by ope
 backward pass are one function given to `sinter::compile`, and what its third call computes, the first that only replays
 the program, is compared: there passes have put fused operators in the place of several.
 
-**(a) The oracle** is `apps/oracle.h`: the definitions as plain loops in float64, sharing no code with the library. The result
-and the gradient of every input are compared; for optimizers, whose equations are in `apps/oracle_cases.cc`, the parameters
+**(a) The oracle** is `tests/reference/oracle*.h`: the definitions as plain loops in float64, sharing no code with the library. The result
+and the gradient of every input are compared; for optimizers, whose equations are in `tests/reference/oracle_cases.cc`, the parameters
 after steps 1, 2 and 12. Inputs are random float32 numbers, so that both dtypes and the oracle see the same; many sums of
 them are exact in float64.
 
-- Shapes (`apps/oracle_cases.cc`): extents of 1, odd ones, ones beside the widths of vectors, more than a block of 1,024
+- Shapes (`tests/reference/oracle_*.cc`): extents of 1, odd ones, ones beside the widths of vectors, more than a block of 1,024
   threads in each extent and more than a grid's 65,535; batches of none, 1, 19 and 1,025; images and windows that are not
   square; 192 combinations of stride, dilation, padding and groups, depthwise too; windows of every size up to 8 x 8, as
   large as the image and all in the padding; every subset of four dimensions, every permutation of them, broadcasting in up

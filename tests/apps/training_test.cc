@@ -1,6 +1,5 @@
 #include <thread>
 
-#include "apps/train.h"
 #include "tests/support/values.h"
 
 namespace sinter::test {
@@ -79,13 +78,6 @@ DEVICE_TEST("training: one batch can be learnt by heart", "[training]") {
 DEVICE_TEST("training: two runs give equal bits", "[training]") {
   for (DType dtype : {kFloat32, kFloat64})
     CHECK(same(train({dtype, device}, 20), train({dtype, device}, 20)));
-}
-
-TEST_CASE("training: steps of a call leave no rest where that is possible", "[training]") {
-  CHECK(app::TrainSteps::a_call(781) == 11);  // CIFAR-10 in batches of 64: 71 calls
-  CHECK(app::TrainSteps::a_call(48) == 16);   // of 1024
-  CHECK(app::TrainSteps::a_call(400) == 20);
-  for (const int64_t full : {0, 7, 97}) CHECK(app::TrainSteps::a_call(full) == 20);
 }
 
 TEST_CASE("training: any number of threads gives equal bits", "[training]") {
