@@ -42,6 +42,17 @@ template <int kLeft> __device__ void copy_async_wait() {
 #endif
 }
 
+// Four matrices of 8 rows of 4 floats from shared memory: lane 8 m + r hands in where row r of
+// matrix m begins, aligned to 16 bytes, and gets element (lane / 4, lane % 4) of each.
+__device__ inline void load_matrices(const float* row, float (&x)[4]) {
+#if SINTER_TENSOR_CORE
+  const auto shared = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(shared));
+#endif
+}
+
 // d += a b on a warp: a (16, 8), b (8, 8), d (16, 8), row-major. With g = lane / 4 and t = lane % 4
 // a thread holds
 //   a: (g, t) (g + 8, t) (g, t + 4) (g + 8, t + 4)

@@ -77,6 +77,24 @@ double op::flops(const op::MlpBackwardWeights& op) {
   return sum;
 }
 
+// Forward q k^T and p v; of the gradients dy v^T and p^T dy go with the keys, ds k and ds^T q with
+// their own. Keys that the causal mask leaves out do not count.
+namespace {
+double attention(const op::AttentionShape& g, int64_t depth) {
+  double pairs = product({g.l, g.s});
+  if (g.causal) {
+    const int64_t n = std::min(g.l, g.s);  // 1 + 2 + … + n, and s for each query behind
+    pairs = 0.5 * product({n, n + 1}) + product({g.l - n, g.s});
+  }
+  return 2 * product({g.heads, depth}) * pairs;
+}
+}  // namespace
+double op::flops(const op::AttentionForward& op) { return attention(op.g, op.g.e + op.g.ev); }
+double op::flops(const op::AttentionBackwardKeys& op) {
+  return attention(op.g, op.g.e + 2 * op.g.ev);
+}
+double op::flops(const op::AttentionBackwardQueries& op) { return attention(op.g, op.g.e); }
+
 double op::bytes_unread(const op::GatherBatch& op) {
   constexpr int64_t kLabel = 1, kIndex = 8;
   const int64_t image = int64_t{op.g.c} * op.g.h * op.g.w;

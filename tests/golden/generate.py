@@ -140,8 +140,8 @@ def first_result(y):
     return y[0] if isinstance(y, (tuple, list)) else y
 
 
-def draw(ours, theirs, variant="", keep=lambda sample: True, most=MOST_ELEMENTS):
-    """Records the samples of op_db's `theirs` that are small and differentiable, one of each kind of arguments first."""
+def draw(ours, theirs, variant="", keep=lambda sample: True, most=MOST_ELEMENTS, factor=1):
+    """Records the samples of op_db's `theirs` that are small and differentiable, one of each kind of arguments first; inputs times factor."""
     (op,) = [o for o in op_db if o.name == theirs and o.variant_test_name == variant]
     torch.manual_seed(len(ours))
     seen, cases = set(), []
@@ -172,7 +172,7 @@ def draw(ours, theirs, variant="", keep=lambda sample: True, most=MOST_ELEMENTS)
         seen.add(kind)
     assert cases, ours
     for _, _, sample, tensors, attributes in sorted(cases, key=lambda c: c[:2])[:MOST_CASES]:
-        leaves = {role: t.detach().clone() for role, t in tensors.items()}
+        leaves = {role: t.detach() * factor if t.is_floating_point() else t.detach().clone() for role, t in tensors.items()}
         for role, t in tensors.items():
             leaves[role].requires_grad_(t.requires_grad and t.is_floating_point())
 
@@ -221,6 +221,9 @@ for name in "add sub mul".split():
 for name in "matmul mm bmm mv dot addmm baddbmm".split():
     draw(name, name, most=1200)
 draw("linear", "nn.functional.linear")
+# Scores of up to 100 would make weights of 0 and 1, and gradients that are differences of rounded numbers.
+draw("scaled_dot_product_attention", "nn.functional.scaled_dot_product_attention", most=2000, factor=0.125,
+     keep=lambda s: s.kwargs.get("dropout_p", 0) == 0)
 for variant in "no_rounding_mode trunc_rounding floor_rounding".split():
     draw("div", "div", variant)
 draw("round", "round")

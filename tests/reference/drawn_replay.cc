@@ -205,6 +205,14 @@ const std::map<std::string, Replay>& drawn_operators() {
       {"dot", product(dot)},
       {"addmm", product_added(addmm)},
       {"baddbmm", product_added(baddbmm)},
+      {"scaled_dot_product_attention", call([](const Call& c) {
+         AttentionOptions options;
+         options.attn_mask = c.tensor(2, "attn_mask");
+         options.is_causal = c.flag(4, "is_causal", false);
+         options.enable_gqa = c.flag(100, "enable_gqa", false);
+         return scaled_dot_product_attention(c.x, c.tensor(0, "key"), c.tensor(1, "value"),
+                                             options);
+       })},
       {"linear",
        call([](const Call& c) { return linear(c.x, c.tensor(0, "weight"), c.tensor(1, "bias")); })},
       {"sum", by_dims(sum)},

@@ -11,6 +11,7 @@
 #include "sinter/nn.h"
 #include "sinter/ops.h"
 #include "sinter/random.h"
+#include "tests/reference/gradcheck_attention.h"
 #include "tests/reference/gradcheck_norm.h"
 #include "tests/reference/gradcheck_reduce.h"
 #include "tests/reference/oracle_cases.h"
@@ -405,6 +406,7 @@ std::vector<GradcheckCase> gradcheck_cases() {
   table.modules();
   table.fused();
   std::vector<GradcheckCase> cases = table.take();
+  add_attention_cases(cases);
   add_reduction_cases(cases);
   add_norm_gradchecks(cases);
   add_elementwise_gradchecks(cases);

@@ -6,6 +6,7 @@
 #include "sinter/data.h"
 #include "sinter/emit.h"
 #include "sinter/program.h"
+#include "tests/reference/oracle_attention.h"
 #include "tests/reference/oracle_elementwise.h"
 #include "tests/reference/oracle_reduce.h"
 
@@ -1093,6 +1094,7 @@ std::vector<VerifyCase> oracle_cases() {
   table.data();
   table.optimizers();
   std::vector<VerifyCase> cases = table.take();
+  add_attention_cases(cases);
   add_reduction_cases(cases);
   add_elementwise_cases(cases);
   return cases;

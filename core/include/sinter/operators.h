@@ -17,6 +17,7 @@
 // atomics. Images are NCHW. Operands marked optional may be absent; an OptionalOut may be left out.
 #pragma once
 
+#include "sinter/operators/attention.h"
 #include "sinter/operators/conv2d.h"
 #include "sinter/operators/conv2d_relu_pool.h"
 #include "sinter/operators/data.h"

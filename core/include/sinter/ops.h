@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "sinter/autograd.h"
+#include "sinter/ops/attention.h"
 #include "sinter/ops/dropout.h"
 #include "sinter/ops/elementwise.h"
 #include "sinter/ops/loss.h"

@@ -9,6 +9,7 @@
 #include "sinter/gradcheck.h"
 #include "sinter/models.h"
 #include "sinter/nn.h"
+#include "sinter/nn/attention.h"  // of layers that nn.h has
 #include "sinter/operand.h"
 #include "sinter/operators.h"
 #include "sinter/ops.h"
