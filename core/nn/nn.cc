@@ -138,7 +138,7 @@ class ForwardCall : private LeafWatch {
   // be, as long as it does not ask for its mode: it has no tensors.
   static bool require_listed(Module& parent, Module& child) {
     Module::KnownParent& known = child.known_parent_;
-    const uint64_t id = parent.identity_.number;
+    const uint64_t id = parent.serial_.number;
     if (known.lists.load(std::memory_order_relaxed) == id) return true;
     if (known.forgets.load(std::memory_order_relaxed) == id) return false;
     if (&parent == &child || lists(parent, &child)) {
@@ -202,7 +202,7 @@ bool Module::is_training() const {
   return *mode_.training;
 }
 
-uint64_t Module::Identity::next() {
+uint64_t Module::Serial::next() {
   static std::atomic<uint64_t> numbers{0};
   return ++numbers;
 }

@@ -17,6 +17,14 @@ inline void require_defined(const char* op, const char* argument, const Tensor& 
                       ", got an undefined tensor");
 }
 
+// Dimension `dim` (negative from the end) of x; ShapeError, naming the operator. A scalar has one,
+// of one element.
+inline int dimension(const char* op, const Tensor& x, int dim) {
+  if (x.rank() > 0) return x.shape().index(dim, op);
+  require<ShapeError>(dim == 0 || dim == -1, op, ": no dimension ", dim, " in ", x.shape());
+  return 0;
+}
+
 // Throws DtypeError, naming the operator, unless x is float32 or float64.
 inline void require_floating(const char* op, const Tensor& x) {
   require<DtypeError>(is_floating(x.dtype()), op, ": expected float32 or float64, got ", x.dtype());

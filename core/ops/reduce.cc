@@ -14,13 +14,6 @@
 namespace sinter {
 namespace {
 
-// A scalar has one dimension of one element, which is dropped or kept without a trace.
-int dimension(const char* op, const Tensor& x, int dim) {
-  if (x.rank() > 0) return x.shape().index(dim, op);
-  require<ShapeError>(dim == 0 || dim == -1, op, ": no dimension ", dim, " in ", x.shape());
-  return 0;
-}
-
 // What is reduced of x, and where its elements lie.
 struct Reduced {
   bool marked[kMaxRank] = {};

@@ -13,11 +13,8 @@ namespace {
 op::SoftmaxShape softmax_shape(const char* op, const Tensor& x, int dim) {
   require_defined(op, "x", x);
   require_floating(op, x);
-  if (x.rank() == 0) {
-    require<ShapeError>(dim == 0 || dim == -1, op, ": no dimension ", dim, " in ", x.shape());
-    return {1, 1, 1};
-  }
-  const int d = x.shape().index(dim, op);
+  const int d = dimension(op, x, dim);
+  if (x.rank() == 0) return {1, 1, 1};
   op::SoftmaxShape g{1, x.size(d), 1};
   for (int i = 0; i < d; ++i) g.outer *= x.size(i);
   for (int i = d + 1; i < x.rank(); ++i) g.inner *= x.size(i);

@@ -293,6 +293,10 @@ Tensor reshape(const Tensor& x, const Shape& shape) { return x.reshape(shape); }
 Tensor flatten(const Tensor& x, int first, int last) { return x.flatten(first, last); }
 Tensor narrow(const Tensor& x, int64_t first, int64_t count) { return x.narrow(first, count); }
 Tensor Tensor::permute(const std::vector<int>& dims) const { return sinter::permute(*this, dims); }
+Tensor Tensor::transpose(int dim0, int dim1) const { return sinter::transpose(*this, dim0, dim1); }
+Tensor Tensor::squeeze() const { return sinter::squeeze(*this); }
+Tensor Tensor::squeeze(const Dims& dims) const { return sinter::squeeze(*this, dims); }
+Tensor Tensor::unsqueeze(int dim) const { return sinter::unsqueeze(*this, dim); }
 Tensor Tensor::sum(const Dims& dims, bool keepdim) const {
   return sinter::sum(*this, dims, keepdim);
 }

@@ -230,6 +230,10 @@ draw("round", "round")
 draw("norm", "linalg.vector_norm", keep=without("dtype"))
 for name in "softmax log_softmax".split():
     draw(name, name, keep=lambda s: "dtype" not in s.kwargs and len(s.args) == 1)
+draw("transpose", "transpose")
+draw("unsqueeze", "unsqueeze")
+for variant in ("", "multiple"):
+    draw("squeeze", "squeeze", variant)
 for name in "max min".split():
     for variant in "reduction_no_dim reduction_with_dim".split():
         draw(name, name, variant)

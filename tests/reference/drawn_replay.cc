@@ -198,6 +198,13 @@ const std::map<std::string, Replay>& drawn_operators() {
       {"masked_fill", call([](const Call& c) {
          return masked_fill(c.x, c.tensor(0, "mask"), c.term(1, "value"));
        })},
+      {"transpose", call([](const Call& c) {
+         return transpose(c.x, c.integer(0, "dim0", 0), c.integer(1, "dim1", 0));
+       })},
+      {"squeeze", call([](const Call& c) {
+         return c.find(0, "dim") == nullptr ? squeeze(c.x) : squeeze(c.x, c.dims(0, "dim"));
+       })},
+      {"unsqueeze", call([](const Call& c) { return unsqueeze(c.x, c.integer(0, "dim", 0)); })},
       {"matmul", product(matmul)},
       {"mm", product(mm)},
       {"bmm", product(bmm)},

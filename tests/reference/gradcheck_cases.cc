@@ -275,6 +275,14 @@ void GradcheckTable::views() {
     add_case("permute", "", {noise(shape)},
              [=, dims = dims](const Inputs& in) { return squared(permute(in[0], dims)); });
   }
+  add_case("transpose", "", {noise({2, 3, 4})},
+           [=](const Inputs& in) { return squared(transpose(in[0], -1, 0)); });
+  add_case("squeeze", "all", {noise({1, 3, 1, 2})},
+           [=](const Inputs& in) { return squared(squeeze(in[0])); });
+  add_case("squeeze", "one", {noise({1, 3, 1, 2})},
+           [=](const Inputs& in) { return squared(squeeze(in[0], -2)); });
+  add_case("unsqueeze", "", {noise({3, 2})},
+           [=](const Inputs& in) { return squared(unsqueeze(in[0], 1)); });
   add_case("narrow", "rows 1 to 3", {noise({5, 3, 2})},
            [=](const Inputs& in) { return squared(narrow(in[0], 1, 3)); });
   add_case("narrow", "two that overlap", {noise({5, 3})},

@@ -1,5 +1,6 @@
 #include "tests/reference/oracle.h"
 #include "tests/support/gradient_check.h"
+#include "tests/support/values.h"
 
 namespace sinter::test {
 namespace {
@@ -102,6 +103,47 @@ DEVICE_TEST("permute: any dtype and dimensions from the end", "[view]") {
   CHECK(!permute(x, {2, 0, 1}).shares_storage());
 }
 
+DEVICE_TEST("transpose: two dimensions in each other's place", "[view]") {
+  const Tensor x = tensor(iota({2, 3, 4}), {kFloat32, device});
+  for (DType dtype : {kFloat32, kFloat64, kInt32, kInt64, kUInt8}) {
+    const Tensor y = x.to(dtype);
+    CHECK(same_bits(transpose(y, 0, 2), permute(y, {2, 1, 0})));
+    CHECK(same_bits(transpose(y, -1, 1), permute(y, {0, 2, 1})));
+    CHECK(same_bits(y.transpose(1, 1), y));
+  }
+  CHECK(transpose(x, 0, 1).to_vector<double>() ==
+        std::vector<double>{0,  1,  2,  3,  12, 13, 14, 15, 4,  5,  6,  7,
+                            16, 17, 18, 19, 8,  9,  10, 11, 20, 21, 22, 23});
+  const Tensor scalar = x.sum();
+  CHECK(same_bits(transpose(scalar, 0, -1), scalar));
+  CHECK(transpose(tensor(iota({0, 3}), {kFloat32, device}), 0, 1).shape() == Shape{3, 0});
+}
+
+DEVICE_TEST("squeeze and unsqueeze: shapes that share storage", "[view]") {
+  const Tensor x = tensor(iota({1, 3, 1, 2}), {kFloat32, device});
+  CHECK(squeeze(x).shape() == Shape{3, 2});
+  CHECK(x.squeeze().shares_storage());
+  CHECK(squeeze(x, 0).shape() == Shape{3, 1, 2});
+  CHECK(squeeze(x, -2).shape() == Shape{1, 3, 2});
+  CHECK(squeeze(x, 1).shape() == x.shape());
+  CHECK(squeeze(x, {0, 1, 2}).shape() == Shape{3, 2});
+  CHECK(squeeze(x, Dims()).shape() == x.shape());
+  CHECK(squeeze(x.narrow(0, 1)).to_vector<double>() == x.to_vector<double>());
+  CHECK(squeeze(x.sum()).shape() == Shape{});
+  CHECK(squeeze(x.sum(), -1).shape() == Shape{});
+  CHECK(squeeze(tensor(iota({0, 1}), {kFloat32, device})).shape() == Shape{0});
+
+  const Tensor y = tensor(iota({3, 2}), {kFloat32, device});
+  CHECK(unsqueeze(y, 0).shape() == Shape{1, 3, 2});
+  CHECK(unsqueeze(y, 1).shape() == Shape{3, 1, 2});
+  CHECK(unsqueeze(y, 2).shape() == Shape{3, 2, 1});
+  CHECK(unsqueeze(y, -1).shape() == Shape{3, 2, 1});
+  CHECK(unsqueeze(y, -3).shape() == Shape{1, 3, 2});
+  CHECK(y.unsqueeze(1).shares_storage());
+  CHECK(unsqueeze(y.sum(), -1).shape() == Shape{1});
+  CHECK(same_bits(squeeze(unsqueeze(y, 1), 1), y));
+}
+
 DEVICE_TEST("narrow: rows of dimension 0", "[view]") {
   const Array x = noise({5, 2, 3}, 1), dy = noise({2, 2, 3}, 2);
   Array y = filled({2, 2, 3}), dx = filled({5, 2, 3});
@@ -173,6 +215,19 @@ DEVICE_TEST("view: errors name the operator and the shapes", "[view]") {
   check_throws<ShapeError>([&] { permute(x, {0}); }, {"permute", "(2, 3)"});
   check_throws<ShapeError>([&] { permute(x, {0, 0}); }, {"permute", "(2, 3)"});
   check_throws<ShapeError>([&] { permute(x, {0, 2}); }, {"permute", "(2, 3)"});
+  check_throws<ShapeError>([&] { transpose(x, 0, 2); }, {"transpose", "(2, 3)"});
+  check_throws<ShapeError>([&] { transpose(x, -3, 0); }, {"transpose", "(2, 3)"});
+  check_throws<ShapeError>([&] { transpose(x.sum(), 0, 1); }, {"transpose", "()"});
+  check_throws<ShapeError>([&] { squeeze(x, 2); }, {"squeeze", "(2, 3)"});
+  check_throws<ShapeError>([&] { squeeze(x, {1, -1}); }, {"squeeze", "-1", "(2, 3)", "twice"});
+  check_throws<ShapeError>([&] { unsqueeze(x, 3); }, {"unsqueeze", "-3 to 2", "(2, 3)", "got 3"});
+  check_throws<ShapeError>([&] { unsqueeze(x, -4); }, {"unsqueeze", "(2, 3)", "got -4"});
+  check_throws<ShapeError>(
+      [&] {
+        unsqueeze(zeros({1, 1, 1, 1, 1, 1, 1, 1}), 0);
+      },
+      {"unsqueeze", "8 dimensions"});
+  check_throws<ValueError>([] { squeeze(Tensor()); }, {"squeeze", "x"});
   check_throws<ShapeError>([&] { narrow(x, 1, 2); }, {"narrow", "(2, 3)"});
   check_throws<ShapeError>([&] { narrow(x, -1, 1); }, {"narrow", "(2, 3)"});
   check_throws<ShapeError>([&] { narrow(x, 0, -1); }, {"narrow", "(2, 3)"});

@@ -103,10 +103,10 @@ class Module {
  private:
   friend class ForwardCall;
   // A number of its own for every module, copies too; an address may come again.
-  struct Identity {
-    Identity() = default;
-    Identity(const Identity&) {}
-    Identity& operator=(const Identity&) { return *this; }
+  struct Serial {
+    Serial() = default;
+    Serial(const Serial&) {}
+    Serial& operator=(const Serial&) { return *this; }
     static uint64_t next();
     const uint64_t number = next();
   };
@@ -131,7 +131,7 @@ class Module {
     std::shared_ptr<bool> training = std::make_shared<bool>(true);
   };
   Mode mode_;
-  Identity identity_;
+  Serial serial_;
   KnownParent known_parent_;
 };
 // As PyTorch prints modules: the type, what it was made with, and its children, indented.
@@ -287,5 +287,6 @@ class Sequential : public Module {
 
 }  // namespace sinter
 
+#include "sinter/nn/activation.h"
 #include "sinter/nn/dropout.h"
 #include "sinter/nn/norm.h"

@@ -68,6 +68,15 @@ Tensor reshape(const Tensor& x, const Shape& shape);
 Tensor flatten(const Tensor& x, int first = 0, int last = -1);
 // Dimension i of the result is dimension dims[i] of x; a copy. Any dtype.
 Tensor permute(const Tensor& x, const std::vector<int>& dims);
+// Two dimensions (negative from the end) in each other's place; a copy. Any dtype.
+Tensor transpose(const Tensor& x, int dim0, int dim1);
+// Without its dimensions of extent 1, or without those of them that are listed (negative from the
+// end), sharing storage. Any dtype.
+Tensor squeeze(const Tensor& x);
+Tensor squeeze(const Tensor& x, const Dims& dims);
+// With a dimension of extent 1 in front of dimension `dim` (from -rank - 1 to rank), sharing
+// storage. Any dtype.
+Tensor unsqueeze(const Tensor& x, int dim);
 // Rows [first, first + count) of dimension 0, sharing storage. Any dtype.
 Tensor narrow(const Tensor& x, int64_t first, int64_t count);
 

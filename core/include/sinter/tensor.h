@@ -154,6 +154,10 @@ class Tensor {
   Tensor reshape(const Shape& shape) const;
   Tensor flatten(int first = 0, int last = -1) const;
   Tensor permute(const std::vector<int>& dims) const;
+  Tensor transpose(int dim0, int dim1) const;
+  Tensor squeeze() const;
+  Tensor squeeze(const Dims& dims) const;
+  Tensor unsqueeze(int dim) const;
   // Rows [first, first + count) of dimension 0, sharing storage.
   Tensor narrow(int64_t first, int64_t count) const;
   Tensor sum(const Dims& dims = {}, bool keepdim = false) const;
