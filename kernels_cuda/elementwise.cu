@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/backend/memory.h"
 #include "kernels_cuda/elementwise.cuh"
 #include "kernels_cuda/loop.cuh"
 #include "kernels_cuda/runtime/launch.cuh"
@@ -68,7 +69,7 @@ void run(const Cuda& ctx, const Cast& o) {
 }
 
 void run(const Cuda& ctx, const Copy& o) {
-  copy_on_device(ctx, o.y.address, o.x.address, static_cast<size_t>(o.y.bytes()));
+  detail::copy_on_device(ctx, o.y.address, o.x.address, static_cast<size_t>(o.y.bytes()));
 }
 
 void run(const Cuda& ctx, const StridedCopy& o) {

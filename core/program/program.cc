@@ -8,6 +8,8 @@
 #include <ostream>
 #include <set>
 
+#include "core/backend/cuda_graph.h"
+#include "core/backend/memory.h"
 #include "core/base/detail.h"
 #include "core/tensor/tensor_impl.h"
 #include "sinter/profile.h"
@@ -188,7 +190,7 @@ void Program::check_finite(size_t i) const {
     if (!ref.writes() || !is_floating(x.dtype)) continue;
     std::vector<std::byte> bytes(static_cast<size_t>(x.bytes()));
     with_context(list_.device, [&](const auto& ctx) {
-      copy_to_host(ctx, bytes.data(), x.address, bytes.size());
+      detail::copy_to_host(ctx, bytes.data(), x.address, bytes.size());
     });
     with_floating(x, [&]<class T>() {
       for (int64_t k = 0; k < x.numel(); ++k) {
@@ -267,8 +269,9 @@ void Program::take_arguments(const std::vector<Tensor>& arguments) {
                     [&](const Buffer& buffer) { return buffer.storage == impl.storage; });
     if (list_.device.is_cuda() || is_known) {
       if (input.data == nullptr || input.owner != nullptr) input.allocate_own();
-      with_context(list_.device,
-                   [&](const auto& ctx) { copy_on_device(ctx, input.data, address, input.bytes); });
+      with_context(list_.device, [&](const auto& ctx) {
+        detail::copy_on_device(ctx, input.data, address, input.bytes);
+      });
     } else {
       input.point_to(address, impl.storage);
     }
@@ -294,11 +297,11 @@ void Program::replay(const std::vector<Tensor>& arguments) {
 
 void Program::capture() {
   if constexpr (cuda_built()) {
-    std::vector<GraphTask> tasks(list_.entries.size());
+    std::vector<detail::GraphTask> tasks(list_.entries.size());
     for (size_t i = 0; i < tasks.size(); ++i) {
       const Schedule::Place& place = schedule_.places[i];
       const Entry& entry = list_.entries[i];
-      GraphTask& task = tasks[i];
+      detail::GraphTask& task = tasks[i];
       task.lane = place.lane;
       task.after = place.after;
       task.work = [op = entry.op.get()](const Cuda& ctx) { op->run(ctx); };
@@ -309,7 +312,8 @@ void Program::capture() {
         task.writes.emplace_back(address - ref.operand->offset, list_.buffer(*ref.operand).bytes);
       }
     }
-    const auto graph = std::make_shared<CudaGraph>(CudaGraph::capture(list_.device.index, tasks));
+    const auto graph =
+        std::make_shared<detail::CudaGraph>(detail::CudaGraph::capture(list_.device.index, tasks));
     launch_ = [graph] { graph->replay(); };
   }
 }
@@ -327,7 +331,7 @@ std::vector<Tensor> Program::results() const {
     if (copy == copies.end()) {
       auto fresh = std::make_shared<Storage>(r.memory->device, r.memory->bytes);
       with_context(fresh->device, [&](const auto& ctx) {
-        copy_on_device(ctx, fresh->data, r.memory->data, fresh->bytes);
+        detail::copy_on_device(ctx, fresh->data, r.memory->data, fresh->bytes);
       });
       copy = copies.insert(copies.end(), {r.memory.get(), std::move(fresh)});
     }

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "core/backend/memory.h"
 #include "core/base/detail.h"
 #include "core/tensor/tensor_impl.h"
 #include "sinter/check.h"
@@ -54,8 +55,9 @@ Tensor Recorder::constant(const void* values, const Shape& shape, TensorOptions 
   const auto bytes = static_cast<size_t>(y.numel()) * size_of(options.dtype);
   if (bytes == 0) return y;
   auto storage = std::make_shared<Storage>(options.device, bytes);
-  with_context(options.device,
-               [&](const auto& ctx) { copy_from_host(ctx, storage->use(), values, bytes); });
+  with_context(options.device, [&](const auto& ctx) {
+    detail::copy_from_host(ctx, storage->use(), values, bytes);
+  });
   const Tensor source(std::make_shared<Tensor::Impl>(storage, 0, shape, options.dtype));
   note(std::make_unique<OperatorOf<op::Copy>>(op::Copy{in(source), out(y)}));
   const auto* first = static_cast<const std::byte*>(values);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "core/backend/memory.h"
 #include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "core/program/recorder.h"
@@ -72,7 +73,7 @@ Tensor Generator::device_state(Device device) {
   const int64_t values[] = {static_cast<int64_t>(seed_), 0};
   const auto storage = std::make_shared<Storage>(device, sizeof(values));
   with_context(device, [&](const auto& ctx) {
-    copy_from_host(ctx, storage->use(), values, sizeof(values));
+    detail::copy_from_host(ctx, storage->use(), values, sizeof(values));
   });
   states_.push_back(
       Recorder::tensor_of(std::make_shared<Tensor::Impl>(storage, 0, Shape{2}, kInt64)));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/backend/memory.h"
 #include "core/base/detail.h"
 #include "sinter/check.h"
 #include "sinter/emit.h"
@@ -35,16 +36,16 @@ Storage::~Storage() {
 void Storage::free_own() {
   if (owner != nullptr || data == nullptr) return;
   if constexpr (cuda_built()) {
-    if (device.is_cuda()) return deallocate(cuda_, data, bytes, users_);
+    if (device.is_cuda()) return detail::deallocate(cuda_, data, bytes, users_);
   }
-  deallocate(Cpu{}, data, bytes);
+  detail::deallocate(Cpu{}, data, bytes);
 }
 
 void Storage::allocate_own() {
   free_own();
   data = nullptr;
   with_context(device, [&](const auto& ctx) {
-    data = allocate(ctx, bytes);
+    data = detail::allocate(ctx, bytes);
     if constexpr (std::is_same_v<std::decay_t<decltype(ctx)>, Cuda>) {
       cuda_ = ctx;
       owner_stream_ = cuda_stream(device.index);

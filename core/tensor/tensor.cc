@@ -3,6 +3,7 @@
 #include <memory>
 #include <utility>
 
+#include "core/backend/memory.h"
 #include "core/base/detail.h"
 #include "core/ops/arguments.h"
 #include "core/program/recorder.h"
@@ -37,7 +38,7 @@ Tensor from_host(const void* values, const Shape& shape, TensorOptions options) 
     return recorder->constant(values, shape, options);
   Tensor t = empty(shape, options);
   with_context(options.device, [&](const auto& ctx) {
-    if (t.bytes() > 0) copy_from_host(ctx, t.raw(), values, t.bytes());
+    if (t.bytes() > 0) detail::copy_from_host(ctx, t.raw(), values, t.bytes());
   });
   return t;
 }
@@ -140,11 +141,11 @@ void copy_bytes(const Tensor& dst, const Tensor& src) {
   with_context(from, [&](const auto& source) {
     with_context(to, [&](const auto& target) {
       if constexpr (std::is_same_v<decltype(source), const Cpu&>)
-        copy_from_host(target, dst.raw(), src.read(), bytes);
+        detail::copy_from_host(target, dst.raw(), src.read(), bytes);
       else if constexpr (std::is_same_v<decltype(target), const Cpu&>)
-        copy_to_host(source, dst.raw(), src.read(), bytes);
+        detail::copy_to_host(source, dst.raw(), src.read(), bytes);
       else
-        copy_across(target, dst.raw(), source, src.read(), bytes);
+        detail::copy_across(target, dst.raw(), source, src.read(), bytes);
     });
   });
   dst.bump_version();

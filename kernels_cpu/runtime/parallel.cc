@@ -242,9 +242,9 @@ struct Arena {
   bool gone = false;
 
   void resize(size_t bytes) {
-    deallocate(Cpu{}, std::exchange(block, nullptr), std::exchange(size, 0));
+    detail::deallocate(Cpu{}, std::exchange(block, nullptr), std::exchange(size, 0));
     if (bytes == 0) return;
-    block = static_cast<std::byte*>(allocate(Cpu{}, bytes));
+    block = static_cast<std::byte*>(detail::allocate(Cpu{}, bytes));
     size = bytes;
   }
 };
@@ -266,7 +266,7 @@ void* take_local(size_t bytes) {
     a.resize(a.wanted);
   }
   const bool fits = a.size - a.used >= bytes;
-  void* p = fits ? a.block + a.used : allocate(Cpu{}, bytes);
+  void* p = fits ? a.block + a.used : detail::allocate(Cpu{}, bytes);
   if (fits) a.used += bytes;
   a.live += bytes;
   if (a.live <= Arena::kMost) a.wanted = std::max(a.wanted, a.live);
@@ -279,7 +279,7 @@ void give_local(void* p, size_t bytes) noexcept {
   if (bytes == 0 || (a.block != nullptr && p >= a.block && p < a.block + a.size)) {
     a.used -= bytes;
   } else {
-    deallocate(Cpu{}, p, bytes);
+    detail::deallocate(Cpu{}, p, bytes);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 
+#include "core/backend/memory.h"
 #include "sinter/operand.h"
 #include "sinter/runtime.h"
 
@@ -52,10 +53,10 @@ template <class T> class Scratch {
  public:
   explicit Scratch(int64_t n)
       : bytes_(static_cast<size_t>(n) * sizeof(T)),
-        data_(static_cast<T*>(allocate(Cpu{}, bytes_))) {}
+        data_(static_cast<T*>(detail::allocate(Cpu{}, bytes_))) {}
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { deallocate(Cpu{}, data_, bytes_); }
+  ~Scratch() { detail::deallocate(Cpu{}, data_, bytes_); }
 
   T* get() const { return data_; }
 

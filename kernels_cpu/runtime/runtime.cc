@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/backend/memory.h"
 #include "core/base/detail.h"
 
 #ifdef __linux__
@@ -226,7 +227,7 @@ ConvAlgo conv_algo_named(const std::string& name) {
 void set_allow_tf32(bool allow) { tf32_allowed.store(allow, std::memory_order_relaxed); }
 bool allow_tf32() { return tf32_allowed.load(std::memory_order_relaxed); }
 
-void* allocate(const Cpu&, size_t bytes) {
+void* detail::allocate(const Cpu&, size_t bytes) {
   constexpr size_t kLargest = size_t{1} << 62;
   const auto fail = [&] {
     throw OutOfMemoryError(str("out of host memory: cannot allocate ", bytes, " bytes"));
@@ -249,7 +250,7 @@ void* allocate(const Cpu&, size_t bytes) {
 
 void release_cached_memory(const Cpu&) { cache().release(); }
 
-void deallocate(const Cpu&, void* p, size_t bytes) noexcept {
+void detail::deallocate(const Cpu&, void* p, size_t bytes) noexcept {
   if (p == nullptr) return;
   const SizeClass c = size_class(bytes);
   if constexpr (kReuse) {

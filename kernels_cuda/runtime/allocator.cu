@@ -3,6 +3,7 @@
 #include <exception>
 #include <utility>
 
+#include "core/backend/memory.h"
 #include "core/base/detail.h"
 #include "kernels_cuda/runtime/state.cuh"
 
@@ -182,7 +183,7 @@ void* permanent_memory(const Cuda& ctx, size_t bytes) {
 
 using namespace cuda;
 
-void* allocate(const Cuda& ctx, size_t asked) {
+void* detail::allocate(const Cuda& ctx, size_t asked) {
   DeviceState& device = device_state(ctx.device);
   const std::lock_guard lock(device.mutex);
   take_back(device, ctx.device);
@@ -211,7 +212,8 @@ void* allocate(const Cuda& ctx, size_t asked) {
   return p;
 }
 
-void deallocate(const Cuda& ctx, void* p, size_t, std::span<CUstream_st* const> others) noexcept {
+void detail::deallocate(const Cuda& ctx, void* p, size_t,
+                        std::span<CUstream_st* const> others) noexcept {
   if (p == nullptr) return;
   try {
     DeviceState& device = device_state(ctx.device);

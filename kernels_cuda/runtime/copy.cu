@@ -4,6 +4,7 @@
 #include <set>
 #include <utility>
 
+#include "core/backend/memory.h"
 #include "kernels_cuda/runtime/launch.cuh"
 #include "kernels_cuda/runtime/scratch.cuh"
 #include "kernels_cuda/runtime/state.cuh"
@@ -28,7 +29,7 @@ __global__ void unpack_kernel(int n, Parcel parcel, unsigned char* dst) {
 
 using namespace cuda;
 
-void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
+void detail::copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
   if (bytes == 0) return;
   refuse_in_capture("a copy from host memory");
   if (bytes <= Parcel::kBytes) {
@@ -47,14 +48,14 @@ void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
     SINTER_CUDA_CHECK(cudaStreamSynchronize(ctx.stream));
 }
 
-void copy_to_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
+void detail::copy_to_host(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
   refuse_in_capture("waiting for the device (item, to_vector, a copy to the CPU)");
   if (bytes > 0)
     SINTER_CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, ctx.stream));
   synchronize(ctx);
 }
 
-void copy_on_device(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
+void detail::copy_on_device(const Cuda& ctx, void* dst, const void* src, size_t bytes) {
   if (bytes == 0 || dst == src) return;
   const auto copy = [&](void* to, const void* from) {
     SINTER_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, ctx.stream));
@@ -105,10 +106,11 @@ void enable_peer_access(int device, int peer) {
 
 }  // namespace
 
-void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, size_t bytes) {
+void detail::copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src,
+                         size_t bytes) {
   if (bytes == 0) return;
   if (to.device == from.device && to.stream == from.stream) {
-    copy_on_device(to, dst, src, bytes);
+    detail::copy_on_device(to, dst, src, bytes);
     return;
   }
   refuse_in_capture("a copy between devices or threads");
@@ -116,7 +118,7 @@ void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, s
   {
     const CurrentDevice current(to.device);
     if (to.device == from.device) {
-      copy_on_device(to, dst, src, bytes);
+      detail::copy_on_device(to, dst, src, bytes);
     } else {
       enable_peer_access(to.device, from.device);
       SINTER_CUDA_CHECK(cudaMemcpyPeerAsync(dst, to.device, src, from.device, bytes, to.stream));

@@ -3,6 +3,7 @@
 #include <exception>
 #include <utility>
 
+#include "core/backend/cuda_graph.h"
 #include "core/base/detail.h"
 #include "kernels_cuda/runtime/launch.cuh"
 #include "kernels_cuda/runtime/state.cuh"
@@ -60,7 +61,7 @@ void merge_pool(DeviceState& device, Pool& from, Stream& stream) {
 
 using namespace cuda;
 
-struct CudaGraph::Impl {
+struct detail::CudaGraph::Impl {
   int device = 0;
   std::vector<Stream*> streams;  // one a lane
   std::vector<std::unique_ptr<Pool>> pools;
@@ -98,11 +99,11 @@ struct CudaGraph::Impl {
   }
 };
 
-CudaGraph::CudaGraph() = default;
-CudaGraph::CudaGraph(CudaGraph&&) noexcept = default;
-CudaGraph& CudaGraph::operator=(CudaGraph&&) noexcept = default;
-CudaGraph::~CudaGraph() = default;
-int64_t CudaGraph::nodes() const { return impl_ ? impl_->nodes : 0; }
+detail::CudaGraph::CudaGraph() = default;
+detail::CudaGraph::CudaGraph(CudaGraph&&) noexcept = default;
+detail::CudaGraph& detail::CudaGraph::operator=(CudaGraph&&) noexcept = default;
+detail::CudaGraph::~CudaGraph() = default;
+int64_t detail::CudaGraph::nodes() const { return impl_ ? impl_->nodes : 0; }
 
 namespace {
 
@@ -147,7 +148,8 @@ void set_dependencies(cudaStream_t stream, Nodes& nodes) {
 
 // Captures the tasks' work on the streams of their lanes. A task depends on those that it names and
 // on no others, as it would on all before it if streams and events were to tell.
-void capture_tasks(int device, std::span<const GraphTask> tasks, std::span<Stream* const> streams) {
+void capture_tasks(int device, std::span<const detail::GraphTask> tasks,
+                   std::span<Stream* const> streams) {
   {
     Event begin;
     begin.record(*streams[0]);
@@ -157,7 +159,7 @@ void capture_tasks(int device, std::span<const GraphTask> tasks, std::span<Strea
   std::vector<std::span<const std::byte>> pending;
   Nodes nodes;
   for (size_t i = 0; i < tasks.size(); ++i) {
-    const GraphTask& task = tasks[i];
+    const detail::GraphTask& task = tasks[i];
     const cudaStream_t stream = streams[static_cast<size_t>(task.lane)]->stream;
     pending.clear();
     nodes.clear();
@@ -183,15 +185,15 @@ void capture_tasks(int device, std::span<const GraphTask> tasks, std::span<Strea
 
 }  // namespace
 
-CudaGraph CudaGraph::capture(int device, std::span<const GraphTask> tasks) {
+detail::CudaGraph detail::CudaGraph::capture(int device, std::span<const detail::GraphTask> tasks) {
   if (cuda::capture.active) throw GraphError("a graph is being captured by this thread already");
   const Cuda ctx = cuda_context(device);
-  CudaGraph graph;
+  detail::CudaGraph graph;
   graph.impl_ = std::make_unique<Impl>();
   Impl& impl = *graph.impl_;
   impl.device = device;
   int lanes = 1;
-  for (const GraphTask& task : tasks) lanes = std::max(lanes, task.lane + 1);
+  for (const detail::GraphTask& task : tasks) lanes = std::max(lanes, task.lane + 1);
   {
     DeviceState& state = device_state(device);
     const std::lock_guard lock(state.mutex);
@@ -232,7 +234,7 @@ CudaGraph CudaGraph::capture(int device, std::span<const GraphTask> tasks) {
   return graph;
 }
 
-void CudaGraph::replay() {
+void detail::CudaGraph::replay() {
   if (!impl_) throw GraphError("replay: an empty graph");
   refuse_in_capture("the replay of a graph");
   const Cuda ctx = cuda_context(impl_->device);

@@ -41,7 +41,7 @@ struct LaunchSite {
 
 // Whether the array at p is there before a kernel that is launched next, by launch_early, begins,
 // so that it may be read before wait_for_earlier(): nothing that the kernel will have to wait for
-// writes to it. Known only while a graph is captured (CudaGraph, runtime.h); false otherwise.
+// writes to it. Known only while a graph is captured (detail::CudaGraph); false otherwise.
 bool settled(const void* p);
 void note_launch();  // for settled: of a kernel that the next one waits for
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/backend/memory.h"
 #include "sinter/runtime.h"
 
 namespace sinter::cuda {
@@ -15,8 +16,8 @@ template <class T> class Scratch {
   Scratch(const Cuda& ctx, int64_t n)
       : ctx_(ctx),
         bytes_(static_cast<size_t>(n) * sizeof(T)),
-        data_(static_cast<T*>(allocate(ctx, bytes_))) {}
-  ~Scratch() { deallocate(ctx_, data_, bytes_); }
+        data_(static_cast<T*>(detail::allocate(ctx, bytes_))) {}
+  ~Scratch() { detail::deallocate(ctx_, data_, bytes_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 

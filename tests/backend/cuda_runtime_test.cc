@@ -6,6 +6,8 @@
 #include <numeric>
 #include <thread>
 
+#include "core/backend/cuda_graph.h"
+#include "core/backend/memory.h"
 #include "core/base/detail.h"
 #include "tests/support/values.h"
 
@@ -171,17 +173,17 @@ CUDA_TEST("runtime: threads launch one kernel with more and with less shared mem
 namespace {
 
 // y = alpha * x as a part of a graph.
-GraphTask scale_task(double alpha, const Tensor& x, const Tensor& y) {
+detail::GraphTask scale_task(double alpha, const Tensor& x, const Tensor& y) {
   op::Map scale = op::scale(alpha, in(x), out(y));
   each_operand(scale, bind_operand);
-  GraphTask task;
+  detail::GraphTask task;
   task.work = [scale](const Cuda& ctx) { run(ctx, scale); };
   task.writes.push_back(std::as_bytes(std::span(y.data<float>(), kElements)));
   return task;
 }
 
-GraphTask task_of(std::function<void(const Cuda&)> work) {
-  GraphTask task;
+detail::GraphTask task_of(std::function<void(const Cuda&)> work) {
+  detail::GraphTask task;
   task.work = std::move(work);
   return task;
 }
@@ -195,7 +197,7 @@ CUDA_TEST("runtime: tasks of a graph wait for those that they come after", "[run
   std::vector<Tensor> made(kTasks);
   for (Tensor& t : made) t = zeros({kElements}, {kFloat32, device});
   const Tensor beside = zeros({kElements}, {kFloat32, device});
-  std::vector<GraphTask> tasks;
+  std::vector<detail::GraphTask> tasks;
   for (int i = 0; i < kTasks; ++i) {
     const auto k = static_cast<size_t>(i);
     tasks.push_back(scale_task(2, i == 0 ? x : made[k - 1], made[k]));
@@ -205,7 +207,7 @@ CUDA_TEST("runtime: tasks of a graph wait for those that they come after", "[run
   tasks.push_back(scale_task(3, made[1], beside));
   tasks.back().lane = 2;
   tasks.back().after = {1};
-  CudaGraph graph = CudaGraph::capture(device.index, tasks);
+  detail::CudaGraph graph = detail::CudaGraph::capture(device.index, tasks);
   CHECK(graph.nodes() >= kTasks + 1);
   CHECK(all_equal(made.back().to_vector<float>(), 0));  // capturing has computed nothing
   for (int i = 0; i < 5; ++i) {
@@ -222,28 +224,30 @@ CUDA_TEST("runtime: a graph refuses what a replay could not repeat", "[runtime]"
   const Tensor y = zeros({kElements}, {kFloat32, device});
   const auto check_refused = [&](const std::function<void(const Cuda&)>& work,
                                  const std::vector<std::string>& parts) {
-    const GraphTask tasks[] = {scale_task(2, x, y), task_of(work)};
-    check_throws<GraphError>([&] { CudaGraph::capture(device.index, tasks); }, parts);
+    const detail::GraphTask tasks[] = {scale_task(2, x, y), task_of(work)};
+    check_throws<GraphError>([&] { detail::CudaGraph::capture(device.index, tasks); }, parts);
   };
   std::vector<float> host(kElements, 1.F);
   check_refused([&](const Cuda& ctx) { synchronize(ctx); }, {"waiting for the device", "captured"});
-  check_refused([&](const Cuda& ctx) { copy_to_host(ctx, host.data(), x.read(), x.bytes()); },
-                {"captured"});
-  check_refused([&](const Cuda& ctx) { copy_from_host(ctx, y.raw(), host.data(), y.bytes()); },
-                {"host memory"});
-  check_refused([&](const Cuda&) { CudaGraph::capture(device.index, {}); }, {"already"});
+  check_refused(
+      [&](const Cuda& ctx) { detail::copy_to_host(ctx, host.data(), x.read(), x.bytes()); },
+      {"captured"});
+  check_refused(
+      [&](const Cuda& ctx) { detail::copy_from_host(ctx, y.raw(), host.data(), y.bytes()); },
+      {"host memory"});
+  check_refused([&](const Cuda&) { detail::CudaGraph::capture(device.index, {}); }, {"already"});
   // What a task throws, and then the device goes on as if nothing had been.
-  const GraphTask failing[] = {scale_task(2, x, y),
-                               task_of([](const Cuda&) { throw ValueError("no"); })};
-  check_throws<ValueError>([&] { CudaGraph::capture(device.index, failing); }, {"no"});
+  const detail::GraphTask failing[] = {scale_task(2, x, y),
+                                       task_of([](const Cuda&) { throw ValueError("no"); })};
+  check_throws<ValueError>([&] { detail::CudaGraph::capture(device.index, failing); }, {"no"});
   CHECK(all_equal((x + 1.0).to_vector<float>(), 2));
-  const GraphTask working[] = {scale_task(2, y, y)};
-  CudaGraph graph = CudaGraph::capture(device.index, working);
+  const detail::GraphTask working[] = {scale_task(2, y, y)};
+  detail::CudaGraph graph = detail::CudaGraph::capture(device.index, working);
   Tensor(y).fill_(1);
   for (int i = 0; i < 3; ++i) graph.replay();
   CHECK(all_equal(y.to_vector<float>(), 8));
   std::thread([&] { check_throws<GraphError>([&] { graph.replay(); }, {"thread"}); }).join();
-  CudaGraph empty;
+  detail::CudaGraph empty;
   check_throws<GraphError>([&] { empty.replay(); }, {"replay"});
   CHECK(empty.nodes() == 0);
 }
@@ -256,13 +260,13 @@ CUDA_TEST("runtime: another thread runs out of memory while one captures", "[run
   bool refused = false;
   std::string otherwise;
   // Through scratch memory, which is freed at once.
-  const GraphTask copy = task_of([&](const Cuda& ctx) {
-    void* const scratch = allocate(ctx, x.bytes());
-    copy_on_device(ctx, scratch, x.read(), x.bytes());
-    copy_on_device(ctx, y.raw(), scratch, x.bytes());
-    deallocate(ctx, scratch, x.bytes());
+  const detail::GraphTask copy = task_of([&](const Cuda& ctx) {
+    void* const scratch = detail::allocate(ctx, x.bytes());
+    detail::copy_on_device(ctx, scratch, x.read(), x.bytes());
+    detail::copy_on_device(ctx, y.raw(), scratch, x.bytes());
+    detail::deallocate(ctx, scratch, x.bytes());
   });
-  const GraphTask out_of_memory = task_of([&](const Cuda&) {
+  const detail::GraphTask out_of_memory = task_of([&](const Cuda&) {
     std::thread([&] {
       try {
         empty({total + 1}, {kUInt8, device});
@@ -273,8 +277,8 @@ CUDA_TEST("runtime: another thread runs out of memory while one captures", "[run
       }
     }).join();
   });
-  const GraphTask tasks[] = {copy, out_of_memory, copy};
-  CudaGraph graph = CudaGraph::capture(device.index, tasks);
+  const detail::GraphTask tasks[] = {copy, out_of_memory, copy};
+  detail::CudaGraph graph = detail::CudaGraph::capture(device.index, tasks);
   INFO(otherwise);
   CHECK(refused);
   for (int i = 0; i < 3; ++i) {

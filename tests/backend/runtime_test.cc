@@ -8,6 +8,7 @@
 #include <sstream>
 #include <thread>
 
+#include "core/backend/memory.h"
 #include "core/base/detail.h"
 #include "kernels_cpu/runtime/parallel.h"
 #include "tests/support/temp_dir.h"
@@ -253,18 +254,18 @@ TEST_CASE("runtime: an error inside a parallel kernel reaches the caller", "[run
 TEST_CASE("runtime: CPU memory is aligned and reused", "[runtime]") {
   for (size_t bytes :
        {size_t{0}, size_t{1}, size_t{63}, size_t{64}, size_t{4097}, size_t{1} << 22}) {
-    void* p = allocate(Cpu{}, bytes);
+    void* p = detail::allocate(Cpu{}, bytes);
     REQUIRE(p != nullptr);
     CHECK(reinterpret_cast<uintptr_t>(p) % 64 == 0);
     std::memset(p, 1, bytes);
-    deallocate(Cpu{}, p, bytes);
-    void* again = allocate(Cpu{}, bytes);
+    detail::deallocate(Cpu{}, p, bytes);
+    void* again = detail::allocate(Cpu{}, bytes);
 #ifndef __SANITIZE_ADDRESS__  // there blocks are not reused, so that a stale pointer is seen
     if (bytes > 0) CHECK(again == p);
 #endif
-    deallocate(Cpu{}, again, bytes);
+    detail::deallocate(Cpu{}, again, bytes);
   }
-  check_throws<OutOfMemoryError>([] { allocate(Cpu{}, size_t{1} << 60); }, {});
+  check_throws<OutOfMemoryError>([] { detail::allocate(Cpu{}, size_t{1} << 60); }, {});
   check_throws<OutOfMemoryError>([] { empty({int64_t{1} << 57}); }, {});
   // Handed from thread to thread.
   Tensor made;

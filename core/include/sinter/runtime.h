@@ -1,15 +1,11 @@
-// Memory, streams and threads of the two backends: what the framework needs beside kernels.
+// Threads, devices, streams and settings of the two backends.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <functional>
-#include <memory>
-#include <span>
 #include <string>
-#include <vector>
 
+#include "sinter/build.h"
 #include "sinter/conv_algo.h"
 #include "sinter/shape.h"
 
@@ -32,12 +28,6 @@ struct CpuLimits {
   double quota = 0;  // cores' worth of time that its control groups leave it; 0: no limit
 };
 CpuLimits cpu_limits();
-
-// 64-byte aligned, uninitialized. Blocks are kept for reuse: a training step returns to the
-// operating system nothing it will ask for again. Throws OutOfMemoryError. allocate(0) returns a
-// valid pointer.
-void* allocate(const Cpu&, size_t bytes);
-void deallocate(const Cpu&, void* p, size_t bytes) noexcept;
 
 struct BlasInfo {
   std::string name;     // "OpenBLAS 0.3.21", "Eigen 3.4.0"
@@ -64,16 +54,8 @@ void set_allow_tf32(bool allow);
 bool allow_tf32();
 
 // ---- CUDA ---------------------------------------------------------------------------------------
-// Declared in every build, so that `if constexpr (cuda_built())` may stand before a use; a build
-// without CUDA defines cuda_device_count() alone, which is 0.
-
-constexpr bool cuda_built() {
-#ifdef SINTER_WITH_CUDA
-  return true;
-#else
-  return false;
-#endif
-}
+// Declared in every build, so that `if constexpr (cuda_built())` (build.h) may stand before a use;
+// a build without CUDA defines cuda_device_count() alone, which is 0.
 
 struct CudaDeviceInfo {
   std::string name;
@@ -88,11 +70,7 @@ struct CudaDeviceInfo {
 
 // Devices the driver shows. Never throws: without a driver or device it is 0 and cuda_unavailable()
 // says why and what to do.
-#ifdef SINTER_WITH_CUDA
 int cuda_device_count() noexcept;
-#else
-inline int cuda_device_count() noexcept { return 0; }
-#endif
 std::string cuda_unavailable();
 // Throws DeviceError unless 0 <= device < cuda_device_count().
 CudaDeviceInfo cuda_device_info(int device);
@@ -108,15 +86,7 @@ Cuda cuda_context(int device);
 // Its stream.
 CUstream_st* cuda_stream(int device);
 
-// Stream-ordered: the block may be used by later work on ctx.stream, and is reused by later work on
-// ctx.stream after deallocate, once the work that is then on `others`, further streams of the
-// device that it was used on, is over. Freed blocks are kept for reuse, so that a training step
-// allocates nothing from the driver after its first run. Throws OutOfMemoryError, after giving
-// cached blocks back to the driver, naming the bytes asked for, in use and free. allocate(0)
-// returns a valid pointer.
-void* allocate(const Cuda&, size_t bytes);
-void deallocate(const Cuda&, void* p, size_t bytes,
-                std::span<CUstream_st* const> others = {}) noexcept;
+// Gives blocks of memory that are kept for reuse back to the driver.
 void release_cached_memory(int device);
 
 struct CudaMemory {
@@ -130,51 +100,5 @@ CudaMemory cuda_memory(int device);
 // Waits for ctx.stream, then throws what went wrong on it since the last call: a CUDA error, or a
 // fault a kernel recorded (ValueError: "cross_entropy: labels[17] = 10, expected 0 <= label < 10").
 void synchronize(const Cuda& ctx);
-
-// dst and src: host memory where the name says host, else device memory of ctx. copy_to_host
-// synchronizes ctx; copy_from_host returns once src may be reused; the others enqueue. dst and src
-// of copy_on_device may overlap.
-void copy_from_host(const Cuda& ctx, void* dst, const void* src, size_t bytes);
-void copy_to_host(const Cuda& ctx, void* dst, const void* src, size_t bytes);
-void copy_on_device(const Cuda& ctx, void* dst, const void* src, size_t bytes);
-// Between devices. Ordered after the work of both streams and before their later work.
-void copy_across(const Cuda& to, void* dst, const Cuda& from, const void* src, size_t bytes);
-
-// A part of a graph: work that is enqueued on one of several lanes.
-struct GraphTask {
-  int lane = 0;                           // whose scratch memory it takes; lane 0 is the urgent one
-  std::vector<int> after;                 // earlier tasks that it waits for; that of its lane too
-  std::function<void(const Cuda&)> work;  // enqueues
-  std::vector<std::span<const std::byte>> writes;  // memory; what shares a block with it, too
-};
-// Work captured once and replayed with a single call.
-class CudaGraph {
- public:
-  // Calls the tasks' work, in their order, on streams of this thread that record it instead of
-  // doing it. Scratch memory that it takes stays the graph's until it is destroyed. Throws what a
-  // task throws, GraphError or CudaError; nothing is left half captured then.
-  static CudaGraph capture(int device, std::span<const GraphTask> tasks);
-  CudaGraph();
-  CudaGraph(CudaGraph&&) noexcept;
-  CudaGraph& operator=(CudaGraph&&) noexcept;
-  ~CudaGraph();
-  void replay();  // enqueues; from the thread that captured it, else GraphError
-  int64_t nodes() const;
-
- private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
-};
-
-// Host memory, all of it.
-inline void copy_from_host(const Cpu&, void* dst, const void* src, size_t bytes) {
-  std::memcpy(dst, src, bytes);
-}
-inline void copy_to_host(const Cpu&, void* dst, const void* src, size_t bytes) {
-  std::memcpy(dst, src, bytes);
-}
-inline void copy_on_device(const Cpu&, void* dst, const void* src, size_t bytes) {
-  std::memmove(dst, src, bytes);
-}
 
 }  // namespace sinter
