@@ -22,11 +22,12 @@ class Node;
 
 // What was asked while a program was recorded, with the answers: another answer, another program.
 struct Guards {
-  // An outside tensor: where it lies, and whether it requires grad.
+  // An outside tensor: where it lies, whether it requires grad, and its hooks.
   struct Leaf {
     std::weak_ptr<void> impl;
     std::pair<uint64_t, int64_t> place;
     bool requires_grad;
+    uint64_t hooks;
   };
   // A leaf's gradient, asked for before the recording gave it one.
   struct Gradient {
@@ -144,6 +145,7 @@ class OriginScope {
 void release_node(Node& node);  // its derivative and its inputs
 Tensor gradient_of(const Node& leaf);
 void set_gradient_of(Node& leaf, const Tensor& gradient);
+uint64_t hooks_version(const Node& node);
 bool collects_gradient(const Tensor& tensor);  // requires_grad, without a question
 
 }  // namespace sinter
