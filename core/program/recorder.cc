@@ -123,6 +123,10 @@ void Recorder::asked_mode(const std::shared_ptr<const bool>& mode) {
 
 void Recorder::sets_mode(const std::shared_ptr<const bool>& mode) { asked_.insert(mode.get()); }
 
+void Recorder::asked_version(const std::shared_ptr<const uint64_t>& version) {
+  if (asked_.insert(version.get()).second) guards_.versions.push_back({version, *version});
+}
+
 void Recorder::sets_gradient(const std::shared_ptr<Node>& leaf, const Tensor& before) {
   set_.try_emplace(leaf.get(), Gradient{leaf, before});
 }
@@ -144,6 +148,8 @@ bool Guards::hold() const {
   }
   for (const Mode& mode : modes)
     if (*mode.mode != mode.answer) return false;
+  for (const Version& version : versions)
+    if (*version.version != version.answer) return false;
   return true;
 }
 

@@ -40,7 +40,12 @@ struct Guards {
   };
   std::vector<Leaf> leaves;
   std::vector<Gradient> gradients;
+  struct Version {
+    std::shared_ptr<const uint64_t> version;  // of a module
+    uint64_t answer;
+  };
   std::vector<Mode> modes;
+  std::vector<Version> versions;
   bool hold() const;
 };
 
@@ -78,6 +83,7 @@ class Recorder {
   void asked_gradient(const std::shared_ptr<Node>& leaf, const Tensor& gradient);
   void asked_mode(const std::shared_ptr<const bool>& mode);
   void sets_mode(const std::shared_ptr<const bool>& mode);  // which is no question from then on
+  void asked_version(const std::shared_ptr<const uint64_t>& version);
   // Before a leaf's gradient is set.
   void sets_gradient(const std::shared_ptr<Node>& leaf, const Tensor& before);
   void made_node(const std::shared_ptr<Node>& node);
