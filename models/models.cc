@@ -10,7 +10,7 @@ Tensor CifarCnn::forward(const Tensor& x) {
                             &fc1,   &relu,                   // (N, 120)
                             &fc2,   &relu,                   // (N, 84)
                             &fc3};
-  return run_sequence(x, layers);
+  return detail::run_sequence(x, layers);
 }
 
 void CifarCnn::visit(Visitor& v) {

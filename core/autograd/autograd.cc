@@ -1,9 +1,11 @@
 #include "sinter/autograd.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <mutex>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "core/autograd/leaf_use.h"
@@ -39,6 +41,11 @@ class Node : public std::enable_shared_from_this<Node> {
   BackwardFn backward;                        // empty once freed by a backward pass
   std::shared_ptr<const std::string> module;  // its path, of one made in a recording
   bool freed = false;
+  struct Hooks {
+    std::vector<std::shared_ptr<const std::function<Tensor(const Tensor&)>>> list;
+    uint64_t version = 0;  // counts changes
+  };
+  std::unique_ptr<Hooks> hooks;  // null as long as there never was one
   // Leaves only:
   Tensor get_grad();
   void set_grad(const Tensor& gradient);
@@ -89,6 +96,7 @@ void release_node(Node& node) {
   node.backward = nullptr;
   node.inputs.clear();
 }
+uint64_t hooks_version(const Node& node) { return node.hooks ? node.hooks->version : 0; }
 Tensor gradient_of(const Node& leaf) { return leaf.grad; }
 void set_gradient_of(Node& leaf, const Tensor& gradient) { leaf.grad = gradient; }
 
@@ -111,22 +119,24 @@ template <class... What> void check_finite(const Tensor& t, const What&... what)
 
 const char* describe(const Node& node) { return node.is_leaf() ? "a leaf" : node.op; }
 
-// The nodes that `root` depends on, each after everything it depends on: a depth-first search with
+// The nodes that `roots` depend on, each after everything it depends on: a depth-first search with
 // a stack of its own, since graphs may be deeper than the call stack.
-std::vector<Node*> topological_order(Node* root) {
+std::vector<Node*> topological_order(const std::vector<Node*>& roots) {
   std::vector<Node*> order;
-  std::unordered_map<Node*, bool> visited;
-  std::vector<std::pair<Node*, size_t>> stack{{root, 0}};  // a node and its next input to look at
-  visited[root] = true;
-  while (!stack.empty()) {
-    auto& [node, next] = stack.back();
-    if (next == node->inputs.size()) {
-      order.push_back(node);
-      stack.pop_back();
-      continue;
+  std::unordered_set<Node*> visited;
+  std::vector<std::pair<Node*, size_t>> stack;  // a node and its next input to look at
+  for (Node* root : roots) {
+    if (visited.insert(root).second) stack.emplace_back(root, 0);
+    while (!stack.empty()) {
+      auto& [node, next] = stack.back();
+      if (next == node->inputs.size()) {
+        order.push_back(node);
+        stack.pop_back();
+        continue;
+      }
+      Node* input = node->inputs[next++].get();
+      if (input != nullptr && visited.insert(input).second) stack.emplace_back(input, 0);
     }
-    Node* input = node->inputs[next++].get();
-    if (input != nullptr && !std::exchange(visited[input], true)) stack.emplace_back(input, 0);
   }
   return order;
 }
@@ -323,7 +333,7 @@ void Tensor::record_in_place(const char* op, const Tensor& source) const {
 std::vector<RecordedOp> recorded_ops(const Tensor& y) {
   std::vector<RecordedOp> ops;
   if (!y.requires_grad()) return ops;
-  for (const Node* node : topological_order(y.node().get())) {
+  for (const Node* node : topological_order({y.node().get()})) {
     if (node->is_leaf()) continue;
     RecordedOp op{node->op, node->shape, {}};
     for (const auto& input : node->inputs)
@@ -387,33 +397,48 @@ void Tensor::set_grad(const Tensor& grad) const {
   node()->set_grad(grad.detach());
 }
 
-void Tensor::backward(bool retain_graph) const {
-  require_defined("backward", "the loss", *this);
-  require<GradError>(numel() == 1, "backward: expected a tensor of one element, got shape ",
-                     shape(), "; pass the gradient with respect to it, or reduce it first");
-  check_differentiable();
-  run_backward(ones(shape(), options()), retain_graph);
+// ---- backward passes ----------------------------------------------------------------------------
+
+namespace {
+
+// What a hook makes of a gradient.
+Tensor hooked(const Node& node, Tensor dy) {
+  const auto hooks = node.hooks->list;  // one may remove itself
+  for (const auto& hook : hooks) {
+    Tensor replaced = (*hook)(dy);
+    if (!replaced.defined()) continue;
+    check_grad(replaced, node, "a hook");
+    dy = replaced.detach();
+  }
+  return dy;
 }
 
-void Tensor::backward(const Tensor& gradient, bool retain_graph) const {
-  check_differentiable();
-  require<GradError>(gradient.defined(), "backward: undefined gradient");
-  check_grad(gradient, *node(), "the call");
-  run_backward(gradient.detach(), retain_graph);
-}
+// The gradient with respect to one node's result, for grad().
+using Wanted = std::unordered_map<const Node*, Tensor>;
 
-void Tensor::check_differentiable() const {
-  require<GradError>(requires_grad(),
-                     "backward: this tensor does not require grad: no input of its operators does, "
-                     "or they ran under no_grad");
-}
-
-void Tensor::run_backward(const Tensor& gradient, bool retain_graph) const {
+// From `roots`, each with the gradient of its result, to the leaves, whose gradients add up; or,
+// with `wanted`, to these nodes alone, whose gradients it receives.
+void run_backward(const std::vector<std::pair<Node*, Tensor>>& roots, bool retain_graph,
+                  Wanted* wanted) {
   const no_grad guard;  // derivatives are not themselves recorded
-  const std::vector<Node*> order = topological_order(node().get());
+  std::vector<Node*> nodes;
+  for (const auto& [node, gradient] : roots) nodes.push_back(node);
+  const std::vector<Node*> order = topological_order(nodes);
+  std::unordered_set<const Node*> needed;  // of `wanted`: these, and what lies before them
+  if (wanted != nullptr) {
+    for (const Node* node : order) {
+      const bool leads = std::any_of(node->inputs.begin(), node->inputs.end(),
+                                     [&](const auto& i) { return needed.contains(i.get()); });
+      // What lies before one that was freed is not known.
+      if (leads || node->freed || wanted->contains(node)) needed.insert(node);
+    }
+  }
+  const auto is_needed = [&](const Node* node) {
+    return node != nullptr && (wanted == nullptr || needed.contains(node));
+  };
   std::unordered_map<Node*, GradientSum> grads;  // of results, until their node is reached
   grads.reserve(order.size());
-  grads[node().get()].add(gradient);
+  for (const auto& [node, gradient] : roots) grads[node].add(gradient);
   Recorder* const recorder = Recorder::of_this_thread();
 
   // Freeing a node's edges may drop the last owner of nodes still to come: they are kept until the
@@ -425,15 +450,23 @@ void Tensor::run_backward(const Tensor& gradient, bool retain_graph) const {
     if (found == grads.end()) continue;  // no gradient flows here
     Tensor dy = std::move(found->second.value);
     grads.erase(found);
+    if (!is_needed(&node) || (node.is_leaf() && node.frozen)) continue;
+    if (node.hooks) dy = hooked(node, std::move(dy));
 
-    if (node.is_leaf()) {
-      if (node.frozen) continue;
-      // The gradient becomes the leaf's own. One that others can see (a view, the caller's) is
-      // copied, since the leaf adds into it later.
+    // A gradient that others can see (a view, the caller's) is copied for its owner, a leaf or the
+    // caller of grad(), who may change it.
+    const auto own = [](const Tensor& t) { return t.shares_storage() ? t.clone() : t; };
+    if (wanted != nullptr) {
+      const auto w = wanted->find(&node);
+      if (w != wanted->end()) w->second = own(dy);
+      const bool leads = std::any_of(node.inputs.begin(), node.inputs.end(),
+                                     [&](const auto& input) { return is_needed(input.get()); });
+      if (!leads && (!node.freed || (w != wanted->end() && wanted->size() == 1))) continue;
+    } else if (node.is_leaf()) {
       if (const Tensor grad = node.get_grad(); grad.defined())
         emit(op::Accumulate{in(dy), inout(grad)});
       else
-        node.set_grad(dy.shares_storage() ? dy.clone() : dy);
+        node.set_grad(own(dy));
       continue;
     }
     require<GradError>(!node.freed, "backward: the graph of ", node.op,
@@ -450,7 +483,7 @@ void Tensor::run_backward(const Tensor& gradient, bool retain_graph) const {
                        node.inputs.size(), " gradients, one for each input, got ", dx.size());
     for (size_t i = 0; i < dx.size(); ++i) {
       Node* input = node.inputs[i].get();
-      if (input == nullptr || !dx[i].defined()) continue;
+      if (!is_needed(input) || !dx[i].defined()) continue;
       check_grad(dx[i], *input, node.op);
       if (anomaly_mode) check_finite(dx[i], "the gradient of ", node.op, " for its input ", i);
       grads[input].add(std::exchange(dx[i], {}));
@@ -464,6 +497,95 @@ void Tensor::run_backward(const Tensor& gradient, bool retain_graph) const {
       node.inputs.clear();
     }
   }
+}
+
+// Where a pass begins: what it is given for y, or 1.
+Tensor first_gradient(const char* op, const Tensor& y, const Tensor& given) {
+  if (given.defined()) {
+    check_grad(given, *y.node(), "the call");
+    return given.detach();
+  }
+  require<GradError>(y.numel() == 1, op, ": expected a tensor of one element, got shape ",
+                     y.shape(), "; pass the gradient with respect to it, or reduce it first");
+  return ones(y.shape(), y.options());
+}
+
+}  // namespace
+
+void Tensor::backward(bool retain_graph) const {
+  require_defined("backward", "the loss", *this);
+  const Tensor one = first_gradient("backward", *this, {});
+  check_differentiable();
+  run_backward({{node().get(), one}}, retain_graph, nullptr);
+}
+
+void Tensor::backward(const Tensor& gradient, bool retain_graph) const {
+  check_differentiable();
+  require<GradError>(gradient.defined(), "backward: undefined gradient");
+  run_backward({{node().get(), first_gradient("backward", *this, gradient)}}, retain_graph,
+               nullptr);
+}
+
+void Tensor::check_differentiable() const {
+  require<GradError>(requires_grad(),
+                     "backward: this tensor does not require grad: no input of its operators does, "
+                     "or they ran under no_grad");
+}
+
+std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs,
+                         const GradOptions& options) {
+  require<ValueError>(!outputs.empty() && !inputs.empty(),
+                      "grad: expected outputs and inputs, got ", outputs.size(), " and ",
+                      inputs.size());
+  require<ValueError>(options.grad_outputs.empty() || options.grad_outputs.size() == outputs.size(),
+                      "grad: expected one of grad_outputs for each of ", outputs.size(),
+                      " outputs, got ", options.grad_outputs.size());
+  const auto require_differentiable = [](const char* which, size_t i, const Tensor& t) {
+    require<GradError>(t.defined() && t.requires_grad(), "grad: ", which, ' ', i, ", of shape ",
+                       ShapeOf{t}, ", does not require grad");
+  };
+  std::vector<std::shared_ptr<Node>> owners;  // of roots and inputs, while the graph is freed
+  std::vector<std::pair<Node*, Tensor>> roots;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    require_differentiable("output", i, outputs[i]);
+    const Tensor given = options.grad_outputs.empty() ? Tensor() : options.grad_outputs[i];
+    owners.push_back(outputs[i].node());
+    roots.emplace_back(owners.back().get(), first_gradient("grad", outputs[i], given));
+  }
+  Wanted wanted;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    require_differentiable("input", i, inputs[i]);
+    owners.push_back(inputs[i].node());
+    wanted.emplace(owners.back().get(), Tensor());
+  }
+  run_backward(roots, options.retain_graph, &wanted);
+  std::vector<Tensor> gradients;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    gradients.push_back(wanted.at(owners[outputs.size() + i].get()));
+    require<GradError>(gradients.back().defined() || options.allow_unused, "grad: input ", i,
+                       ", of shape ", inputs[i].shape(),
+                       ", is not used by the outputs; pass allow_unused = true to get an "
+                       "undefined gradient");
+  }
+  return gradients;
+}
+
+HookHandle Tensor::register_hook(std::function<Tensor(const Tensor&)> hook) const {
+  require_defined("register_hook", "the tensor", *this);
+  require<ValueError>(hook != nullptr, "register_hook: expected a function, got null");
+  const std::shared_ptr<Node>& node = this->node();
+  require<GradError>(node != nullptr, "register_hook: this tensor, of shape ", shape(),
+                     ", does not require grad");
+  if (!node->hooks) node->hooks = std::make_unique<Node::Hooks>();
+  auto own = std::make_shared<const std::function<Tensor(const Tensor&)>>(std::move(hook));
+  node->hooks->list.push_back(own);
+  ++node->hooks->version;
+  return HookHandle([from = std::weak_ptr(node), wanted = std::weak_ptr(own)] {
+    const auto node = from.lock();
+    if (node == nullptr) return;
+    std::erase(node->hooks->list, wanted.lock());
+    ++node->hooks->version;
+  });
 }
 
 }  // namespace sinter

@@ -174,7 +174,7 @@ TransformerEncoderLayer::TransformerEncoderLayer(int d_model, int nhead, const O
 }
 
 Tensor TransformerEncoderLayer::attend(const Tensor& x, const AttentionMasks& masks) {
-  return dropout1(self_attn.forward(x, x, x, masks));
+  return dropout1(self_attn(x, x, x, masks));
 }
 
 Tensor TransformerEncoderLayer::feed_forward(const Tensor& x) {
@@ -212,7 +212,7 @@ TransformerEncoder::TransformerEncoder(const TransformerEncoderLayer& layer, int
 
 Tensor TransformerEncoder::forward(const Tensor& x, const AttentionMasks& masks) {
   Tensor y = x;
-  for (TransformerEncoderLayer& layer : layers) y = layer.forward(y, masks);
+  for (TransformerEncoderLayer& layer : layers) y = layer(y, masks);
   return norm ? (*norm)(y) : y;
 }
 

@@ -110,7 +110,8 @@ void Recorder::add_input(const std::shared_ptr<Storage>& storage) {
 void Recorder::asked(const Tensor& tensor) {
   const std::shared_ptr<Tensor::Impl>& impl = tensor.impl_;
   if (made_.contains(impl->storage->number) || !asked_.insert(impl.get()).second) return;
-  guards_.leaves.push_back({impl, tensor.place(), collects_gradient(tensor)});
+  guards_.leaves.push_back({impl, tensor.place(), collects_gradient(tensor),
+                            impl->node ? hooks_version(*impl->node) : 0});
 }
 
 void Recorder::asked_gradient(const std::shared_ptr<Node>& leaf, const Tensor& gradient) {
@@ -124,6 +125,10 @@ void Recorder::asked_mode(const std::shared_ptr<const bool>& mode) {
 
 void Recorder::sets_mode(const std::shared_ptr<const bool>& mode) { asked_.insert(mode.get()); }
 
+void Recorder::asked_version(const std::shared_ptr<const uint64_t>& version) {
+  if (asked_.insert(version.get()).second) guards_.versions.push_back({version, *version});
+}
+
 void Recorder::sets_gradient(const std::shared_ptr<Node>& leaf, const Tensor& before) {
   set_.try_emplace(leaf.get(), Gradient{leaf, before});
 }
@@ -135,7 +140,8 @@ bool Guards::hold() const {
     const auto impl = std::static_pointer_cast<Tensor::Impl>(leaf.impl.lock());
     if (impl == nullptr) continue;  // nobody can change it
     const Tensor tensor = Recorder::tensor_of(impl);
-    if (tensor.place() != leaf.place || collects_gradient(tensor) != leaf.requires_grad)
+    if (tensor.place() != leaf.place || collects_gradient(tensor) != leaf.requires_grad ||
+        (impl->node ? hooks_version(*impl->node) : 0) != leaf.hooks)
       return false;
   }
   for (const Gradient& gradient : gradients) {
@@ -144,6 +150,8 @@ bool Guards::hold() const {
   }
   for (const Mode& mode : modes)
     if (*mode.mode != mode.answer) return false;
+  for (const Version& version : versions)
+    if (*version.version != version.answer) return false;
   return true;
 }
 

@@ -22,11 +22,12 @@ class Node;
 
 // What was asked while a program was recorded, with the answers: another answer, another program.
 struct Guards {
-  // An outside tensor: where it lies, and whether it requires grad.
+  // An outside tensor: where it lies, whether it requires grad, and its hooks.
   struct Leaf {
     std::weak_ptr<void> impl;
     std::pair<uint64_t, int64_t> place;
     bool requires_grad;
+    uint64_t hooks;
   };
   // A leaf's gradient, asked for before the recording gave it one.
   struct Gradient {
@@ -39,7 +40,12 @@ struct Guards {
   };
   std::vector<Leaf> leaves;
   std::vector<Gradient> gradients;
+  struct Version {
+    std::shared_ptr<const uint64_t> version;  // of a module
+    uint64_t answer;
+  };
   std::vector<Mode> modes;
+  std::vector<Version> versions;
   bool hold() const;
 };
 
@@ -77,6 +83,7 @@ class Recorder {
   void asked_gradient(const std::shared_ptr<Node>& leaf, const Tensor& gradient);
   void asked_mode(const std::shared_ptr<const bool>& mode);
   void sets_mode(const std::shared_ptr<const bool>& mode);  // which is no question from then on
+  void asked_version(const std::shared_ptr<const uint64_t>& version);
   // Before a leaf's gradient is set.
   void sets_gradient(const std::shared_ptr<Node>& leaf, const Tensor& before);
   void made_node(const std::shared_ptr<Node>& node);
@@ -144,6 +151,7 @@ class OriginScope {
 void release_node(Node& node);  // its derivative and its inputs
 Tensor gradient_of(const Node& leaf);
 void set_gradient_of(Node& leaf, const Tensor& gradient);
+uint64_t hooks_version(const Node& node);
 bool collects_gradient(const Tensor& tensor);  // requires_grad, without a question
 
 }  // namespace sinter

@@ -513,7 +513,7 @@ TEST_CASE("nn: what visit forgot is noticed", "[nn]") {
     MaxPool2d pool{2};
     Tensor forward(const Tensor& x) override {
       Module* const layers[] = {&conv, &relu, &pool};
-      return run_sequence(x, layers);
+      return detail::run_sequence(x, layers);
     }
     void visit(Visitor& v) override {
       v.module("relu", relu);
@@ -716,7 +716,7 @@ TEST_CASE("nn: copies and lists of modules know what they hold", "[nn]") {
     CHECK(std::string(e.what()).starts_with("0: linear: "));
   }
   Module* const none[] = {nullptr};
-  check_throws<ValueError>([&] { run_sequence(ones({1, 2}), none); }, {"run_sequence", "null"});
+  check_throws<ValueError>([&] { detail::run_sequence(ones({1, 2}), none); }, {"run_sequence", "null"});
 }
 
 DEVICE_TEST("nn: a clone has tensors of its own", "[nn]") {

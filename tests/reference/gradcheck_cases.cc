@@ -50,7 +50,7 @@ class SetParameters : public Visitor {
     if (tensor.defined()) tensor = tensors_.at(next_++);
   }
   void buffer(const std::string&, Tensor&) override {}
-  void module(const std::string&, Module& child) override { child.visit(*this); }
+  void module(const std::string&, ModuleBase& child) override { child.visit(*this); }
 
  private:
   const Inputs& tensors_;

@@ -26,6 +26,23 @@ Tensor record(const char* op, const Tensor& y, const std::vector<Tensor>& inputs
 // only the backward pass needs.
 bool recording(std::initializer_list<const Tensor*> inputs);
 
+struct GradOptions {
+  std::vector<Tensor> grad_outputs = {};  // one an output; undefined or none: 1, of one element
+  bool retain_graph = false;
+  bool allow_unused = false;
+};
+// Sum of d(output)/d(input), weighted by grad_outputs, for each of the inputs, which are leaves or
+// results of operators: torch.autograd.grad without create_graph, as gradients are outside the
+// graph. No tensor's grad() is touched, and only what lies between outputs and inputs is computed
+// and, unless retain_graph, freed. Throws GradError naming an output or input that does not require
+// grad, or an input that no output depends on, whose gradient is undefined with allow_unused.
+std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs,
+                         const GradOptions& options = {});
+inline std::vector<Tensor> grad(const Tensor& output, const std::vector<Tensor>& inputs,
+                                const GradOptions& options = {}) {
+  return grad(std::vector<Tensor>{output}, inputs, options);
+}
+
 // A tensor kept for the backward pass, outside the graph. get() throws GradError if the storage was
 // changed in place in between, since the derivative would silently be wrong.
 class Saved {

@@ -7,6 +7,7 @@
 #include "sinter/data.h"
 #include "sinter/emit.h"
 #include "sinter/gradcheck.h"
+#include "sinter/hook.h"
 #include "sinter/models.h"
 #include "sinter/nn.h"
 #include "sinter/nn/attention.h"  // of layers that nn.h has

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "sinter/check.h"
+#include "sinter/hook.h"
 #include "sinter/operand.h"
 
 namespace sinter {
@@ -147,6 +148,12 @@ class Tensor {
   // GradError.
   void backward(const Tensor& gradient, bool retain_graph = false) const;
   void backward(bool retain_graph = false) const;
+  // Calls hook(gradient) whenever a backward pass has the whole gradient of this tensor, before a
+  // leaf adds it up or grad() returns it; what it returns, unless undefined, takes the gradient's
+  // place. It must not change its argument. Hooks run in their order, outside the graph. In a
+  // compiled step the operators of a hook are part of the program. Throws GradError for a tensor
+  // that does not require grad, and in the pass for a gradient of another shape, dtype or device.
+  HookHandle register_hook(std::function<Tensor(const Tensor&)> hook) const;
   // The same storage, outside the graph.
   Tensor detach() const;
 
@@ -201,7 +208,6 @@ class Tensor {
   bool records_in_place(const char* op, const Tensor& source) const;
   void record_in_place(const char* op, const Tensor& source) const;
   void check_differentiable() const;
-  void run_backward(const Tensor& gradient, bool retain_graph) const;
 
   std::shared_ptr<Impl> impl_;
 };

@@ -20,7 +20,7 @@ struct AttentionMasks {
 
 // scaled_dot_product_attention of num_heads parts of projections of query, key and value, and a
 // projection of them all. Weights are not returned (need_weights = False).
-class MultiheadAttention : public Module {
+class MultiheadAttention : public ModuleOf<MultiheadAttention, Module> {
  public:
   struct Options {
     double dropout = 0;  // of weights
@@ -50,7 +50,7 @@ class MultiheadAttention : public Module {
 
 // Attention of a sequence to itself and two linear layers, each with dropout, an addition of what
 // went in and a layer_norm: behind the addition, or in front of all with norm_first.
-class TransformerEncoderLayer : public Module {
+class TransformerEncoderLayer : public ModuleOf<TransformerEncoderLayer, Module> {
  public:
   struct Options {
     int dim_feedforward = 2048;
@@ -82,7 +82,7 @@ class TransformerEncoderLayer : public Module {
 };
 
 // num_layers clones of a layer, one after another; and a norm behind them.
-class TransformerEncoder : public Module {
+class TransformerEncoder : public ModuleOf<TransformerEncoder, Module> {
  public:
   TransformerEncoder(const TransformerEncoderLayer& layer, int num_layers,
                      const std::optional<LayerNorm>& norm = {});
