@@ -12,6 +12,7 @@
 
 #include "core/autograd/leaf_use.h"
 #include "core/base/detail.h"
+#include "core/nn/repr.h"
 #include "core/program/recorder.h"
 #include "sinter/random.h"
 
@@ -382,19 +383,6 @@ std::ostream& operator<<(std::ostream& out, const Module& module) {
   return out << (own.empty() ? "" : "\n  ") << own << children << "\n)";
 }
 
-namespace {
-
-std::string repr(Pair p) { return str('(', p.h, ", ", p.w, ')'); }
-
-std::string pool_repr(Pair kernel, const Pool2dOptions& options) {
-  const Pair stride{options.stride.h ? options.stride.h : kernel.h,
-                    options.stride.w ? options.stride.w : kernel.w};
-  return str("kernel_size=", repr(kernel), ", stride=", repr(stride),
-             ", padding=", repr(options.padding));
-}
-
-}  // namespace
-
 std::string Conv2d::extra_repr() const {
   const auto different = [](Pair p, int usual) { return p.h != usual || p.w != usual; };
   std::string text = str(weight.size(1) * options_.groups, ", ", weight.size(0), ", kernel_size=",
@@ -410,8 +398,6 @@ std::string Linear::extra_repr() const {
   return str("in_features=", weight.size(1), ", out_features=", weight.size(0),
              ", bias=", bias.defined() ? "True" : "False");
 }
-std::string MaxPool2d::extra_repr() const { return pool_repr(kernel_, options_); }
-std::string AvgPool2d::extra_repr() const { return pool_repr(kernel_, options_); }
 std::string Flatten::extra_repr() const { return str("start_dim=", first_, ", end_dim=", last_); }
 
 // ---- layers -------------------------------------------------------------------------------------
