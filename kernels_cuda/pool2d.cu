@@ -4,9 +4,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/backend/pool2d_windows.h"
 #include "kernels_cuda/runtime/launch.cuh"
-#include "sinter/operators/pool2d.h"
-#include "sinter/philox.h"  // SINTER_HD
 
 namespace sinter {
 using namespace op;
@@ -14,30 +13,12 @@ using namespace op;
 namespace cuda {
 namespace {
 
-// Positions [begin, end) along one axis.
-struct Span {
-  int begin, end;
-};
-
-// Where window `o` begins; before x, if in the padding.
-SINTER_HD inline int window_begin(int o, int stride, int pad) { return o * stride - pad; }
-
-// The elements of x under window `o`, padding left out.
-SINTER_HD inline Span elements_under(int o, int kernel, int stride, int pad, int extent) {
-  const int first = window_begin(o, stride, pad), last = first + kernel;
-  return {first < 0 ? 0 : first, last > extent ? extent : last};
-}
-
-// The windows over element `i` of x: o * stride - pad <= i < o * stride - pad + kernel.
-SINTER_HD inline Span windows_over(int i, int kernel, int stride, int pad, int windows) {
-  const int reach =
-      i + pad - kernel;  // the last window that ends at i or before starts at <= reach
-  const int begin = reach < 0 ? 0 : reach / stride + 1;
-  const int end = (i + pad) / stride + 1;
-  return {begin, end > windows ? windows : end};
-}
-
 // ---- kernels ------------------------------------------------------------------------------------
+
+// Of an element of a window, the steps from its first one.
+__device__ inline int place(int distance, int dilation) {
+  return dilation == 1 ? distance : distance / dilation;
+}
 
 template <class T, class Code, class Index>
 __global__ void max_forward_kernel(Index n, Pool2dShape g, const T* x, T* y, Code* choice) {
@@ -47,24 +28,24 @@ __global__ void max_forward_kernel(Index n, Pool2dShape g, const T* x, T* y, Cod
     const int oy = static_cast<int>(row % g.oh);
     const int64_t plane = row / g.oh;
     const T* xp = x + plane * g.h * g.w;
-    const Span ys = elements_under(oy, g.kh, g.stride_h, g.pad_h, g.h);
-    const Span xs = elements_under(ox, g.kw, g.stride_w, g.pad_w, g.w);
-    const int top = window_begin(oy, g.stride_h, g.pad_h);
-    const int left = window_begin(ox, g.stride_w, g.pad_w);
-    int taken = (ys.begin - top) * g.kw + xs.begin - left;
+    const PoolWindow ys = pool_window(rows(g), oy);
+    const PoolWindow xs = pool_window(columns(g), ox);
+    int best_y = ys.begin, best_x = xs.begin;
     T best = xp[ys.begin * g.w + xs.begin];
-    for (int iy = ys.begin; iy < ys.end; ++iy) {
-      for (int ix = xs.begin; ix < xs.end; ++ix) {
+    for (int iy = ys.begin; iy < ys.end; iy += g.dil_h) {
+      for (int ix = xs.begin; ix < xs.end; ix += g.dil_w) {
         const T v = xp[iy * g.w + ix];
         // The first maximum wins, and the first NaN over everything.
         if (v > best || (v != v && best == best)) {
           best = v;
-          taken = (iy - top) * g.kw + ix - left;
+          best_y = iy;
+          best_x = ix;
         }
       }
     }
     y[i] = best;
-    choice[i] = static_cast<Code>(taken);
+    choice[i] = static_cast<Code>(place(best_y - ys.first, g.dil_h) * g.kw +
+                                  place(best_x - xs.first, g.dil_w));
   }
 }
 
@@ -76,50 +57,80 @@ __global__ void max_backward_kernel(Index n, Pool2dShape g, const T* dy, const C
     const Index row = i / g.w;
     const int iy = static_cast<int>(row % g.h);
     const int64_t plane = static_cast<int64_t>(row / g.h) * g.oh * g.ow;
-    const Span ys = windows_over(iy, g.kh, g.stride_h, g.pad_h, g.oh);
-    const Span xs = windows_over(ix, g.kw, g.stride_w, g.pad_w, g.ow);
+    const PoolCover ys = pool_cover(rows(g), iy);
+    const PoolCover xs = pool_cover(columns(g), ix);
     T sum = 0;
     for (int oy = ys.begin; oy < ys.end; ++oy) {
-      const int row_code = (iy - window_begin(oy, g.stride_h, g.pad_h)) * g.kw + ix;
+      const int down = iy - pool_window(rows(g), oy).first;
+      if (g.dil_h != 1 && down % g.dil_h != 0) continue;
+      const int row_code = place(down, g.dil_h) * g.kw;
       for (int ox = xs.begin; ox < xs.end; ++ox) {
+        const int across = ix - pool_window(columns(g), ox).first;
+        if (g.dil_w != 1 && across % g.dil_w != 0) continue;
         const int64_t o = plane + oy * g.ow + ox;
-        const int code = row_code - window_begin(ox, g.stride_w, g.pad_w);
-        if (choice[o] == code) sum += dy[o];
+        if (choice[o] == row_code + place(across, g.dil_w)) sum += dy[o];
       }
     }
     dx[i] = sum;
   }
 }
 
-template <class T, class Index>
-__global__ void avg_forward_kernel(Index n, Pool2dShape g, T scale, const T* x, T* y) {
+template <class Code, class Index>
+__global__ void max_indices_kernel(Index n, Pool2dShape g, const Code* choice, int64_t* indices) {
+  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
+    const int ox = static_cast<int>(i % g.ow);
+    const int oy = static_cast<int>(i / g.ow % g.oh);
+    const int code = choice[i];
+    const int iy = pool_window(rows(g), oy).first + code / g.kw * g.dil_h;
+    const int ix = pool_window(columns(g), ox).first + code % g.kw * g.dil_w;
+    indices[i] = int64_t{iy} * g.w + ix;
+  }
+}
+
+// What the sum of a window is divided by.
+template <class T> __device__ inline T divisor_of(const Pool2dShape& g, bool count_pad, int divisor,
+                                                  const PoolWindow& ys, const PoolWindow& xs) {
+  if (divisor != 0) return static_cast<T>(divisor);
+  return static_cast<T>(pool_counted(rows(g), ys, count_pad)) *
+         static_cast<T>(pool_counted(columns(g), xs, count_pad));
+}
+
+template <class T, class Index> __global__ void avg_forward_kernel(Index n, Pool2dShape g,
+                                                                   bool count_pad, int divisor,
+                                                                   const T* x, T* y) {
   for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
     const int ox = static_cast<int>(i % g.ow);
     const Index row = i / g.ow;
     const int oy = static_cast<int>(row % g.oh);
     const T* xp = x + static_cast<int64_t>(row / g.oh) * g.h * g.w;
-    const Span ys = elements_under(oy, g.kh, g.stride_h, g.pad_h, g.h);
-    const Span xs = elements_under(ox, g.kw, g.stride_w, g.pad_w, g.w);
+    const PoolWindow ys = pool_window(rows(g), oy);
+    const PoolWindow xs = pool_window(columns(g), ox);
     T sum = 0;
     for (int iy = ys.begin; iy < ys.end; ++iy)
       for (int ix = xs.begin; ix < xs.end; ++ix) sum += xp[iy * g.w + ix];
-    y[i] = sum * scale;
+    y[i] = sum / divisor_of<T>(g, count_pad, divisor, ys, xs);
   }
 }
 
-template <class T, class Index>
-__global__ void avg_backward_kernel(Index n, Pool2dShape g, T scale, const T* dy, T* dx) {
+template <class T, class Index> __global__ void avg_backward_kernel(Index n, Pool2dShape g,
+                                                                    bool count_pad, int divisor,
+                                                                    const T* dy, T* dx) {
   for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
     const int ix = static_cast<int>(i % g.w);
     const Index row = i / g.w;
     const int iy = static_cast<int>(row % g.h);
     const T* dyp = dy + static_cast<int64_t>(row / g.h) * g.oh * g.ow;
-    const Span ys = windows_over(iy, g.kh, g.stride_h, g.pad_h, g.oh);
-    const Span xs = windows_over(ix, g.kw, g.stride_w, g.pad_w, g.ow);
+    const PoolCover ys = pool_cover(rows(g), iy);
+    const PoolCover xs = pool_cover(columns(g), ix);
     T sum = 0;
-    for (int oy = ys.begin; oy < ys.end; ++oy)
-      for (int ox = xs.begin; ox < xs.end; ++ox) sum += dyp[oy * g.ow + ox];
-    dx[i] = sum * scale;
+    for (int oy = ys.begin; oy < ys.end; ++oy) {
+      const PoolWindow down = pool_window(rows(g), oy);
+      for (int ox = xs.begin; ox < xs.end; ++ox) {
+        const PoolWindow across = pool_window(columns(g), ox);
+        sum += dyp[oy * g.ow + ox] / divisor_of<T>(g, count_pad, divisor, down, across);
+      }
+    }
+    dx[i] = sum;
   }
 }
 
@@ -155,13 +166,22 @@ void run(const Cuda& ctx, const MaxPool2dBackward& o) {
   });
 }
 
+void run(const Cuda& ctx, const MaxPool2dIndices& o) {
+  const int64_t n = cuda::count_y(o.g);
+  with_choice(o.choice, [&]<class Code>() {
+    cuda::with_index(n, [&]<class Index>(Index) {
+      cuda::launch_1d(ctx, "max_pool2d_indices", n, cuda::max_indices_kernel<Code, Index>, o.g,
+                      o.choice.data<Code>(), o.indices.data<int64_t>());
+    });
+  });
+}
+
 void run(const Cuda& ctx, const AvgPool2dForward& o) {
   const int64_t n = cuda::count_y(o.g);
   with_floating(o.x, [&]<class T>() {
-    const T scale = T(1) / (T(o.g.kh) * T(o.g.kw));
     cuda::with_index(n, [&]<class Index>(Index) {
-      cuda::launch_1d(ctx, "avg_pool2d_forward", n, cuda::avg_forward_kernel<T, Index>, o.g, scale,
-                      o.x.data<T>(), o.y.data<T>());
+      cuda::launch_1d(ctx, "avg_pool2d_forward", n, cuda::avg_forward_kernel<T, Index>, o.g,
+                      o.count_pad, o.divisor, o.x.data<T>(), o.y.data<T>());
     });
   });
 }
@@ -169,10 +189,9 @@ void run(const Cuda& ctx, const AvgPool2dForward& o) {
 void run(const Cuda& ctx, const AvgPool2dBackward& o) {
   const int64_t n = cuda::count_x(o.g);
   with_floating(o.dy, [&]<class T>() {
-    const T scale = T(1) / (T(o.g.kh) * T(o.g.kw));
     cuda::with_index(n, [&]<class Index>(Index) {
       cuda::launch_1d(ctx, "avg_pool2d_backward", n, cuda::avg_backward_kernel<T, Index>, o.g,
-                      scale, o.dy.data<T>(), o.dx.data<T>());
+                      o.count_pad, o.divisor, o.dy.data<T>(), o.dx.data<T>());
     });
   });
 }

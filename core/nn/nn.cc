@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/base/detail.h"
+#include "core/nn/repr.h"
 #include "sinter/random.h"
 
 namespace sinter {
@@ -14,15 +15,6 @@ Tensor parameter(const Shape& shape, int64_t fan_in) {
   const double bound = fan_in > 0 ? 1 / std::sqrt(static_cast<double>(fan_in)) : 0;
   uniform_(t, -bound, bound);
   return t.set_requires_grad();
-}
-
-std::string repr(Pair p) { return str('(', p.h, ", ", p.w, ')'); }
-
-std::string pool_repr(Pair kernel, const Pool2dOptions& options) {
-  const Pair stride{options.stride.h ? options.stride.h : kernel.h,
-                    options.stride.w ? options.stride.w : kernel.w};
-  return str("kernel_size=", repr(kernel), ", stride=", repr(stride),
-             ", padding=", repr(options.padding));
 }
 
 }  // namespace
@@ -42,8 +34,6 @@ std::string Linear::extra_repr() const {
   return str("in_features=", weight.size(1), ", out_features=", weight.size(0),
              ", bias=", bias.defined() ? "True" : "False");
 }
-std::string MaxPool2d::extra_repr() const { return pool_repr(kernel_, options_); }
-std::string AvgPool2d::extra_repr() const { return pool_repr(kernel_, options_); }
 std::string Flatten::extra_repr() const { return str("start_dim=", first_, ", end_dim=", last_); }
 
 // ---- layers -------------------------------------------------------------------------------------

@@ -44,20 +44,24 @@ struct Axis {
   int out;  // windows
 };
 
-// Throws, showing the shapes of x and of the whole kernel, if not even one window fits.
+// Throws, showing the shapes of x and of the whole kernel, if not even one window fits. ceil: a
+// last window may hang over the end, if it begins before it.
 inline Axis axis_of(const char* op, int64_t size, int64_t kernel, int stride, int pad, int dilation,
-                    const Shape& x, const Shape& window) {
+                    const Shape& x, const Shape& window, bool ceil = false) {
   const int64_t span = int64_t{dilation} * (to_int(op, kernel) - 1) + 1;
   const int64_t padded = to_int(op, size) + 2 * int64_t{pad};
-  if (span > padded) {
+  const int64_t room = padded - span + (ceil ? stride - 1 : 0);
+  if (room < 0) {
     throw ShapeError(str(op, ": the kernel ", window, " spans ", span, " elements, more than the ",
                          size, " + 2 * ", pad, " of x ", x,
                          "; use more padding, a smaller kernel or a larger image"));
   }
+  to_int(op, span);
   const int most = to_int(op, padded);
-  return {static_cast<int>(size),   static_cast<int>(kernel),
-          std::min(stride, most),   pad,
-          std::min(dilation, most), static_cast<int>((padded - span) / stride + 1)};
+  int64_t out = room / stride + 1;
+  if (ceil && (out - 1) * stride >= size + pad) --out;
+  return {static_cast<int>(size),   static_cast<int>(kernel), std::min(stride, most), pad,
+          std::min(dilation, most), static_cast<int>(out)};
 }
 
 // The two axes as kernels take them.

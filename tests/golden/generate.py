@@ -234,6 +234,9 @@ draw("transpose", "transpose")
 draw("unsqueeze", "unsqueeze")
 for variant in ("", "multiple"):
     draw("squeeze", "squeeze", variant)
+for name in "max avg adaptive_avg adaptive_max".split():
+    for dims in (1, 2):
+        draw(f"{name}_pool{dims}d", f"nn.functional.{name}_pool{dims}d", most=1200)
 for name in "max min".split():
     for variant in "reduction_no_dim reduction_with_dim".split():
         draw(name, name, variant)

@@ -9,11 +9,15 @@ namespace {
 
 struct Kind {
   const char* name;
-  Tensor (*op)(const Tensor&, Pair, const Pool2dOptions&);
+  std::function<Tensor(const Tensor&, Pair, const MaxPool2dOptions&)> op;
   Op (*with)(const oracle::Pool&);  // op with this window
 };
 const Kind kMax{"max_pool2d", max_pool2d, app::max_pool2d_op};
-const Kind kAvg{"avg_pool2d", avg_pool2d, app::avg_pool2d_op};
+const Kind kAvg{"avg_pool2d",
+                [](const Tensor& x, Pair kernel, const MaxPool2dOptions& o) {
+                  return avg_pool2d(x, kernel, {.stride = o.stride, .padding = o.padding});
+                },
+                app::avg_pool2d_op};
 
 Op pool_op(const Kind& kind, const oracle::Pool& p) { return kind.with(p); }
 
@@ -341,7 +345,9 @@ DEVICE_TEST("pool2d: errors name the operator and the shapes", "[pool2d]") {
   const Tensor x = zeros({2, 3, 4, 5}, options);
   for (const Kind& kind : {kMax, kAvg}) {
     const std::string op = kind.name;
-    check_throws<ShapeError>([&] { kind.op(zeros({3, 4, 5}, options), 2, {}); }, {op, "(3, 4, 5)"});
+    check_throws<ShapeError>([&] { kind.op(zeros({4, 5}, options), 2, {}); }, {op, "(4, 5)"});
+    check_throws<ShapeError>([&] { kind.op(zeros({3, 0, 5}, options), 2, {}); }, {op, "(3, 0, 5)"});
+    check_throws<Error>([&] { kind.op(x, 2, {.stride = 0}); }, {op, "stride"});
     check_throws<ShapeError>([&] { kind.op(x, Pair(5, 2), {}); }, {op, "(2, 3, 4, 5)", "5"});
     check_throws<ShapeError>([&] { kind.op(x, Pair(2, 6), {}); }, {op, "(2, 3, 4, 5)", "6"});
     check_throws<Error>([&] { kind.op(x, 0, {}); }, {op, "kernel"});

@@ -760,7 +760,7 @@ DEVICE_TEST("fuse: linear layers without a ReLU between them are apart", "[fuse]
 DEVICE_TEST("fuse: pooling of other windows is apart", "[fuse]") {
   struct Case {
     Pair kernel;
-    Pool2dOptions options;
+    MaxPool2dOptions options;
   };
   for (const DType dtype : {kFloat32, kFloat64})
     for (const Case& c : {Case{3, {}},
@@ -770,6 +770,8 @@ DEVICE_TEST("fuse: pooling of other windows is apart", "[fuse]") {
                           {2, {.stride = Pair(2, 1)}},
                           {2, {.padding = 1}},
                           {Pair(1, 2), {.stride = Pair(2, 2)}},
+                          {2, {.dilation = 2}},
+                          {2, {.stride = 2, .ceil_mode = true}},
                           {1, {.stride = 3}}}) {
       INFO(dtype << " kernel " << c.kernel.h << ", " << c.kernel.w);
       const TensorOptions options{dtype, device};

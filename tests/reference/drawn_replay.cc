@@ -106,6 +106,26 @@ template <class All, class Along> Replay extremum(All all, Along along) {
   });
 }
 
+// One value for both directions, of one element or two; null is -1.
+Pair pair(const json& v) {
+  const auto extent = [](const json& n) { return n.is_null() ? -1 : n.get<int>(); };
+  if (!v.is_array()) return extent(v);
+  return v.size() == 1 ? Pair(extent(v[0])) : Pair(extent(v[0]), extent(v[1]));
+}
+Pair pair(const Call& c, size_t place, const char* name, Pair otherwise) {
+  const json* v = c.find(place, name);
+  return v == nullptr ? otherwise : pair(*v);
+}
+std::optional<Pair> stride(const Call& c) {
+  const json* v = c.find(1, "stride");
+  if (v == nullptr || v->is_null() || (v->is_array() && v->empty())) return {};
+  return pair(*v);
+}
+std::optional<int> row_stride(const Call& c) {
+  const std::optional<Pair> both = stride(c);
+  return both ? std::optional<int>(both->w) : std::nullopt;
+}
+
 Replay product(Tensor (*op)(const Tensor&, const Tensor&)) {
   return call([op](const Call& c) { return op(c.x, c.tensor(0, "other")); });
 }
@@ -205,6 +225,47 @@ const std::map<std::string, Replay>& drawn_operators() {
          return c.find(0, "dim") == nullptr ? squeeze(c.x) : squeeze(c.x, c.dims(0, "dim"));
        })},
       {"unsqueeze", call([](const Call& c) { return unsqueeze(c.x, c.integer(0, "dim", 0)); })},
+      {"max_pool2d", call([](const Call& c) {
+         return max_pool2d_with_indices(c.x, pair(c, 0, "kernel_size", 1),
+                                        {.stride = stride(c),
+                                         .padding = pair(c, 2, "padding", 0),
+                                         .dilation = pair(c, 3, "dilation", 1),
+                                         .ceil_mode = c.flag(4, "ceil_mode", false)})
+             .values;
+       })},
+      {"avg_pool2d", call([](const Call& c) {
+         AvgPool2dOptions o{.stride = stride(c),
+                            .padding = pair(c, 2, "padding", 0),
+                            .ceil_mode = c.flag(3, "ceil_mode", false),
+                            .count_include_pad = c.flag(4, "count_include_pad", true)};
+         const json* divisor = c.find(5, "divisor_override");
+         if (divisor != nullptr && !divisor->is_null()) o.divisor_override = divisor->get<int>();
+         return avg_pool2d(c.x, pair(c, 0, "kernel_size", 1), o);
+       })},
+      {"max_pool1d", call([](const Call& c) {
+         return max_pool1d(c.x, pair(c, 0, "kernel_size", 1).w,
+                           {.stride = row_stride(c),
+                            .padding = pair(c, 2, "padding", 0).w,
+                            .dilation = pair(c, 3, "dilation", 1).w,
+                            .ceil_mode = c.flag(4, "ceil_mode", false)});
+       })},
+      {"avg_pool1d", call([](const Call& c) {
+         return avg_pool1d(c.x, pair(c, 0, "kernel_size", 1).w,
+                           {.stride = row_stride(c),
+                            .padding = pair(c, 2, "padding", 0).w,
+                            .ceil_mode = c.flag(3, "ceil_mode", false),
+                            .count_include_pad = c.flag(4, "count_include_pad", true)});
+       })},
+      {"adaptive_avg_pool2d",
+       call([](const Call& c) { return adaptive_avg_pool2d(c.x, pair(c, 0, "output_size", 1)); })},
+      {"adaptive_max_pool2d",
+       call([](const Call& c) { return adaptive_max_pool2d(c.x, pair(c, 0, "output_size", 1)); })},
+      {"adaptive_avg_pool1d", call([](const Call& c) {
+         return adaptive_avg_pool1d(c.x, pair(c, 0, "output_size", 1).w);
+       })},
+      {"adaptive_max_pool1d", call([](const Call& c) {
+         return adaptive_max_pool1d(c.x, pair(c, 0, "output_size", 1).w);
+       })},
       {"matmul", product(matmul)},
       {"mm", product(mm)},
       {"bmm", product(bmm)},

@@ -76,7 +76,6 @@ Tensor optional(const Recorded& in, const std::string& role) {
 }
 Pair pair(const json& j) { return {j.at(0).get<int>(), j.at(1).get<int>()}; }
 std::vector<int> ints(const json& j) { return j.get<std::vector<int>>(); }
-Pool2dOptions pooling(const json& a) { return {pair(a.at("stride")), pair(a.at("padding"))}; }
 Reduction reduction(const std::string& name) {
   require<DataError>(name == "sum" || name == "mean", "reduction: expected sum or mean, got ",
                      name);
@@ -93,11 +92,13 @@ const std::map<std::string, Replay>& operators() {
        }},
       {"max_pool2d",
        [](const Recorded& in, const json& a) {
-         return max_pool2d(in.at("x"), pair(a.at("kernel")), pooling(a));
+         return max_pool2d(in.at("x"), pair(a.at("kernel")),
+                           {.stride = pair(a.at("stride")), .padding = pair(a.at("padding"))});
        }},
       {"avg_pool2d",
        [](const Recorded& in, const json& a) {
-         return avg_pool2d(in.at("x"), pair(a.at("kernel")), pooling(a));
+         return avg_pool2d(in.at("x"), pair(a.at("kernel")),
+                           {.stride = pair(a.at("stride")), .padding = pair(a.at("padding"))});
        }},
       {"linear", [](const Recorded& in,
                     const json&) { return linear(in.at("x"), in.at("w"), optional(in, "b")); }},

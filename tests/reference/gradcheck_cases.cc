@@ -92,6 +92,7 @@ class GradcheckTable {
 
   void convolutions();
   void pools();
+  void pools_of_other_kinds();
   void products();
   void elementwise();
   void reductions();
@@ -147,17 +148,17 @@ void GradcheckTable::pools() {
   struct Case {
     Shape x;
     Pair kernel;
-    Pool2dOptions options;
+    MaxPool2dOptions options;
     std::string what;
   };
   const Case cases[] = {
       {{1, 1, 1, 1}, 1, {}, "kernel 1"},
       {{2, 3, 6, 8}, 2, {}, "kernel 2"},
       {{2, 2, 7, 5}, 2, {}, "kernel 2, rows left over"},
-      {{2, 2, 7, 5}, {3, 2}, {{2, 1}, 1}, "kernel (3, 2), stride (2, 1), padding 1"},
+      {{2, 2, 7, 5}, {3, 2}, {Pair(2, 1), 1}, "kernel (3, 2), stride (2, 1), padding 1"},
       {{1, 2, 5, 5}, 3, {1, 1}, "kernel 3, stride 1, padding 1"},
-      {{3, 2, 4, 9}, {1, 4}, {{1, 3}, {0, 2}}, "kernel (1, 4), stride (1, 3), padding (0, 2)"},
-      {{2, 2, 9, 7}, {2, 1}, {{5, 3}, 0}, "kernel (2, 1), stride (5, 3)"},
+      {{3, 2, 4, 9}, {1, 4}, {Pair(1, 3), {0, 2}}, "kernel (1, 4), stride (1, 3), padding (0, 2)"},
+      {{2, 2, 9, 7}, {2, 1}, {Pair(5, 3), 0}, "kernel (2, 1), stride (5, 3)"},
       {{0, 2, 4, 4}, 2, {}, "kernel 2, batch of none"}};
   for (const Case& c : cases) {
     add_case("max_pool2d", c.what, {ramp(c.x)},
@@ -168,8 +169,41 @@ void GradcheckTable::pools() {
   for (const Case& c : cases) {
     add_case("avg_pool2d", c.what, {noise(c.x)},
              [kernel = c.kernel, options = c.options](const Inputs& in) {
-               return avg_pool2d(in[0], kernel, options);
+               return avg_pool2d(in[0], kernel,
+                                 {.stride = options.stride, .padding = options.padding});
              });
+  }
+}
+
+void GradcheckTable::pools_of_other_kinds() {
+  const MaxPool2dOptions max{2, 1, Pair(1, 2), true};
+  add_case("max_pool2d", "kernel 3, stride 2, padding 1, dilation (1, 2), ceil_mode",
+           {ramp({2, 2, 6, 7})}, [max](const Inputs& in) { return max_pool2d(in[0], 3, max); });
+  add_case("max_pool2d_with_indices", "kernel 3, stride 2, padding 1, dilation (1, 2), ceil_mode",
+           {ramp({2, 6, 7})},
+           [max](const Inputs& in) { return max_pool2d_with_indices(in[0], 3, max).values; });
+  add_case("avg_pool2d", "kernel 3, stride 2, padding 1, ceil_mode, padding not counted",
+           {noise({2, 6, 8})}, [](const Inputs& in) {
+             return avg_pool2d(
+                 in[0], 3,
+                 {.stride = 2, .padding = 1, .ceil_mode = true, .count_include_pad = false});
+           });
+  add_case("avg_pool2d", "divisor_override 3", {noise({1, 2, 5, 6})},
+           [](const Inputs& in) { return avg_pool2d(in[0], 2, {.divisor_override = 3}); });
+  add_case("max_pool1d", "kernel 3, stride 2", {ramp({2, 3, 8})},
+           [](const Inputs& in) { return max_pool1d(in[0], 3, {.stride = 2}); });
+  add_case("avg_pool1d", "kernel 3, stride 2, padding 1", {noise({2, 3, 8})},
+           [](const Inputs& in) { return avg_pool1d(in[0], 3, {.stride = 2, .padding = 1}); });
+  for (const Pair size : {Pair(3, 5), Pair(1, 1), Pair(3, 4)}) {
+    const std::string what = str("to (", size.h, ", ", size.w, ")");
+    add_case("adaptive_avg_pool2d", what, {noise({2, 6, 8})},
+             [size](const Inputs& in) { return adaptive_avg_pool2d(in[0], size); });
+    add_case("adaptive_max_pool2d", what, {ramp({2, 1, 6, 8})},
+             [size](const Inputs& in) { return adaptive_max_pool2d(in[0], size); });
+    add_case("adaptive_avg_pool1d", what, {noise({2, 2, 8})},
+             [size](const Inputs& in) { return adaptive_avg_pool1d(in[0], size.w); });
+    add_case("adaptive_max_pool1d", what, {ramp({2, 8})},
+             [size](const Inputs& in) { return adaptive_max_pool1d(in[0], size.w); });
   }
 }
 
@@ -406,6 +440,7 @@ std::vector<GradcheckCase> gradcheck_cases() {
   GradcheckTable table;
   table.convolutions();
   table.pools();
+  table.pools_of_other_kinds();
   table.products();
   table.elementwise();
   table.reductions();

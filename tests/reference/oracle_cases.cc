@@ -8,6 +8,7 @@
 #include "sinter/program.h"
 #include "tests/reference/oracle_attention.h"
 #include "tests/reference/oracle_elementwise.h"
+#include "tests/reference/oracle_pool.h"
 #include "tests/reference/oracle_reduce.h"
 
 namespace sinter::app {
@@ -95,11 +96,12 @@ OpCase conv2d_case(const Sizes& x_shape, const Sizes& w_shape, bool bias, const 
 
 namespace {
 
-template <Tensor (*kPool)(const Tensor&, Pair, const Pool2dOptions&)>
-Op pool_op(const oracle::Pool& p) {
-  return [kernel = pair(p.kh, p.kw),
-          options = Pool2dOptions{pair(p.stride_h, p.stride_w), pair(p.pad_h, p.pad_w)}](
-             const Inputs& in) { return kPool(in[0], kernel, options); };
+template <class Options>
+Op pool_op(const oracle::Pool& p, Tensor (*pool)(const Tensor&, Pair, const Options&)) {
+  Options options;
+  options.stride = pair(p.stride_h, p.stride_w);
+  options.padding = pair(p.pad_h, p.pad_w);
+  return [=, kernel = pair(p.kh, p.kw)](const Inputs& in) { return pool(in[0], kernel, options); };
 }
 
 std::string pool_text(const Sizes& x, const oracle::Pool& p) {
@@ -115,8 +117,8 @@ double overlap(const oracle::Pool& p) {
 
 }  // namespace
 
-Op max_pool2d_op(const oracle::Pool& p) { return pool_op<max_pool2d>(p); }
-Op avg_pool2d_op(const oracle::Pool& p) { return pool_op<avg_pool2d>(p); }
+Op max_pool2d_op(const oracle::Pool& p) { return pool_op(p, max_pool2d); }
+Op avg_pool2d_op(const oracle::Pool& p) { return pool_op(p, avg_pool2d); }
 
 OpCase max_pool2d_case(const Sizes& shape, const oracle::Pool& p) {
   const Array x = ramp(shape, 1), dy = noise(oracle::windows(shape, p).first, 2);
@@ -1095,6 +1097,7 @@ std::vector<VerifyCase> oracle_cases() {
   table.optimizers();
   std::vector<VerifyCase> cases = table.take();
   add_attention_cases(cases);
+  add_pool_cases(cases);
   add_reduction_cases(cases);
   add_elementwise_cases(cases);
   return cases;

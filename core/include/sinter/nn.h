@@ -48,30 +48,6 @@ class ReLU : public Module {
   Tensor forward(const Tensor& x) override { return relu(x); }
 };
 
-class MaxPool2d : public Module {
- public:
-  explicit MaxPool2d(Pair kernel_size, Pair stride = 0, Pair padding = 0)
-      : kernel_(kernel_size), options_{stride, padding} {}
-  Tensor forward(const Tensor& x) override { return max_pool2d(x, kernel_, options_); }
-  std::string extra_repr() const override;
-
- private:
-  Pair kernel_;
-  Pool2dOptions options_;
-};
-
-class AvgPool2d : public Module {
- public:
-  explicit AvgPool2d(Pair kernel_size, Pair stride = 0, Pair padding = 0)
-      : kernel_(kernel_size), options_{stride, padding} {}
-  Tensor forward(const Tensor& x) override { return avg_pool2d(x, kernel_, options_); }
-  std::string extra_repr() const override;
-
- private:
-  Pair kernel_;
-  Pool2dOptions options_;
-};
-
 class Flatten : public Module {
  public:
   explicit Flatten(int first = 1, int last = -1) : first_(first), last_(last) {}
@@ -87,3 +63,4 @@ class Flatten : public Module {
 #include "sinter/nn/activation.h"
 #include "sinter/nn/dropout.h"
 #include "sinter/nn/norm.h"
+#include "sinter/nn/pool.h"

@@ -18,19 +18,13 @@
 #include "sinter/ops/loss.h"
 #include "sinter/ops/matmul.h"
 #include "sinter/ops/norm.h"
+#include "sinter/ops/pool.h"
 #include "sinter/ops/reduce.h"
 #include "sinter/ops/softmax.h"
+#include "sinter/pair.h"
 #include "sinter/tensor.h"
 
 namespace sinter {
-
-// One value for both directions, or (height, width).
-struct Pair {
-  int h, w;
-  Pair(int both)
-      : h(both), w(both) {}  // NOLINT: implicit, so that conv2d(…, {.stride = 2}) reads well
-  Pair(int height, int width) : h(height), w(width) {}
-};
 
 struct Conv2dOptions {
   Pair stride = 1;    // >= 1
@@ -46,20 +40,6 @@ struct Conv2dOptions {
 // fewer than 2^31 elements: ShapeError otherwise.
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias = {},
               const Conv2dOptions& options = {});
-
-struct Pool2dOptions {
-  Pair stride = 0;   // 0: the kernel
-  Pair padding = 0;  // at most half the kernel
-};
-// Max over windows; padding never wins. x: (N, C, H, W). Returns (N, C, OH, OW),
-// OH = (H + 2 padding - kernel) / stride + 1.
-// Ties: the first element in row-major order wins and takes the whole gradient (as
-// torch.nn.MaxPool2d); so does the first NaN of a window, over every number.
-// N may be 0, C, H and W not. Sizes are bounded as conv2d's, windows to fewer than 2^31 elements.
-Tensor max_pool2d(const Tensor& x, Pair kernel, const Pool2dOptions& options = {});
-// Mean over windows, padding counted as zeros (as torch.nn.AvgPool2d's default). Extents as
-// max_pool2d's.
-Tensor avg_pool2d(const Tensor& x, Pair kernel, const Pool2dOptions& options = {});
 
 // The same elements in another shape, sharing storage; one extent may be -1 and is inferred, unless
 // another is 0. Any dtype.

@@ -8,7 +8,8 @@ namespace {
 
 bool is_2x2(const op::Pool2dShape& g) {
   return g.kh == 2 && g.kw == 2 && g.stride_h == 2 && g.stride_w == 2 && g.pad_h == 0 &&
-         g.pad_w == 0;
+         g.pad_w == 0 && g.dil_h == 1 && g.dil_w == 1 && g.oh == g.h / 2 && g.ow == g.w / 2 &&
+         !g.adaptive;
 }
 
 // Whether windows of 2 x 2 over the convolution's results are what was pooled.
