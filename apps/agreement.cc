@@ -12,8 +12,8 @@ Trace trace_steps(Job job, ImageSet set, Device device) {
   const std::unique_ptr<Module> model = initial_model(job, kFloat64);
   const std::unique_ptr<Optimizer> optimizer = make_optimizer(job, *model);
   const int64_t images = std::min(set.size(), kAgreementSteps * job.batch_size);
-  set.images = set.images.narrow(0, images);
-  set.labels = set.labels.narrow(0, images);
+  set.images = set.images.narrow(0, 0, images);
+  set.labels = set.labels.narrow(0, 0, images);
   Batches batches(
       set.to(device),
       {.batch_size = job.batch_size, .shuffle = job.shuffle, .seed = job.seed, .dtype = kFloat64});
@@ -25,7 +25,7 @@ Trace trace_steps(Job job, ImageSet set, Device device) {
     if (i == 0) batches.start_epoch(static_cast<uint64_t>(step / batches.size()));
     check_interrupt("while comparing devices");
     const int64_t in_batch = std::min(job.batch_size, images - i * job.batch_size);
-    steps.run(i, 1, in_batch, losses.narrow(step, 1));
+    steps.run(i, 1, in_batch, losses.narrow(0, step, 1));
   }
   Trace trace{device, losses.to_vector<double>(), {}};
   for (const auto& [name, tensor] : model->state_dict())

@@ -73,7 +73,8 @@ class Steps {
     auto steps = compile(
         [&] {
           for (int64_t i = 0; i < at_once_; ++i)
-            train_step(*model_, *optimizer_, batches_.next(job_.batch_size), losses.narrow(i, 1));
+            train_step(*model_, *optimizer_, batches_.next(job_.batch_size),
+                       losses.narrow(0, i, 1));
         },
         {.profile = true});
     constexpr int kCalls = 50;
@@ -90,7 +91,7 @@ class Steps {
   static constexpr double kPassSeconds = 2;
 
   void call(int64_t first) {
-    steps_->run(first, at_once_, job_.batch_size, losses_.narrow(first, at_once_));
+    steps_->run(first, at_once_, job_.batch_size, losses_.narrow(0, first, at_once_));
   }
 
   Job job_;

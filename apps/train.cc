@@ -125,7 +125,7 @@ Evaluation Evaluator::operator()(const Tensor& logits) {
     check_interrupt("during evaluation");
     const int64_t images = std::min<int64_t>(1000, images_ - first);
     const Tensor y = eager_ ? batch(images) : compiled_(images);
-    if (logits.defined()) logits.narrow(first, images).copy_(y);
+    if (logits.defined()) logits.narrow(0, first, images).copy_(y);
     first += images;
   }
   model_.train(was_training);
@@ -268,7 +268,7 @@ TrainSteps::TrainSteps(Module& model, Optimizer& optimizer, Batches& batches,
 
 void TrainSteps::steps(int64_t count, int64_t images) {
   for (int64_t i = 0; i < count; ++i)
-    train_step(model_, optimizer_, batches_.next(images), losses_.narrow(i, 1));
+    train_step(model_, optimizer_, batches_.next(images), losses_.narrow(0, i, 1));
 }
 
 void TrainSteps::run(int64_t first, int64_t count, int64_t images, const Tensor& losses) {
@@ -278,7 +278,7 @@ void TrainSteps::run(int64_t first, int64_t count, int64_t images, const Tensor&
     steps(count, images);
   else
     compiled_(count, images);
-  losses.copy_(losses_.narrow(0, count));
+  losses.copy_(losses_.narrow(0, 0, count));
   at_ = first + count;
 }
 
@@ -344,7 +344,7 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
     auto done = static_cast<int64_t>(at.losses.size());  // none, except in a resumed epoch
     const auto images = [&] { return std::min(done * job.batch_size, data.train.size()); };
     const Tensor losses = empty({steps}, {kFloat32, job.device});
-    losses.narrow(0, done).copy_(from_vector(at.losses, {done}));
+    losses.narrow(0, 0, done).copy_(from_vector(at.losses, {done}));
     const std::string title = str("epoch ", epoch + 1, "/", epochs);
     synchronize(job.device);
     const Stopwatch clock;
@@ -355,7 +355,7 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
     const auto record = [&] {
       const auto known = static_cast<int64_t>(at.losses.size());
       if (done == known) return;
-      const std::vector<double> values = losses.narrow(known, done - known).to_vector<double>();
+      const std::vector<double> values = losses.narrow(0, known, done - known).to_vector<double>();
       at.losses.insert(at.losses.end(), values.begin(), values.end());
       if (metrics != nullptr) {
         for (int64_t i = known; i < done; ++i)
@@ -397,7 +397,7 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
       const int64_t count = next_steps();
       const int64_t in_batch = std::min(job.batch_size, data.train.size() - done * job.batch_size);
       try {
-        run_steps.run(done, count, in_batch, losses.narrow(done, count));
+        run_steps.run(done, count, in_batch, losses.narrow(0, done, count));
       } catch (const AnomalyError& e) {
         throw AnomalyError(str(e.what(), ", at step ", first + done + 1));
       }
@@ -412,7 +412,7 @@ TrainResult train(const Job& job, Dataset data, Progress& progress, Metrics* met
         checkpoint();
       }
       if (progress.live() && clock.seconds() - redrawn >= redraw_seconds) {
-        const double loss = mean_of(losses.narrow(0, done).to_vector<double>());
+        const double loss = mean_of(losses.narrow(0, 0, done).to_vector<double>());
         if (!std::isfinite(loss)) record();  // says which
         const double all_seconds = at.seconds + seconds();
         const int64_t all_done = first + done;

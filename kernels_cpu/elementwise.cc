@@ -288,23 +288,6 @@ template <class From, class To> void cast(int64_t n, const From* x, To* y) {
   });
 }
 
-template <class T> void strided_copy(const Strided& g, const T* x, T* y) {
-  const auto loops = make_loops<1>(g.rank, g.shape, {g.stride});
-  const int64_t stride = loops.inner_stride(0);
-  elements(loops.size(), [&](int64_t begin, int64_t end) {
-    loops.runs(begin, end, [&](int64_t at, const auto& offset, int64_t count) {
-      const T* from = x + offset[0];
-      if (stride == 1) {
-        std::copy_n(from, count, y + at);
-      } else if (stride == 0) {
-        std::fill_n(y + at, count, *from);
-      } else {
-        for (int64_t i = 0; i < count; ++i) y[at + i] = from[i * stride];
-      }
-    });
-  });
-}
-
 template <class T> void accumulate(int64_t n, const T* x, T* y) {
   elements(n, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) y[i] += x[i];
@@ -330,10 +313,6 @@ void run(const Cpu&, const Cast& o) {
 
 void run(const Cpu&, const Copy& o) {
   std::memmove(o.y.address, o.x.address, static_cast<size_t>(o.x.bytes()));
-}
-
-void run(const Cpu&, const StridedCopy& o) {
-  with_any(o.x.dtype, [&]<class T>() { strided_copy(o.g, o.x.data<T>(), o.y.data<T>()); });
 }
 
 void run(const Cpu&, const Map& o) {

@@ -38,10 +38,26 @@ template <int N> struct Loops {
   // Calls f(position, offsets, count) for the runs along the inner dimension that make up
   // [begin, end) of the row-major order.
   template <class F> void runs(int64_t begin, int64_t end, const F& f) const {
-    while (begin < end) {
-      const int64_t count = std::min(end - begin, inner() - begin % inner());
-      f(begin, offset(begin), count);
+    if (begin >= end) return;
+    std::array<int64_t, N> at = offset(begin);
+    int64_t index[kMaxRank], rest = begin;
+    for (int d = rank - 1; d >= 0; --d) {
+      index[d] = rest % shape[d];
+      rest /= shape[d];
+    }
+    for (int64_t first = index[rank - 1];;) {
+      const int64_t count = std::min(end - begin, inner() - first);
+      f(begin, at, count);
       begin += count;
+      if (begin >= end) return;
+      for (int k = 0; k < N; ++k) at[k] -= first * stride[rank - 1][k];
+      first = 0;
+      for (int d = rank - 2; d >= 0; --d) {
+        for (int k = 0; k < N; ++k) at[k] += stride[d][k];
+        if (++index[d] < shape[d]) break;
+        for (int k = 0; k < N; ++k) at[k] -= shape[d] * stride[d][k];
+        index[d] = 0;
+      }
     }
   }
 };

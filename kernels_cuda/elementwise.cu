@@ -26,15 +26,6 @@ template <class From, class To> __global__ void cast_kernel(int64_t n, const Fro
     y[i] = static_cast<To>(x[i]);
 }
 
-template <class T, class Index>
-__global__ void strided_copy_kernel(Index n, Loop<1> loop, const T* x, T* y) {
-  for (Index i = thread_index<Index>(); i < n; i += thread_count<Index>()) {
-    int64_t at[1];
-    loop.offsets(i, at);
-    y[i] = x[at[0]];
-  }
-}
-
 }  // namespace
 
 template <class T> void accumulate(LaunchSite site, int64_t n, const T* x, T* y) {
@@ -70,16 +61,6 @@ void run(const Cuda& ctx, const Cast& o) {
 
 void run(const Cuda& ctx, const Copy& o) {
   detail::copy_on_device(ctx, o.y.address, o.x.address, static_cast<size_t>(o.y.bytes()));
-}
-
-void run(const Cuda& ctx, const StridedCopy& o) {
-  const cuda::Loop<1> loop = cuda::loop_over(o.g);
-  with_any(o.x.dtype, [&]<class T>() {
-    cuda::with_index(loop.count, [&]<class Index>(Index) {
-      cuda::launch_1d(ctx, "strided_copy", loop.count, cuda::strided_copy_kernel<T, Index>, loop,
-                      o.x.data<T>(), o.y.data<T>());
-    });
-  });
 }
 
 void run(const Cuda& ctx, const Map& o) {

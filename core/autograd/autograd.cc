@@ -243,7 +243,7 @@ std::shared_ptr<Node> view_node(const char* op, const Tensor& result, const Tens
   return make_node(op, result, {from}, [shape = from.shape(), offset](const Tensor& dy) {
     if (dy.numel() == shape.numel()) return Grads{dy.reshape(shape)};
     const Tensor dx = zeros(shape, dy.options());
-    dx.reshape({-1}).narrow(offset, dy.numel()).copy_(dy.reshape({-1}));
+    dx.reshape({-1}).narrow(0, offset, dy.numel()).copy_(dy.reshape({-1}));
     return Grads{dx};
   });
 }
@@ -315,7 +315,7 @@ void Tensor::record_in_place(const char* op, const Tensor& source) const {
        need_base = base.requires_grad(), need_source = source.requires_grad(),
        from = source.defined() ? source.options() : TensorOptions()](const Tensor& dy) {
         const auto changed = [&](const Tensor& t) {
-          return t.reshape({-1}).narrow(offset, part.numel());
+          return t.reshape({-1}).narrow(0, offset, part.numel());
         };
         Grads grads(2);
         if (need_base) {

@@ -23,7 +23,7 @@ Tensor projection(int64_t out, int64_t in) {
 
 // Rows [first, first + count) of a bias that may be missing.
 Tensor part(const Tensor& x, int64_t first, int64_t count) {
-  return x.defined() ? x.narrow(first, count) : Tensor();
+  return x.defined() ? x.narrow(0, first, count) : Tensor();
 }
 
 // A mask whose bools leave out, as numbers to add, like x's.
@@ -107,13 +107,13 @@ Tensor MultiheadAttention::forward(const Tensor& query, const Tensor& key, const
     const Tensor all = linear(query, in_proj_weight, in_proj_bias);
     const Tensor parts = length == 0 ? all.reshape({l, n, 3, h, d}).permute({2, 1, 3, 0, 4})
                                      : all.reshape({n, l, 3, h, d}).permute({2, 0, 3, 1, 4});
-    const auto one = [&](int64_t i) { return parts.narrow(i, 1).reshape({n, h, l, d}); };
+    const auto one = [&](int64_t i) { return parts.narrow(0, i, 1).reshape({n, h, l, d}); };
     q = one(0);
     k = one(1);
     v = one(2);
   } else {
     const auto weight = [&](const Tensor& own, int64_t i) {
-      return own.defined() ? own : in_proj_weight.narrow(i * e, e);
+      return own.defined() ? own : in_proj_weight.narrow(0, i * e, e);
     };
     q = heads(linear(query, weight(q_proj_weight, 0), part(in_proj_bias, 0, e)), l);
     k = heads(linear(key, weight(k_proj_weight, 1), part(in_proj_bias, e, e)), s);

@@ -4,6 +4,7 @@
 
 #include "core/base/detail.h"
 #include "core/ops/arguments.h"
+#include "sinter/operators/move.h"
 
 namespace sinter {
 
@@ -70,7 +71,7 @@ Tensor repeated(const Tensor& x, const Shape& shape, double factor) {
   int64_t stride[kMaxRank];
   broadcast_strides(x.shape(), shape, stride);
   const Tensor y = empty(shape, x.options());
-  emit(op::StridedCopy{strided(shape, stride), in(x), out(y)});
+  emit(op::StridedCopy{strided(shape, stride), 0, in(x), out(y)});
   return factor == 1 ? y : times(y, factor);
 }
 

@@ -7,6 +7,7 @@
 #include "core/ops/arguments.h"
 #include "core/ops/broadcast.h"
 #include "sinter/emit.h"
+#include "sinter/operators/move.h"
 #include "sinter/ops.h"
 
 namespace sinter {
@@ -34,7 +35,7 @@ Tensor permute(const Tensor& x, const std::vector<int>& dims) {
                          " once, got (", got, ")"));
   }
   const Tensor y = empty(shape, x.options());
-  emit(op::StridedCopy{strided(shape, stride), in(x), out(y)});
+  emit(op::StridedCopy{strided(shape, stride), 0, in(x), out(y)});
   return record("permute", y, {x},
                 [inverse](const Tensor& dy) { return Grads{permute(dy, inverse)}; });
 }

@@ -6,6 +6,7 @@
 #include "core/backend/memory.h"
 #include "core/base/detail.h"
 #include "core/ops/arguments.h"
+#include "core/ops/move.h"
 #include "core/program/recorder.h"
 #include "core/tensor/tensor_impl.h"
 #include "sinter/emit.h"
@@ -279,25 +280,47 @@ Tensor Tensor::flatten(int first, int last) const {
   return reshape(to);
 }
 
-Tensor Tensor::narrow(int64_t first, int64_t count) const {
+Tensor Tensor::narrow(int dim, int64_t start, int64_t length) const {
   require_defined("narrow", "x", *this);
-  require<ShapeError>(rank() >= 1 && first >= 0 && count >= 0 && first <= size(0) - count,
-                      "narrow: no rows [", first, ", ", first, " + ", count, ") in x of shape ",
-                      shape());
+  require<ShapeError>(rank() >= 1, "narrow: expected at least 1 dimension, got a scalar");
+  const int d = shape().index(dim, "narrow");
+  const int64_t n = size(d), first = start < 0 ? start + n : start;
+  require<ShapeError>(start >= -n && start <= n && length >= 0 && first <= n - length,
+                      "narrow: no elements [", start, ", ", start, " + ", length,
+                      ") along dimension ", dim, " of x ", shape());
+  if (d > 0) return part_of(*this, d, first, length);
   Shape rows = shape();
-  rows[0] = count;
-  const int64_t row = size(0) ? numel() / size(0) : 0;
-  return view("narrow", rows, first * row);
+  rows[0] = length;
+  return view("narrow", rows, n > 0 ? first * (numel() / n) : 0);
 }
 
 Tensor reshape(const Tensor& x, const Shape& shape) { return x.reshape(shape); }
 Tensor flatten(const Tensor& x, int first, int last) { return x.flatten(first, last); }
-Tensor narrow(const Tensor& x, int64_t first, int64_t count) { return x.narrow(first, count); }
 Tensor Tensor::permute(const std::vector<int>& dims) const { return sinter::permute(*this, dims); }
 Tensor Tensor::transpose(int dim0, int dim1) const { return sinter::transpose(*this, dim0, dim1); }
 Tensor Tensor::squeeze() const { return sinter::squeeze(*this); }
 Tensor Tensor::squeeze(const Dims& dims) const { return sinter::squeeze(*this, dims); }
 Tensor Tensor::unsqueeze(int dim) const { return sinter::unsqueeze(*this, dim); }
+Tensor Tensor::select(int dim, int64_t index) const { return sinter::select(*this, dim, index); }
+Tensor Tensor::expand(const Shape& shape) const { return sinter::expand(*this, shape); }
+Tensor Tensor::flip(const Dims& dims) const { return sinter::flip(*this, dims); }
+Tensor Tensor::gather(int dim, const Tensor& index) const {
+  return sinter::gather(*this, dim, index);
+}
+Tensor Tensor::index_select(int dim, const Tensor& index) const {
+  return sinter::index_select(*this, dim, index);
+}
+Tensor Tensor::tril(int64_t diagonal) const { return sinter::tril(*this, diagonal); }
+Tensor Tensor::triu(int64_t diagonal) const { return sinter::triu(*this, diagonal); }
+std::vector<Tensor> Tensor::split(int64_t size, int dim) const {
+  return sinter::split(*this, size, dim);
+}
+std::vector<Tensor> Tensor::split(const std::vector<int64_t>& sizes, int dim) const {
+  return sinter::split(*this, sizes, dim);
+}
+std::vector<Tensor> Tensor::chunk(int64_t chunks, int dim) const {
+  return sinter::chunk(*this, chunks, dim);
+}
 Tensor Tensor::sum(const Dims& dims, bool keepdim) const {
   return sinter::sum(*this, dims, keepdim);
 }

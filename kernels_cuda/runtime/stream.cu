@@ -161,14 +161,29 @@ void synchronize(const Cuda& ctx) {
     fault = {recorded->code, recorded->index, recorded->value, recorded->limit};
     recorded->code = FaultCode::kNone;
   }
+  const auto label = [&](const char* op) {
+    throw ValueError(str(op, ": labels[", fault.index, "] = ", fault.value,
+                         ", expected 0 <= label < ", fault.limit, " or ignore_index"));
+  };
+  const auto index = [&](const char* op) {
+    throw ValueError(str(op, ": index[", fault.index, "] = ", fault.value,
+                         ", expected 0 <= index < ", fault.limit));
+  };
   switch (fault.code) {
     case FaultCode::kNone:
       return;
     case FaultCode::kCrossEntropyLabel:
+      return label("cross_entropy");
     case FaultCode::kNllLossLabel:
-      throw ValueError(str(fault.code == FaultCode::kNllLossLabel ? "nll_loss" : "cross_entropy",
-                           ": labels[", fault.index, "] = ", fault.value,
-                           ", expected 0 <= label < ", fault.limit, " or ignore_index"));
+      return label("nll_loss");
+    case FaultCode::kIndexSelectIndex:
+      return index("index_select");
+    case FaultCode::kEmbeddingIndex:
+      return index("embedding");
+    case FaultCode::kGatherIndex:
+      return index("gather");
+    case FaultCode::kOneHotIndex:
+      return index("one_hot");
   }
 }
 

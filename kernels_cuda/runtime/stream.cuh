@@ -11,7 +11,15 @@
 
 namespace sinter::cuda {
 
-enum class FaultCode : int32_t { kNone = 0, kCrossEntropyLabel = 1, kNllLossLabel = 2 };
+enum class FaultCode : int32_t {
+  kNone,
+  kCrossEntropyLabel,
+  kNllLossLabel,
+  kIndexSelectIndex,
+  kEmbeddingIndex,
+  kGatherIndex,
+  kOneHotIndex
+};
 
 // In host memory that the device can write, so that looking at it costs the host nothing once the
 // stream is drained.

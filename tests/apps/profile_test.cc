@@ -58,7 +58,7 @@ TEST_CASE("profile: the work of operators without products is their operands", "
   check_work(op::Cast{in_of(s, kUInt8), out_of(s, kFloat64)}, 0, 35 + 280);
   check_work(op::Copy{in_of(s), out_of(s)}, 0, 280);
   // An operand that is repeated is read once.
-  check_work(op::StridedCopy{{2, {5, 7}, {0, 1}}, in_of({7}), out_of(s)}, 0, 28 + 140);
+  check_work(op::StridedCopy{{2, {5, 7}, {0, 1}}, 0, in_of({7}), out_of(s)}, 0, 28 + 140);
   check_work(op::map(op::Element::kAdd, in_of(s), in_of({1}), out_of(s)), 0, 284);
   check_work(op::scale(2, in_of(s), out_of(s)), 0, 280);
   check_work(op::Accumulate{in_of(s), inout_of(s)}, 0, 3 * 140);
@@ -573,7 +573,7 @@ CUDA_TEST("profile: the recorder sees every kernel and those in a graph", "[prof
   for (int round = 0; round < 2; ++round) {  // a second profiler works as the first
     Profiler profiler;
     auto fills = compile([&] {
-      for (int i = 0; i < 5; ++i) rows.narrow(i, 1).fill_(i);
+      for (int i = 0; i < 5; ++i) rows.narrow(0, i, 1).fill_(i);
     });
     for (int i = 0; i < 3; ++i) fills();  // a graph from the second call on
     profiler.take();

@@ -65,7 +65,7 @@ DEVICE_TEST("autograd: whoever holds a leaf's gradient sees it grow", "[autograd
   const TensorOptions options{kFloat32, device};
   const Tensor x = leaf({{2}, {1, 2}}, options);
   sum(x * 2.0).backward();
-  const Tensor held = x.grad(), view = held.narrow(1, 1), copy = held.clone();
+  const Tensor held = x.grad(), view = held.narrow(0, 1, 1), copy = held.clone();
   const uint64_t version = held.version();
   sum(x * 3.0).backward();
   CHECK(held.to_vector<double>() == std::vector<double>{5, 5});
@@ -260,8 +260,8 @@ DEVICE_TEST("autograd: what backward saved must not change in between", "[autogr
   CHECK(!x.grad().defined());
   // Through a view as well.
   Tensor d = ones({4}, options);
-  const Tensor z = sum(x * d.narrow(0, 2));
-  d.narrow(2, 2).fill_(3);
+  const Tensor z = sum(x * d.narrow(0, 0, 2));
+  d.narrow(0, 2, 2).fill_(3);
   check_throws<GradError>([&] { z.backward(); }, {"in place"});
   // What was not saved may change.
   Tensor e = ones({2}, options);
@@ -380,7 +380,7 @@ DEVICE_TEST("autograd: graphs and their memory are freed", "[autograd]") {
     const Tensor labels = zeros({2}, {kInt64, device});
     const auto forward = [&] {
       const Tensor h = flatten(max_pool2d(relu(conv2d(x, w)), 2), 1);
-      return cross_entropy(linear(h.narrow(0, 2), permute(permute(fc, {1, 0}), {1, 0})), labels);
+      return cross_entropy(linear(h.narrow(0, 0, 2), permute(permute(fc, {1, 0}), {1, 0})), labels);
     };
     const auto grown = [&] { return std::pair(live_nodes(), live_storages()); };
     forward().backward();
@@ -563,7 +563,7 @@ DEVICE_TEST("autograd: what is overwritten gets no gradient", "[autograd]") {
   normal_(w, 0, 1);  // a leaf's first values
   CHECK(w.is_leaf());
   CHECK(w.requires_grad());
-  check_throws<GradError>([&] { normal_(w.narrow(0, 1), 0, 1); }, {"normal_", "leaf"});
+  check_throws<GradError>([&] { normal_(w.narrow(0, 0, 1), 0, 1); }, {"normal_", "leaf"});
   const no_grad guard;
   const Tensor z = zeros({3}, options);
   z.copy_(w);
@@ -581,7 +581,7 @@ DEVICE_TEST("autograd: a view and what it is a view of change together", "[autog
   };
   {
     const Tensor y = x * 2.0;
-    y.narrow(1, 1).reshape({3}).copy_(w);
+    y.narrow(0, 1, 1).reshape({3}).copy_(w);
     sum(y * c).backward();
     check_close("through a view", x.grad(), {{2, 3}, {2, 4, 6, 0, 0, 0}}, 0);
     check_close("its source", w.grad(), {{3}, {4, 5, 6}}, 0);
@@ -589,9 +589,10 @@ DEVICE_TEST("autograd: a view and what it is a view of change together", "[autog
   }
   {
     // Views made before the change, of the part that changes and of another, see it.
-    const Tensor y = x * 2.0, row = y.narrow(1, 1), other = y.narrow(0, 1), flat = y.reshape({6});
-    flat.narrow(3, 3).copy_(w);
-    sum(row * c.narrow(1, 1)).backward(true);
+    const Tensor y = x * 2.0, row = y.narrow(0, 1, 1), other = y.narrow(0, 0, 1),
+                 flat = y.reshape({6});
+    flat.narrow(0, 3, 3).copy_(w);
+    sum(row * c.narrow(0, 1, 1)).backward(true);
     check_close("changed part", w.grad(), {{3}, {4, 5, 6}}, 0);
     check_close("and x", x.grad(), {{2, 3}, {0, 0, 0, 0, 0, 0}}, 0);
     reset();
@@ -600,7 +601,7 @@ DEVICE_TEST("autograd: a view and what it is a view of change together", "[autog
     reset();
   }
   {
-    const Tensor y = x * 2.0, row = y.narrow(0, 1);
+    const Tensor y = x * 2.0, row = y.narrow(0, 0, 1);
     y.fill_(1);
     sum(row * row).backward();
     check_close("the base changed", x.grad(), {{2, 3}, {0, 0, 0, 0, 0, 0}}, 0);
@@ -609,7 +610,7 @@ DEVICE_TEST("autograd: a view and what it is a view of change together", "[autog
   {
     // Rows written one by one, as a loop gathers results.
     const Tensor all = zeros({2, 3}, options);
-    for (int i = 0; i < 2; ++i) all.narrow(i, 1).reshape({3}).copy_(w * (i + 1.0));
+    for (int i = 0; i < 2; ++i) all.narrow(0, i, 1).reshape({3}).copy_(w * (i + 1.0));
     sum(all * c).backward();
     check_close("gathered", w.grad(), {{3}, {1 + 8, 2 + 10, 3 + 12}}, 0);
     reset();
@@ -626,7 +627,7 @@ DEVICE_TEST("autograd: leaves change in place only outside the graph", "[autogra
   const Tensor x = leaf({{2}, {1, 2}}, options);
   check_throws<GradError>([&] { x.fill_(1); }, {"fill_", "leaf", "no_grad"});
   check_throws<GradError>([&] { x.copy_(zeros({2}, options)); }, {"copy_", "leaf"});
-  check_throws<GradError>([&] { x.narrow(0, 1).fill_(1); }, {"fill_", "leaf"});
+  check_throws<GradError>([&] { x.narrow(0, 0, 1).fill_(1); }, {"fill_", "leaf"});
   const auto view_without = [&] {
     const no_grad guard;
     return (x * 1.0).reshape({2, 1});
@@ -635,14 +636,14 @@ DEVICE_TEST("autograd: leaves change in place only outside the graph", "[autogra
   const Tensor y = x * 2.0;
   const Tensor hidden = [&] {
     const no_grad guard;
-    return y.narrow(0, 1);
+    return y.narrow(0, 0, 1);
   }();
   check_throws<GradError>([&] { hidden.fill_(1); }, {"fill_", "no_grad"});
   CHECK(x.to_vector<double>() == std::vector<double>{1, 2});
   {
     const no_grad guard;
     x.fill_(3);
-    x.narrow(1, 1).fill_(4);
+    x.narrow(0, 1, 1).fill_(4);
     hidden.fill_(1);
   }
   CHECK(x.to_vector<double>() == std::vector<double>{3, 4});
@@ -667,12 +668,12 @@ DEVICE_TEST("autograd: results change in place whatever made them", "[autograd]"
   }
   {
     const Tensor y = matmul(a, b);
-    y.narrow(0, 1).fill_(0);
+    y.narrow(0, 0, 1).fill_(0);
     check("matmul, a row filled", y, {{2, 2}, {0, 0, 2, 2}});
   }
   {
     const Tensor y = matmul(a, b);
-    y.narrow(1, 1) += 1;
+    y.narrow(0, 1, 1) += 1;
     check("matmul, a row moved", y, {{2, 2}, {2, 2, 2, 2}});
   }
   {
@@ -693,7 +694,7 @@ DEVICE_TEST("autograd: results change in place whatever made them", "[autograd]"
     const Tensor y = record("mine", (a.detach() * 3.0).reshape({4}), {a}, [](const Tensor& dy) {
       return Grads{(dy * 3.0).reshape({2, 2})};
     });
-    y.narrow(0, 1).fill_(0);
+    y.narrow(0, 0, 1).fill_(0);
     check("own", y, {{2, 2}, {0, 3, 3, 3}});
   }
 }
@@ -701,7 +702,7 @@ DEVICE_TEST("autograd: results change in place whatever made them", "[autograd]"
 DEVICE_TEST("autograd: a frozen leaf collects nothing and stays a leaf", "[autograd]") {
   const TensorOptions options{kFloat64, device};
   const Tensor p = ones({4}, options).set_requires_grad();
-  const Tensor loss = sum(p * 2.0), view = p.narrow(0, 2);
+  const Tensor loss = sum(p * 2.0), view = p.narrow(0, 0, 2);
   p.set_requires_grad(false);
   loss.backward();  // of before it was frozen
   CHECK(!p.grad().defined());
@@ -722,7 +723,7 @@ DEVICE_TEST("autograd: set_data", "[autograd]") {
   const TensorOptions options{kFloat64, device};
   const Tensor p = ones({2}, options).set_requires_grad(), copy = p, view = [&] {
     const no_grad guard;
-    return p.narrow(0, 1);
+    return p.narrow(0, 0, 1);
   }();
   sum(p).backward();
   p.set_data(full({2}, 3, options));
@@ -734,7 +735,7 @@ DEVICE_TEST("autograd: set_data", "[autograd]") {
   check_throws<ShapeError>([&] { p.set_data(ones({3}, options)); }, {"set_data", "(2,)", "(3,)"});
   check_throws<GradError>([&] { (p * 1.0).set_data(p); }, {"set_data", "leaf"});
   // A view of what was there before is no part of the graph of what came.
-  const Tensor x = zeros({4}, options), w = x.narrow(2, 2);
+  const Tensor x = zeros({4}, options), w = x.narrow(0, 2, 2);
   x.set_data(ones({4}, options));
   w.copy_(p);
   CHECK(!x.requires_grad());
@@ -745,7 +746,7 @@ DEVICE_TEST("autograd: set_data", "[autograd]") {
 
 TEST_CASE("autograd: threads may meet a view after a change", "[autograd]") {
   const Tensor x = leaf({{4}, {1, 2, 3, 4}}, {kFloat64, kCpu});
-  const Tensor y = x * 2.0, row = y.narrow(1, 2);
+  const Tensor y = x * 2.0, row = y.narrow(0, 1, 2);
   y.fill_(1);
   std::vector<std::thread> threads;
   std::atomic<int> connected = 0;
@@ -759,11 +760,11 @@ DEVICE_TEST("autograd: anomalies are looked for in results alone", "[autograd]")
   const anomaly_guard guard;
   // Memory that nothing has written yet: views compute nothing.
   const Tensor slots = full({4}, std::nan(""), {kFloat32, device});
-  const Tensor one = slots.narrow(2, 1).reshape({}).flatten();
+  const Tensor one = slots.narrow(0, 2, 1).reshape({}).flatten();
   one.copy_(ones({1}, {kFloat32, device}));
-  CHECK(slots.narrow(2, 1).item<float>() == 1);
+  CHECK(slots.narrow(0, 2, 1).item<float>() == 1);
   CHECK(std::isnan(slots.to_vector<float>()[0]));  // and reading is no operator
-  const Tensor bad = slots.narrow(0, 1);
+  const Tensor bad = slots.narrow(0, 0, 1);
   check_throws<AnomalyError>([&] { (void)(bad * 1.0); }, {"mul", "nan"});
 }
 

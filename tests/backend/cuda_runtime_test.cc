@@ -20,8 +20,8 @@ DEVICE_TEST("runtime: copies within a tensor go as if the source had been read f
     for (int64_t distance : {int64_t{1}, n / 3, n - 1}) {
       const auto rest = static_cast<size_t>(n - distance);
       Tensor up = from_vector(ramp, {n}, device), down = up.clone(), still = up.clone();
-      up.narrow(distance, n - distance).copy_(up.narrow(0, n - distance));
-      down.narrow(0, n - distance).copy_(down.narrow(distance, n - distance));
+      up.narrow(0, distance, n - distance).copy_(up.narrow(0, 0, n - distance));
+      down.narrow(0, 0, n - distance).copy_(down.narrow(0, distance, n - distance));
       still.copy_(still);
       std::vector<int32_t> moved_up = ramp, moved_down = ramp;
       std::copy_n(ramp.begin(), rest, moved_up.begin() + distance);

@@ -77,12 +77,12 @@ TEST_CASE("emit: an operator of one's own", "[emit][cpu]") {
 TEST_CASE("emit: a part of a tensor is an operand", "[emit][cpu]") {
   const Tensor x = from_vector<float>({1, 2, 3, 4, 5, 6}, {3, 2}), y = zeros({4});
   const Tensor runs = zeros({}, {kInt64});
-  const In operand = in(x.narrow(1, 1));
+  const In operand = in(x.narrow(0, 1, 1));
   CHECK(operand.shape == Shape{1, 2});
   CHECK(operand.offset == 8);
   CHECK(operand.buffer == x.place().first);
   CHECK(in(Tensor()).buffer == 0);
-  emit(Squares{0, {}, {in(x.narrow(1, 1))}, {out(y.narrow(2, 2))}, inout(runs), {}});
+  emit(Squares{0, {}, {in(x.narrow(0, 1, 1))}, {out(y.narrow(0, 2, 2))}, inout(runs), {}});
   CHECK(y.to_vector<float>() == std::vector<float>{0, 0, 9, 16});
 }
 

@@ -326,8 +326,8 @@ DEVICE_TEST("batches: next goes through the epoch as get does", "[data]") {
   CHECK(equal(batches.next(), batches.get(0)));
   CHECK(equal(batches.next(), batches.get(1)));
   const Batch wrapped = batches.next();  // 8 images are left: 8 from the beginning follow
-  CHECK(equal({wrapped.x.narrow(0, 8), wrapped.y.narrow(0, 8)}, batches.get(2)));
-  CHECK(same_bits(wrapped.x.narrow(8, 8), batches.get(0).x.narrow(0, 8)));
+  CHECK(equal({wrapped.x.narrow(0, 0, 8), wrapped.y.narrow(0, 0, 8)}, batches.get(2)));
+  CHECK(same_bits(wrapped.x.narrow(0, 8, 8), batches.get(0).x.narrow(0, 0, 8)));
   batches.seek(1);
   CHECK(equal(batches.next(), batches.get(1)));
   check_throws<ValueError>([&] { batches.seek(3); }, {"seek", "3"});
@@ -452,13 +452,13 @@ DEVICE_TEST("batches: a loop over them", "[data]") {
 
 DEVICE_TEST("batches: a label that is no class is refused", "[data]") {
   ImageSet set = numbered(40, kCpu);
-  set.labels.narrow(17, 1).fill_(12);
+  set.labels.narrow(0, 17, 1).fill_(12);
   set = set.to(device);
   check_throws<ValueError>([&] { Batches(set, {}); },
                            {"labels[17] = 12, expected 0 <= label < 10"});
   set.classes = 13;
   CHECK(Batches(set, {}).size() == 1);
-  set.labels.narrow(39, 1).fill_(255);
+  set.labels.narrow(0, 39, 1).fill_(255);
   check_throws<ValueError>([&] { Batches(set, {}); }, {"labels[39] = 255", "label < 13"});
   set.classes = 256;
   CHECK(Batches(set, {}).size() == 1);
@@ -475,7 +475,7 @@ TEST_CASE("batches: misuse", "[data]") {
   check_throws<DtypeError>([&] { Batches(set, {.dtype = kInt32}); }, {"int32"});
   check_throws<ShapeError>([] { Batches(ImageSet(), {}); }, {"no images"});
   ImageSet wrong = set;
-  wrong.labels = set.labels.narrow(0, 19);
+  wrong.labels = set.labels.narrow(0, 0, 19);
   check_throws<ShapeError>([&] { Batches(wrong, {}); }, {"(19,)", "(20, 2, 2, 3)"});
   wrong = set;
   wrong.images = set.images.reshape({20, 12});

@@ -25,24 +25,24 @@ Tensor by_definition(MultiheadAttention& m, int64_t heads, const Tensor& query, 
                      const Tensor& value, const Tensor& seen) {
   const int64_t e = query.size(-1), d = e / heads;
   const auto rows = [&](const Tensor& own, int64_t i) {
-    return own.defined() ? own : m.in_proj_weight.narrow(i * e, e);
+    return own.defined() ? own : m.in_proj_weight.narrow(0, i * e, e);
   };
   const auto project = [&](const Tensor& x, const Tensor& own, int64_t i) {
     const Tensor y = matmul(x, rows(own, i).permute({1, 0}));
-    return m.in_proj_bias.defined() ? y + m.in_proj_bias.narrow(i * e, e) : y;
+    return m.in_proj_bias.defined() ? y + m.in_proj_bias.narrow(0, i * e, e) : y;
   };
   const Tensor q = project(query, m.q_proj_weight, 0), k = project(key, m.k_proj_weight, 1);
   const Tensor v = project(value, m.v_proj_weight, 2);
   const auto head = [&](const Tensor& x, int64_t i) {
-    return x.permute({2, 0, 1}).narrow(i * d, d).permute({1, 2, 0});
+    return x.permute({2, 0, 1}).narrow(0, i * d, d).permute({1, 2, 0});
   };
   Tensor all;
   for (int64_t i = 0; i < heads; ++i) {
     const Tensor scores =
         matmul(head(q, i), head(k, i).permute({0, 2, 1})) / std::sqrt(static_cast<double>(d));
-    const Tensor mask = seen.permute({1, 0, 2, 3}).narrow(i, 1).reshape(scores.shape());
+    const Tensor mask = seen.permute({1, 0, 2, 3}).narrow(0, i, 1).reshape(scores.shape());
     const Tensor y = matmul(softmax(scores + mask, -1), head(v, i));
-    const Tensor part = matmul(y, m.out_proj.weight.permute({1, 0}).narrow(i * d, d));
+    const Tensor part = matmul(y, m.out_proj.weight.permute({1, 0}).narrow(0, i * d, d));
     all = all.defined() ? all + part : part;
   }
   return m.out_proj.bias.defined() ? all + m.out_proj.bias : all;
@@ -175,15 +175,15 @@ DEVICE_TEST("nn: multi-head attention by its definition", "[nn]") {
         [&] {
           return by_definition(m, heads, query, query, query, zeros({n, heads, l, l}, options));
         });
-    const Tensor alone = query.narrow(1, 1).reshape({l, e});
-    const Tensor out = padding.narrow(1, 1).reshape({s}).narrow(0, l);
+    const Tensor alone = query.narrow(0, 1, 1).reshape({l, e});
+    const Tensor out = padding.narrow(0, 1, 1).reshape({s}).narrow(0, 0, l);
     check_same_function(
         m, {query},
         [&] {
           return m.forward(alone, alone, alone, {.key_padding_mask = out}).reshape({1, l, e});
         },
         [&] {
-          const Tensor one = query.narrow(1, 1);
+          const Tensor one = query.narrow(0, 1, 1);
           return by_definition(m, heads, one, one, one, zeros({1, heads, l, l}, options) + out);
         });
   }

@@ -259,8 +259,8 @@ DEVICE_TEST("elementwise and reduce and views: extents of 0", "[arguments][eleme
     unary({2, 0, 3}, {3, 0, 2}, [](const Tensor& x) { return permute(x, {2, 1, 0}); });
     unary({2, 0, 3}, {0, 7}, [](const Tensor& x) { return reshape(x, {0, 7}); });
     unary({2, 0, 3}, {2, 0}, [](const Tensor& x) { return flatten(x, 1); });
-    unary({2, 0, 3}, {1, 0, 3}, [](const Tensor& x) { return narrow(x, 1, 1); });
-    unary({0, 3}, {0, 3}, [](const Tensor& x) { return narrow(x, 0, 0).clone(); });
+    unary({2, 0, 3}, {1, 0, 3}, [](const Tensor& x) { return narrow(x, 0, 1, 1); });
+    unary({0, 3}, {0, 3}, [](const Tensor& x) { return narrow(x, 0, 0, 0).clone(); });
     for (int dim = 0; dim < 3; ++dim) {
       const Shape shape{2, 0, 3};
       const Tensor x = leaf_of(shape, 1, options), z = leaf_of(shape, 1, options);
@@ -343,7 +343,8 @@ DEVICE_TEST("shape: more elements than can be counted are refused", "[arguments]
                                      {INT64_MAX, int64_t{1}},
                                      {INT64_MIN, int64_t{1}},
                                      {int64_t{0}, INT64_MIN}})
-    check_throws<ShapeError>([&, f = first, c = count] { x.narrow(f, c); }, {"narrow", "(2, 3)"});
+    check_throws<ShapeError>([&, f = first, c = count] { x.narrow(0, f, c); },
+                             {"narrow", "(2, 3)"});
   for (const int dim : {INT_MIN, INT_MAX}) {
     check_throws<ShapeError>([&] { sum(x, {dim}); }, {"sum", "(2, 3)"});
     check_throws<ShapeError>([&] { log_softmax(x, dim); }, {"log_softmax", "(2, 3)"});
@@ -527,7 +528,7 @@ DEVICE_TEST("operators: an undefined tensor is named with its operator", "[argum
   names("reshape", "x", [&] { reshape(u, {}); });
   names("reshape", "x", [&] { reshape(u, {1}); });
   names("flatten", "x", [&] { flatten(u); });
-  names("narrow", "x", [&] { narrow(u, 0, 0); });
+  names("narrow", "x", [&] { narrow(u, 0, 0, 0); });
   names("to", "x", [&] { u.to(device); });
   names("to", "x", [&] { u.to(kFloat32); });
   names("to", "x", [&] { u.to(kFloat64); });

@@ -460,7 +460,7 @@ DEVICE_TEST("table: in place", "[elementwise]") {
   for (const bool recorded : {false, true}) {
     const std::optional<no_grad> guard =
         recorded ? std::nullopt : std::optional<no_grad>(std::in_place);
-    const Tensor x = of({1, 2, 3, 4}, options), view = x.narrow(1, 2);
+    const Tensor x = of({1, 2, 3, 4}, options), view = x.narrow(0, 1, 2);
     const uint64_t version = x.version();
     CHECK(x.add_(1).is(x));
     CHECK(values(x) == Values{2, 3, 4, 5});
@@ -470,7 +470,7 @@ DEVICE_TEST("table: in place", "[elementwise]") {
     view.add_(view, 0.5);
     CHECK(values(x) == Values{0, 0.75, 3, 4.5});
     // What overlaps is read as it was before.
-    x.narrow(0, 2).mul_(0).add_(x.narrow(1, 2));
+    x.narrow(0, 0, 2).mul_(0).add_(x.narrow(0, 1, 2));
     CHECK(values(x) == Values{0.75 * 0, 3, 3, 4.5});
     x.clamp_(1, 4);
     CHECK(values(x) == Values{1, 3, 3, 4});
@@ -546,14 +546,15 @@ DEVICE_TEST("table: an element's bits depend on it alone", "[elementwise]") {
       const Tensor y = r.f(all);
       for (const int64_t n : {1, 2, 3, 5, 16, 17, 63, 513})
         for (const int64_t first : {0, 1, 7, 1000, 3000}) {
-          const Tensor part = r.f(all.narrow(first, n));
-          CHECK(same_bits(part, y.narrow(first, n)));
+          const Tensor part = r.f(all.narrow(0, first, n));
+          CHECK(same_bits(part, y.narrow(0, first, n)));
         }
     }
-    const Tensor column = all.narrow(0, 67).reshape({67, 1}), row = all.narrow(100, 61);
+    const Tensor column = all.narrow(0, 0, 67).reshape({67, 1}), row = all.narrow(0, 100, 61);
     const Tensor wide = column / row;
     for (const int64_t i : {0, 1, 33, 66})
-      CHECK(same_bits(wide.narrow(i, 1).reshape({61}), column.narrow(i, 1).reshape({1}) / row));
+      CHECK(
+          same_bits(wide.narrow(0, i, 1).reshape({61}), column.narrow(0, i, 1).reshape({1}) / row));
   }
 }
 
@@ -664,7 +665,7 @@ DEVICE_TEST("fuse_elementwise: what is changed or read in between", "[fused]") {
       "a part of the result is overwritten",
       [=] {
         const Tensor twice = start * 2;
-        twice.narrow(1, 2).fill_(7);
+        twice.narrow(0, 1, 2).fill_(7);
         return Results{twice + b};
       },
       0);
@@ -672,7 +673,7 @@ DEVICE_TEST("fuse_elementwise: what is changed or read in between", "[fused]") {
       "a part of the result is written",
       [=] {
         const Tensor x = start.clone();
-        x.narrow(1, 2).mul_(3);
+        x.narrow(0, 1, 2).mul_(3);
         return Results{x + b};
       },
       0);
@@ -697,7 +698,7 @@ DEVICE_TEST("fuse_elementwise: what is changed or read in between", "[fused]") {
       "a row of itself",
       [=] {
         const Tensor x = start.clone();
-        const Tensor t = exp(x.narrow(0, 1).reshape({5})) * row;
+        const Tensor t = exp(x.narrow(0, 0, 1).reshape({5})) * row;
         x.mul_(t);
         return Results{x, t};
       },

@@ -27,7 +27,9 @@ TEST_CASE("from PyTorch: the page names what the headers have and all of it", "[
     const std::string in = entry.path().parent_path().filename().string();
     const std::string file = entry.path().filename().string();
     if (in == "ops" || file == "ops.h")
-      find(entry.path(), "\n(?:inline )?[A-Z]\\w* ([a-z]\\w*)\\(const Tensor&");
+      find(entry.path(),
+           "\n(?:inline )?(?:[A-Z]\\w*|std::vector<Tensor>) ([a-z]\\w*)\\(const "
+           "(?:Tensor|std::vector<Tensor>)&");
     if (file == "autograd.h") find(entry.path(), "\nstd::vector<Tensor> ([a-z]\\w*)\\(const");
     if (in == "nn" || file == "nn.h" || file == "optim.h")
       find(entry.path(), "\nclass (\\w+) (?:final )?: public \\w+");

@@ -383,7 +383,7 @@ DEVICE_TEST("fused_activation: an addition", "[fused]") {
         },
         fused);
     check(
-        "a part", {a, b}, [=] { return relu((a + b).narrow(1, 2)); }, apart);
+        "a part", {a, b}, [=] { return relu((a + b).narrow(0, 1, 2)); }, apart);
     check(
         "a difference", {a, b}, [=] { return relu(a - b); }, apart);
     check(
@@ -604,7 +604,7 @@ DEVICE_TEST("fused_activation: the value before the ReLU is changed", "[fused]")
     // A part of it.
     const Work part = step_of(p.leaves, [&] {
       const Tensor z = p.z();
-      z.detach().narrow(0, 1).fill_(-1);
+      z.detach().narrow(0, 0, 1).fill_(-1);
       return relu(z);
     });
     check_exact(part);
@@ -622,7 +622,7 @@ DEVICE_TEST("fused_activation: what is read is changed in between", "[fused]") {
         const Work f = [&] {
           changed.copy_(start);
           const Tensor z = p.z();
-          (whole ? changed : changed.narrow(0, 1)).fill_(2);
+          (whole ? changed : changed.narrow(0, 0, 1)).fill_(2);
           return Results{relu(z)};
         };
         check_exact(f);
@@ -647,7 +647,7 @@ DEVICE_TEST("fused_activation: other views of the value", "[fused]") {
     const Work flat = step_of(p.leaves, [&] { return relu(flatten(p.z(), 0)); });
     check_exact(flat);
     check_forward(flat, p.fused);
-    const Work part = step_of(p.leaves, [&] { return relu(p.z().narrow(1, 2)); });
+    const Work part = step_of(p.leaves, [&] { return relu(p.z().narrow(0, 1, 2)); });
     check_exact(part);
     check_forward(part, p.apart);
     // A value that is held after the ReLU, and read.

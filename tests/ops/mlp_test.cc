@@ -236,7 +236,7 @@ DEVICE_TEST("mlp: leading dimensions and unaligned arrays", "[mlp]") {
   const auto shifted = [&](const Array& a, DType dtype) {
     Array longer{{count(a.shape) + 1}, {99}};
     longer.v.insert(longer.v.end(), a.v.begin(), a.v.end());
-    return reshape(narrow(tensor(longer, {dtype, device}), 1, count(a.shape)), Shape(a.shape));
+    return reshape(narrow(tensor(longer, {dtype, device}), 0, 1, count(a.shape)), Shape(a.shape));
   };
   for (const Mode mode : app::kModes)
     for (DType dtype : {kFloat32, kFloat64}) {

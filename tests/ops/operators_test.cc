@@ -46,7 +46,7 @@ DEVICE_TEST("operators: in place", "[operators]") {
   for (const DType dtype : {kFloat32, kFloat64}) {
     const TensorOptions options{dtype, device};
     Tensor x = tensor({{2, 2}, {1, 2, 3, 4}}, options);
-    const Tensor sharer = x, view = x.reshape({4}).narrow(2, 2);
+    const Tensor sharer = x, view = x.reshape({4}).narrow(0, 2, 2);
     const Tensor y = tensor({{2, 2}, {8, 4, 2, 1}}, options);
     const Tensor row = tensor({{2}, {2, 4}}, options), column = tensor({{2, 1}, {1, 2}}, options);
     CHECK((x += y).is(x));
@@ -67,8 +67,8 @@ DEVICE_TEST("operators: in place", "[operators]") {
     CHECK(values(sharer) == Values{12, 0, 10, 0});
     x -= tensor({{}, {1}}, options);
     CHECK(values(sharer) == Values{11, -1, 9, -1});
-    x.narrow(0, 1) *= 2;
-    x.narrow(1, 1) += row;
+    x.narrow(0, 0, 1) *= 2;
+    x.narrow(0, 1, 1) += row;
     CHECK(values(sharer) == Values{22, -2, 11, 3});
     CHECK(x.shape() == Shape{2, 2});
     CHECK(x.dtype() == dtype);

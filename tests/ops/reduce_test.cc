@@ -329,8 +329,8 @@ DEVICE_TEST("reduce: integers and truth values", "[reduce]") {
   CHECK(all(truth.to(kUInt8)).dtype() == kUInt8);
   const Tensor odd = tensor({{3}, {0, -0.0, kNan}}, {kFloat32, device});
   CHECK(any(odd).item<bool>());
-  CHECK_FALSE(any(odd.narrow(0, 2)).item<bool>());
-  CHECK(all(odd.narrow(2, 1)).item<bool>());
+  CHECK_FALSE(any(odd.narrow(0, 0, 2)).item<bool>());
+  CHECK(all(odd.narrow(0, 2, 1)).item<bool>());
   CHECK(all(zeros({0}, {kFloat32, device})).item<bool>());
   CHECK_FALSE(any(zeros({0}, {kFloat32, device})).item<bool>());
   CHECK(all(ones({70000}, {kFloat32, device})).item<bool>());

@@ -82,7 +82,7 @@ DEVICE_TEST("log_softmax: large inputs do not overflow", "[softmax]") {
 
 DEVICE_TEST("log_softmax and cross_entropy: millions of classes keep their digits", "[softmax]") {
   const auto near = [](const Tensor& t, int64_t at, double expected, double ulps) {
-    const auto v = t.reshape({t.numel()}).narrow(at, 1).item<double>();
+    const auto v = t.reshape({t.numel()}).narrow(0, at, 1).item<double>();
     INFO(v << " for " << expected);
     CHECK(std::abs(v - expected) <= ulps * epsilon(kFloat32) * std::abs(expected));
   };
@@ -262,7 +262,7 @@ DEVICE_TEST("cross_entropy: errors name the operator and the shapes", "[softmax]
   const Tensor x = zeros({4, 3}, options), labels = labels_tensor({0, 1, 2, 0}, device);
   check_throws<ShapeError>([&] { cross_entropy(zeros({4}, options), labels); },
                            {"cross_entropy", "(4,)"});
-  check_throws<ShapeError>([&] { cross_entropy(x, labels.narrow(0, 3)); },
+  check_throws<ShapeError>([&] { cross_entropy(x, labels.narrow(0, 0, 3)); },
                            {"cross_entropy", "(4, 3)", "(3,)"});
   check_throws<ShapeError>(
       [&] {
@@ -311,7 +311,7 @@ DEVICE_TEST("add_correct: counts first maxima and adds up", "[softmax]") {
 DEVICE_TEST("add_correct: errors", "[softmax]") {
   const Tensor count = zeros({}, {kInt64, device}), x = zeros({4, 3}, {kFloat32, device});
   const Tensor labels = labels_tensor({0, 1, 2, 0}, device);
-  check_throws<ShapeError>([&] { add_correct(count, x, labels.narrow(0, 3)); },
+  check_throws<ShapeError>([&] { add_correct(count, x, labels.narrow(0, 0, 3)); },
                            {"add_correct", "(4, 3)", "(3,)"});
   check_throws<ShapeError>(
       [&] {

@@ -324,9 +324,9 @@ DEVICE_TEST("optim: a tensor given twice is updated once", "[optim]") {
   const Tensor alias = p.detach().set_requires_grad();
   check_throws<ValueError>([&] { SGD({p, q, alias}); }, {"SGD", "share memory"});
   const Tensor all = zeros({4}, options);
-  const Tensor a = all.narrow(0, 3).detach().set_requires_grad(),
-               b = all.narrow(2, 2).detach().set_requires_grad(),
-               c = all.narrow(3, 1).detach().set_requires_grad();
+  const Tensor a = all.narrow(0, 0, 3).detach().set_requires_grad(),
+               b = all.narrow(0, 2, 2).detach().set_requires_grad(),
+               c = all.narrow(0, 3, 1).detach().set_requires_grad();
   check_throws<ValueError>([&] { SGD({b, a}); }, {"SGD", "share memory", "(3,)", "(2,)"});
   SGD({a, c});
 }

@@ -715,7 +715,7 @@ DEVICE_TEST("fuse: layers with other shapes in between", "[fuse]") {
   const Tensor labels = from_vector(app::random_labels(16, 3, 8), {16}, device);
   check_compiled([&] {
     drop_gradients({w[0], w[1], b[0], b[1]});
-    const Tensor h = relu(linear(x, w[0], b[0])).narrow(2, 4);
+    const Tensor h = relu(linear(x, w[0], b[0])).narrow(0, 2, 4);
     const Tensor y = sum(linear(h, w[1], b[1]));
     y.backward();
     return Results{y, w[0].grad(), w[1].grad(), b[0].grad(), b[1].grad()};
@@ -832,14 +832,14 @@ DEVICE_TEST("fuse: what only resembles a convolution with ReLU and pooling", "[f
   check("averages", [&] { return avg_pool2d(relu(z()), 2); });
   check("other channels", [&] { return max_pool2d(relu(z()).reshape({12, 2, 10, 10}), 2); });
   check("other rows", [&] { return max_pool2d(relu(z().reshape({6, 4, 20, 5})), 2); });
-  check("a part", [&] { return max_pool2d(relu(z()).narrow(1, 4), 2); });
+  check("a part", [&] { return max_pool2d(relu(z()).narrow(0, 1, 4), 2); });
   check("pooled twice", [&] {
     const Tensor r = relu(z());
     return max_pool2d(r, 2) + max_pool2d(r, 2);
   });
   check("pooled in two ways", [&] {
     const Tensor r = relu(z());
-    return max_pool2d(r, 2) + max_pool2d(r, 3, {.stride = 2, .padding = 1}).narrow(0, 6);
+    return max_pool2d(r, 2) + max_pool2d(r, 3, {.stride = 2, .padding = 1}).narrow(0, 0, 6);
   });
   check("two ReLUs side by side", [&] {
     const Tensor t = z();
@@ -908,7 +908,7 @@ DEVICE_TEST("fuse: values that are copied to their places", "[fuse]") {
     });
     check_close_results({place}, eager);
   };
-  const auto part = [&](int64_t first) { return place.narrow(first, 256); };
+  const auto part = [&](int64_t first) { return place.narrow(0, first, 256); };
   check("alone", [&] {
     part(0).copy_(x + 1.0);
     part(512).copy_(x * 2.0);
@@ -916,7 +916,7 @@ DEVICE_TEST("fuse: values that are copied to their places", "[fuse]") {
   });
   check("not aligned", [&] {
     part(3).copy_(x + 1.0);
-    place.narrow(700, 1).copy_(sum(x).reshape({1}));
+    place.narrow(0, 700, 1).copy_(sum(x).reshape({1}));
     return Results{};
   });
   check("read in between", [&] {
@@ -950,7 +950,7 @@ DEVICE_TEST("fuse: values that are copied to their places", "[fuse]") {
   check("within itself", [&] {
     part(0).copy_(part(128));
     const Tensor y = place + 1.0;
-    y.narrow(128, 256).copy_(y.narrow(0, 256));
+    y.narrow(0, 128, 256).copy_(y.narrow(0, 0, 256));
     place.copy_(y);
     return Results{};
   });
@@ -967,14 +967,14 @@ DEVICE_TEST("fuse: values that are copied to their places", "[fuse]") {
   });
   check("a part of a value", [&] {
     const Tensor y = start * 3.0;
-    part(0).copy_(y.narrow(512, 256));
+    part(0).copy_(y.narrow(0, 512, 256));
     return Results{};
   });
   check("a value in parts", [&] {
     const Tensor y = zeros({512}, options);
-    y.narrow(0, 256).copy_(x * 2.0);
-    y.narrow(256, 256).copy_(x * 3.0);
-    place.narrow(256, 512).copy_(y);
+    y.narrow(0, 0, 256).copy_(x * 2.0);
+    y.narrow(0, 256, 256).copy_(x * 3.0);
+    place.narrow(0, 256, 512).copy_(y);
     return Results{};
   });
 }
@@ -1036,8 +1036,8 @@ TEST_CASE("memory: an array written part by part begins with each part", "[progr
     const Tensor a = x * 2.0;
     first.copy_(a);
     const Tensor parts = empty({64});
-    parts.narrow(0, 32).copy_(half);
-    parts.narrow(32, 32).copy_(half);
+    parts.narrow(0, 0, 32).copy_(half);
+    parts.narrow(0, 32, 32).copy_(half);
     second.copy_(parts);
   }
   List list = recorder.finish().list;

@@ -131,7 +131,7 @@ DEVICE_TEST("program: several steps in one with batches gathered one by one or a
       const Batch all = at_once ? compiled.batches.next(kSteps * kBatch) : Batch();
       for (int64_t i = 0; i < kSteps; ++i) {
         if (at_once)
-          compiled.step({all.x.narrow(i * kBatch, kBatch), all.y.narrow(i * kBatch, kBatch)});
+          compiled.step({all.x.narrow(0, i * kBatch, kBatch), all.y.narrow(0, i * kBatch, kBatch)});
         else
           compiled.step();
       }
@@ -226,8 +226,8 @@ DEVICE_TEST("program: a result made beside others is waited for by its readers",
     }
     const Tensor z = y * 2.0;  // 24 x, beside other's chain
     read.copy_(z - y);
-    sums.narrow(0, 1).copy_(sum(other).reshape({1}));
-    sums.narrow(1, 1).copy_(sum(y).reshape({1}));
+    sums.narrow(0, 0, 1).copy_(sum(other).reshape({1}));
+    sums.narrow(0, 1, 1).copy_(sum(y).reshape({1}));
   };
   work();
   const Tensor expected = read.clone(), expected_sums = sums.clone();

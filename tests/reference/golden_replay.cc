@@ -128,7 +128,7 @@ const std::map<std::string, Replay>& operators() {
        }},
       {"narrow",
        [](const Recorded& in, const json& a) {
-         return narrow(in.at("x"), a.at("first").get<int64_t>(), a.at("count").get<int64_t>());
+         return narrow(in.at("x"), 0, a.at("first").get<int64_t>(), a.at("count").get<int64_t>());
        }},
       {"log_softmax",
        [](const Recorded& in, const json& a) {

@@ -14,6 +14,7 @@
 #include "tests/reference/gradcheck_attention.h"
 #include "tests/reference/gradcheck_norm.h"
 #include "tests/reference/gradcheck_reduce.h"
+#include "tests/reference/gradcheck_shape.h"
 #include "tests/reference/oracle_cases.h"
 #include "tests/reference/oracle_elementwise.h"
 
@@ -318,9 +319,9 @@ void GradcheckTable::views() {
   add_case("unsqueeze", "", {noise({3, 2})},
            [=](const Inputs& in) { return squared(unsqueeze(in[0], 1)); });
   add_case("narrow", "rows 1 to 3", {noise({5, 3, 2})},
-           [=](const Inputs& in) { return squared(narrow(in[0], 1, 3)); });
+           [=](const Inputs& in) { return squared(narrow(in[0], 0, 1, 3)); });
   add_case("narrow", "two that overlap", {noise({5, 3})},
-           [](const Inputs& in) { return narrow(in[0], 0, 3) * narrow(in[0], 2, 3); });
+           [](const Inputs& in) { return narrow(in[0], 0, 0, 3) * narrow(in[0], 0, 2, 3); });
   add_case("clone", "", {noise({3, 5})}, [=](const Inputs& in) { return squared(in[0].clone()); });
 }
 
@@ -452,6 +453,7 @@ std::vector<GradcheckCase> gradcheck_cases() {
   add_attention_cases(cases);
   add_reduction_cases(cases);
   add_norm_gradchecks(cases);
+  add_shape_gradchecks(cases);
   add_elementwise_gradchecks(cases);
   // An operator's beside each other, in the order of their first ones.
   std::map<std::string, int> place;

@@ -10,6 +10,7 @@
 #include "tests/reference/oracle_elementwise.h"
 #include "tests/reference/oracle_pool.h"
 #include "tests/reference/oracle_reduce.h"
+#include "tests/reference/oracle_shape.h"
 
 namespace sinter::app {
 
@@ -314,21 +315,6 @@ OpCase permute_case(const Sizes& shape, const std::vector<int>& dims) {
   });
   return {"permute", {x}, [=](const Inputs& in) { return permute(in[0], dims); }, y, dy, {dx},
           0,         {0}, str("x ", Shape(shape), ", dims ", list_text(dims))};
-}
-
-OpCase narrow_case(const Sizes& shape, int64_t first, int64_t rows) {
-  Sizes y_shape = shape;
-  y_shape[0] = rows;
-  const Array x = noise(shape, 1), dy = noise(y_shape, 2);
-  Array y = filled(y_shape), dx = filled(shape);
-  const int64_t begin = shape[0] == 0 ? 0 : first * count(shape) / shape[0];
-  for (size_t i = 0; i < y.v.size(); ++i) {
-    const size_t from = i + static_cast<size_t>(begin);
-    y.v[i] = x.v[from];
-    dx.v[from] = dy.v[i];
-  }
-  return {"narrow", {x}, [=](const Inputs& in) { return narrow(in[0], first, rows); }, y, dy, {dx},
-          0,        {0}, str("x ", Shape(shape), ", ", rows, " rows from ", first)};
 }
 
 OpCase same_elements_case(const std::string& name, const Sizes& from, const Sizes& to,
@@ -899,16 +885,6 @@ void Table::views() {
       {{2, 1, 3, 1, 2, 3, 1, 2}, {7, 3, 5, 1, 6, 0, 2, 4}}};
   for (const auto& [shape, dims] : permutations)
     add("permute", [shape = shape, dims = dims] { return permute_case(shape, dims); });
-  struct Narrowing {
-    Sizes shape;
-    int64_t first, rows;
-  };
-  for (const Narrowing& n : {Narrowing{{5, 2, 3}, 1, 2},
-                             {{5, 3}, 0, 5},
-                             {{5, 3}, 5, 0},
-                             {{2053, 3}, 1027, 1025},
-                             {{7}, 6, 1}})
-    add("narrow", [n] { return narrow_case(n.shape, n.first, n.rows); });
   for (const Sizes& shape : {Sizes{}, {1}, {3, 5}, {1027, 3}, {0, 3}}) {
     add("clone", [shape] {
       return same_elements_case("clone", shape, shape,
@@ -1098,6 +1074,7 @@ std::vector<VerifyCase> oracle_cases() {
   std::vector<VerifyCase> cases = table.take();
   add_attention_cases(cases);
   add_pool_cases(cases);
+  add_shape_cases(cases);
   add_reduction_cases(cases);
   add_elementwise_cases(cases);
   return cases;

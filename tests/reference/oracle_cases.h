@@ -42,7 +42,6 @@ OpCase relu_case(const oracle::Sizes& shape);  // off the kink
 OpCase sum_case(const oracle::Sizes& shape, const std::vector<int>& dims, bool keepdim);
 OpCase mean_case(const oracle::Sizes& shape, const std::vector<int>& dims, bool keepdim);
 OpCase permute_case(const oracle::Sizes& shape, const std::vector<int>& dims);
-OpCase narrow_case(const oracle::Sizes& shape, int64_t first, int64_t count);
 // An operator that leaves the elements and their order as they are: reshape, flatten, copies.
 OpCase same_elements_case(const std::string& name, const oracle::Sizes& from,
                           const oracle::Sizes& to, const Op& op);

@@ -107,7 +107,7 @@ TEST_CASE("print: more than 1000 elements are summarized", "[print]") {
         "         1.9990e+03]])");
   // Six of a dimension are all shown; what is left out has no say in the format.
   Tensor x = ones({2, 1500});
-  x.narrow(1, 1).reshape({1500}).narrow(700, 1).fill_(1e-9);
+  x.narrow(0, 1, 1).reshape({1500}).narrow(0, 700, 1).fill_(1e-9);
   CHECK(str(x) ==
         "tensor([[1., 1., 1.,  ..., 1., 1., 1.],\n"
         "        [1., 1., 1.,  ..., 1., 1., 1.]])");

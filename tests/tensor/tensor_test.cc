@@ -119,7 +119,7 @@ DEVICE_TEST("tensor: of truth values", "[tensor]") {
   CHECK(t.to_vector<bool>() == some);
   CHECK(t.to_vector<double>() == std::vector<double>{1, 0, 0, 1, 1});
   CHECK(t.clone().to_vector<bool>() == some);
-  CHECK(t.narrow(2, 2).to_vector<bool>() == std::vector<bool>{false, true});
+  CHECK(t.narrow(0, 2, 2).to_vector<bool>() == std::vector<bool>{false, true});
   CHECK(from_vector<bool>({}, {0}, device).to_vector<bool>().empty());
   const TensorOptions options{kBool, device};
   CHECK(full({2}, -0.5, options).to_vector<int>() == std::vector<int>{1, 1});
@@ -244,7 +244,7 @@ DEVICE_TEST("tensor: changes in place", "[tensor]") {
   none.fill_(1);
   none.copy_(zeros({0, 3}));
   // Rows of a view.
-  t.narrow(1, 1).copy_(full({1, 3}, 9, {kFloat64, kCpu}));
+  t.narrow(0, 1, 1).copy_(full({1, 3}, 9, {kFloat64, kCpu}));
   CHECK(t.to_vector<double>() == std::vector<double>{1, 2, 3, 9, 9, 9});
 }
 

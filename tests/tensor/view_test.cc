@@ -128,7 +128,7 @@ DEVICE_TEST("squeeze and unsqueeze: shapes that share storage", "[view]") {
   CHECK(squeeze(x, 1).shape() == x.shape());
   CHECK(squeeze(x, {0, 1, 2}).shape() == Shape{3, 2});
   CHECK(squeeze(x, Dims()).shape() == x.shape());
-  CHECK(squeeze(x.narrow(0, 1)).to_vector<double>() == x.to_vector<double>());
+  CHECK(squeeze(x.narrow(0, 0, 1)).to_vector<double>() == x.to_vector<double>());
   CHECK(squeeze(x.sum()).shape() == Shape{});
   CHECK(squeeze(x.sum(), -1).shape() == Shape{});
   CHECK(squeeze(tensor(iota({0, 1}), {kFloat32, device})).shape() == Shape{0});
@@ -153,7 +153,7 @@ DEVICE_TEST("narrow: rows of dimension 0", "[view]") {
   }
   check_op({"narrow",
             {x},
-            [](const std::vector<Tensor>& in) { return narrow(in[0], 1, 2); },
+            [](const std::vector<Tensor>& in) { return narrow(in[0], 0, 1, 2); },
             y,
             dy,
             {dx},
@@ -161,16 +161,16 @@ DEVICE_TEST("narrow: rows of dimension 0", "[view]") {
             {0}},
            device);
   Tensor t = tensor(iota({5, 2}), {kFloat32, device});
-  CHECK(t.narrow(0, 5).shape() == Shape{5, 2});
-  CHECK(t.narrow(5, 0).shape() == Shape{0, 2});
+  CHECK(t.narrow(0, 0, 5).shape() == Shape{5, 2});
+  CHECK(t.narrow(0, 5, 0).shape() == Shape{0, 2});
   // Sharing storage: a change in the view is seen in the whole, and the other way round.
-  t.narrow(1, 2).fill_(-1);
+  t.narrow(0, 1, 2).fill_(-1);
   CHECK(t.to_vector<double>() == std::vector<double>{0, 1, -1, -1, -1, -1, 6, 7, 8, 9});
-  const Tensor view = t.narrow(3, 1).reshape({2, 1});
+  const Tensor view = t.narrow(0, 3, 1).reshape({2, 1});
   t.fill_(4);
   CHECK(view.to_vector<double>() == std::vector<double>{4, 4});
   const Tensor bytes = tensor(iota({6, 3}), {kFloat32, device}).to(kUInt8);
-  CHECK(bytes.narrow(4, 1).to_vector<double>() == std::vector<double>{12, 13, 14});
+  CHECK(bytes.narrow(0, 4, 1).to_vector<double>() == std::vector<double>{12, 13, 14});
 }
 
 DEVICE_TEST("view: operators read views where they begin", "[view]") {
@@ -178,12 +178,12 @@ DEVICE_TEST("view: operators read views where they begin", "[view]") {
   const Array x = noise({7, 3}, 1);
   for (DType dtype : {kFloat32, kFloat64}) {
     const TensorOptions options{dtype, device};
-    const Tensor view = tensor(x, options).narrow(1, 5);
+    const Tensor view = tensor(x, options).narrow(0, 1, 5);
     const Array rows{{5, 3}, {x.v.begin() + 3, x.v.begin() + 18}};
     check_close("relu: y", relu(view), oracle::map(rows, [](double v) { return v > 0 ? v : 0; }),
                 0);
     check_close(
-        "add: y", view + tensor(x, options).narrow(2, 5).narrow(0, 5),
+        "add: y", view + tensor(x, options).narrow(0, 2, 5).narrow(0, 0, 5),
         [&] {
           Array total = rows;
           for (size_t i = 0; i < 15; ++i) total.v[i] += x.v[i + 6];
@@ -199,8 +199,9 @@ DEVICE_TEST("view: operators read views where they begin", "[view]") {
 
 DEVICE_TEST("view: gradient check", "[view]") {
   check_gradient(device, {noise({4, 3, 2}, 1)}, [](const std::vector<Tensor>& in) {
-    const Tensor rows = narrow(in[0], 1, 2) * 2.0 + narrow(in[0], 2, 2);  // overlapping
-    return permute(reshape(rows, {3, -1}), {1, 0}) * flatten(narrow(in[0], 0, 2)).reshape({4, 3});
+    const Tensor rows = narrow(in[0], 0, 1, 2) * 2.0 + narrow(in[0], 0, 2, 2);  // overlapping
+    return permute(reshape(rows, {3, -1}), {1, 0}) *
+           flatten(narrow(in[0], 0, 0, 2)).reshape({4, 3});
   });
 }
 
@@ -228,10 +229,10 @@ DEVICE_TEST("view: errors name the operator and the shapes", "[view]") {
       },
       {"unsqueeze", "8 dimensions"});
   check_throws<ValueError>([] { squeeze(Tensor()); }, {"squeeze", "x"});
-  check_throws<ShapeError>([&] { narrow(x, 1, 2); }, {"narrow", "(2, 3)"});
-  check_throws<ShapeError>([&] { narrow(x, -1, 1); }, {"narrow", "(2, 3)"});
-  check_throws<ShapeError>([&] { narrow(x, 0, -1); }, {"narrow", "(2, 3)"});
-  check_throws<ShapeError>([&] { narrow(zeros({}, {kFloat32, device}), 0, 1); }, {"narrow"});
+  check_throws<ShapeError>([&] { narrow(x, 0, 1, 2); }, {"narrow", "(2, 3)"});
+  check_throws<ShapeError>([&] { narrow(x, 0, -3, 1); }, {"narrow", "(2, 3)"});
+  check_throws<ShapeError>([&] { narrow(x, 0, 0, -1); }, {"narrow", "(2, 3)"});
+  check_throws<ShapeError>([&] { narrow(zeros({}, {kFloat32, device}), 0, 0, 1); }, {"narrow"});
 }
 
 }  // namespace sinter::test

@@ -15,11 +15,13 @@
 #include "sinter/ops/attention.h"
 #include "sinter/ops/dropout.h"
 #include "sinter/ops/elementwise.h"
+#include "sinter/ops/indexing.h"
 #include "sinter/ops/loss.h"
 #include "sinter/ops/matmul.h"
 #include "sinter/ops/norm.h"
 #include "sinter/ops/pool.h"
 #include "sinter/ops/reduce.h"
+#include "sinter/ops/shape.h"
 #include "sinter/ops/softmax.h"
 #include "sinter/pair.h"
 #include "sinter/tensor.h"
@@ -57,7 +59,5 @@ Tensor squeeze(const Tensor& x, const Dims& dims);
 // With a dimension of extent 1 in front of dimension `dim` (from -rank - 1 to rank), sharing
 // storage. Any dtype.
 Tensor unsqueeze(const Tensor& x, int dim);
-// Rows [first, first + count) of dimension 0, sharing storage. Any dtype.
-Tensor narrow(const Tensor& x, int64_t first, int64_t count);
 
 }  // namespace sinter

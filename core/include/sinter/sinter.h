@@ -11,6 +11,7 @@
 #include "sinter/models.h"
 #include "sinter/nn.h"
 #include "sinter/nn/attention.h"  // of layers that nn.h has
+#include "sinter/nn/embedding.h"
 #include "sinter/operand.h"
 #include "sinter/operators.h"
 #include "sinter/ops.h"

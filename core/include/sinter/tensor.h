@@ -165,8 +165,17 @@ class Tensor {
   Tensor squeeze() const;
   Tensor squeeze(const Dims& dims) const;
   Tensor unsqueeze(int dim) const;
-  // Rows [first, first + count) of dimension 0, sharing storage.
-  Tensor narrow(int64_t first, int64_t count) const;
+  Tensor narrow(int dim, int64_t start, int64_t length) const;
+  Tensor select(int dim, int64_t index) const;
+  Tensor expand(const Shape& shape) const;
+  Tensor flip(const Dims& dims) const;
+  Tensor gather(int dim, const Tensor& index) const;
+  Tensor index_select(int dim, const Tensor& index) const;
+  Tensor tril(int64_t diagonal = 0) const;
+  Tensor triu(int64_t diagonal = 0) const;
+  std::vector<Tensor> split(int64_t size, int dim = 0) const;
+  std::vector<Tensor> split(const std::vector<int64_t>& sizes, int dim = 0) const;
+  std::vector<Tensor> chunk(int64_t chunks, int dim = 0) const;
   Tensor sum(const Dims& dims = {}, bool keepdim = false) const;
   Tensor mean(const Dims& dims = {}, bool keepdim = false) const;
 

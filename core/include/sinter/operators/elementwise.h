@@ -11,7 +11,8 @@ namespace sinter {
 namespace op {
 
 // Reads x at sum(index[d] * stride[d]) for every index below `shape`, in row-major order. Strides
-// are in elements; 0 repeats x along that dimension. Rank 0 is one element.
+// are in elements; 0 repeats x along that dimension, negative ones go backwards. Rank 0 is one
+// element.
 struct Strided {
   int rank = 0;
   int64_t shape[kMaxRank] = {};
@@ -42,15 +43,6 @@ struct Copy {
   In x;
   Out y;
   void each(auto&& f) { f("x", x), f("y", y); }
-};
-
-// y (of g.shape) = x read through g: permutes and broadcasts. Any dtype.
-struct StridedCopy {
-  static constexpr const char* name = "strided_copy";
-  Strided g;
-  In x;
-  Out y;
-  void each(auto&& f) { f("g", g), f("x", x), f("y", y); }
 };
 
 // y = an operator of the table (elementwise_table.h) on a, b and c, which broadcast to y's shape;
@@ -146,7 +138,6 @@ struct Accumulate {
 SINTER_OPERATOR(Fill);
 SINTER_OPERATOR(Cast);
 SINTER_OPERATOR(Copy);
-SINTER_OPERATOR(StridedCopy);
 SINTER_OPERATOR(Map);
 SINTER_OPERATOR(MapChain);
 SINTER_OPERATOR(Accumulate);
