@@ -126,11 +126,10 @@ r.case("relu", {"x": torch.tensor([-1.0, -0.0, 0.0, 2.0])}, {}, lambda x: F.relu
 ties = torch.randint(3, (2, 3, 6, 7)).double()
 for k, s, p in [((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 2), (1, 1))]:
     r.case("max_pool2d", {"x": ties.clone()}, {"kernel": k, "stride": s, "padding": p}, lambda x: F.max_pool2d(x, k, s, p))
-for first, count in [(0, 5), (1, 3), (4, 1)]:
-    r.case("narrow", {"x": rand(5, 3, 2)}, {"first": first, "count": count}, lambda x: x.narrow(0, first, count))
 # ---- PyTorch's own samples ---------------------------------------------------------------------------------------
 # Of operators that need no records of our making: the inputs that PyTorch tests itself with (op_db). A case's attributes are the
-# call's arguments behind x, {"args": [...], "kwargs": {...}}; a tensor among them is {"tensor": role}.
+# call's arguments behind x, {"args": [...], "kwargs": {...}}; a tensor among them is {"tensor": role}. Where the first argument is a
+# list of tensors, x is the first of them and "list" names them all.
 from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
 
 MOST_CASES, MOST_ELEMENTS = 24, 400  # an operator and a case
@@ -146,9 +145,10 @@ def draw(ours, theirs, variant="", keep=lambda sample: True, most=MOST_ELEMENTS,
     torch.manual_seed(len(ours))
     seen, cases = set(), []
     for sample in op.sample_inputs("cpu", torch.float64, requires_grad=True):
-        if not isinstance(sample.input, torch.Tensor) or not keep(sample):
+        listed = [] if isinstance(sample.input, torch.Tensor) else list(sample.input)
+        if not all(isinstance(t, torch.Tensor) for t in listed) or not keep(sample):
             continue
-        tensors = {"x": sample.input}
+        tensors = {"x": listed[0] if listed else sample.input}
 
         def plain(value):
             if isinstance(value, torch.Tensor):
@@ -161,13 +161,15 @@ def draw(ours, theirs, variant="", keep=lambda sample: True, most=MOST_ELEMENTS,
             return value
 
         attributes = {"args": plain(sample.args), "kwargs": {k: plain(v) for k, v in sample.kwargs.items()}}
+        if listed:
+            attributes["list"] = ["x"] + [plain(t)["tensor"] for t in listed[1:]]
         try:
             text = json.dumps(attributes)
         except TypeError:
             continue  # a dtype, a generator
-        if sum(t.numel() for t in tensors.values()) > most or not sample.input.is_floating_point():
+        if sum(t.numel() for t in tensors.values()) > most or not tensors["x"].is_floating_point():
             continue
-        kind = (sample.input.dim(), text)
+        kind = (tensors["x"].dim(), text)
         cases.append((kind in seen, len(cases), sample, tensors, attributes))
         seen.add(kind)
     assert cases, ours
@@ -184,7 +186,8 @@ def draw(ours, theirs, variant="", keep=lambda sample: True, most=MOST_ELEMENTS,
         args = [value(v) if isinstance(v, dict) else a for v, a in zip(attributes["args"], sample.args)]
         kwargs = {k: value(attributes["kwargs"][k]) if isinstance(attributes["kwargs"][k], dict) else v
                   for k, v in sample.kwargs.items()}
-        y = first_result(op.op(leaves["x"], *args, **kwargs))
+        x = [leaves[role] for role in attributes["list"]] if "list" in attributes else leaves["x"]
+        y = first_result(op.op(x, *args, **kwargs))
         # Where numbers are large, powers magnify float32's rounding of the exponent.
         if not y.requires_grad or y.numel() == 0 or (ours == "pow" and y.abs().max() > 1000):
             continue
@@ -237,6 +240,12 @@ for variant in ("", "multiple"):
 for name in "max avg adaptive_avg adaptive_max".split():
     for dims in (1, 2):
         draw(f"{name}_pool{dims}d", f"nn.functional.{name}_pool{dims}d", most=1200)
+for name in "narrow select expand flip tril triu gather index_select cat stack split chunk".split():
+    draw(name, name, most=1200, keep=lambda s: not (name == "narrow" and isinstance(s.args[1], torch.Tensor)))
+draw("split", "split", "list_args")
+for variant in "constant reflect replicate replicate_negative circular".split():
+    draw("pad", "nn.functional.pad", variant)
+draw("embedding", "nn.functional.embedding", keep=without("max_norm", "scale_grad_by_freq", "sparse"))
 for name in "max min".split():
     for variant in "reduction_no_dim reduction_with_dim".split():
         draw(name, name, variant)

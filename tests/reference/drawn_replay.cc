@@ -58,6 +58,17 @@ class Call {
   Shape shape(size_t place, const char* name) const {
     return Shape(find(place, name)->get<std::vector<int64_t>>());
   }
+  std::vector<int64_t> extents(size_t place, const char* name) const {
+    const json* v = find(place, name);
+    if (v->is_array()) return v->get<std::vector<int64_t>>();
+    return {v->get<int64_t>()};
+  }
+  // x and what else was listed as the first argument.
+  std::vector<Tensor> list() const {
+    std::vector<Tensor> tensors;
+    for (const json& role : a_.at("list")) tensors.push_back(in_.at(role.get<std::string>()));
+    return tensors;
+  }
   Reduction reduction() const {
     const std::string r = text(100, "reduction", "mean");
     return r == "sum" ? Reduction::kSum : r == "none" ? Reduction::kNone : Reduction::kMean;
@@ -225,6 +236,44 @@ const std::map<std::string, Replay>& drawn_operators() {
          return c.find(0, "dim") == nullptr ? squeeze(c.x) : squeeze(c.x, c.dims(0, "dim"));
        })},
       {"unsqueeze", call([](const Call& c) { return unsqueeze(c.x, c.integer(0, "dim", 0)); })},
+      {"narrow", call([](const Call& c) {
+         return narrow(c.x, c.integer(0, "dim", 0), c.integer(1, "start", 0),
+                       c.integer(2, "length", 0));
+       })},
+      {"select", call([](const Call& c) {
+         return select(c.x, c.integer(0, "dim", 0), c.integer(1, "index", 0));
+       })},
+      {"split", call([](const Call& c) {
+         const int dim = c.integer(1, "dim", 0);
+         if (c.find(0, "split_size")->is_array())
+           return split(c.x, c.extents(0, "split_size"), dim).at(0);
+         return split(c.x, c.integer(0, "split_size", 1), dim).at(0);
+       })},
+      {"chunk", call([](const Call& c) {
+         return chunk(c.x, c.integer(0, "chunks", 1), c.integer(1, "dim", 0)).at(0);
+       })},
+      {"cat", call([](const Call& c) { return cat(c.list(), c.integer(0, "dim", 0)); })},
+      {"stack", call([](const Call& c) { return stack(c.list(), c.integer(0, "dim", 0)); })},
+      {"expand", call([](const Call& c) { return expand(c.x, c.shape(0, "size")); })},
+      {"flip", call([](const Call& c) { return flip(c.x, c.dims(0, "dims")); })},
+      {"pad", call([](const Call& c) {
+         return pad(c.x, c.extents(0, "pad"), c.text(1, "mode", "constant"),
+                    c.number(2, "value", 0));
+       })},
+      {"tril", call([](const Call& c) { return tril(c.x, c.integer(0, "diagonal", 0)); })},
+      {"triu", call([](const Call& c) { return triu(c.x, c.integer(0, "diagonal", 0)); })},
+      {"gather", call([](const Call& c) {
+         return gather(c.x, c.integer(0, "dim", 0), c.tensor(1, "index"));
+       })},
+      {"index_select", call([](const Call& c) {
+         return index_select(c.x, c.integer(0, "dim", 0), c.tensor(1, "index"));
+       })},
+      {"embedding", call([](const Call& c) {
+         const json* padding = c.find(100, "padding_idx");
+         return embedding(
+             c.tensor(0, "indices"), c.x,
+             padding == nullptr ? std::nullopt : std::optional<int64_t>(padding->get<int64_t>()));
+       })},
       {"max_pool2d", call([](const Call& c) {
          return max_pool2d_with_indices(c.x, pair(c, 0, "kernel_size", 1),
                                         {.stride = stride(c),

@@ -126,10 +126,6 @@ const std::map<std::string, Replay>& operators() {
        [](const Recorded& in, const json& a) {
          return flatten(in.at("x"), a.at("first").get<int>(), a.at("last").get<int>());
        }},
-      {"narrow",
-       [](const Recorded& in, const json& a) {
-         return narrow(in.at("x"), 0, a.at("first").get<int64_t>(), a.at("count").get<int64_t>());
-       }},
       {"log_softmax",
        [](const Recorded& in, const json& a) {
          return log_softmax(in.at("x"), a.at("dim").get<int>());
