@@ -75,8 +75,8 @@ TEST_CASE("profile: the work of operators without products is their operands", "
              4 * 144 + 5 * 36);
   check_work(op::MaxPool2dBackward{pool, in_of(y), in_of(y, kUInt8), out_of(x)}, 0,
              4 * 144 + 5 * 36);
-  check_work(op::AvgPool2dForward{pool, in_of(x), out_of(y)}, 0, 4 * (144 + 36));
-  check_work(op::AvgPool2dBackward{pool, in_of(y), out_of(x)}, 0, 4 * (144 + 36));
+  check_work(op::AvgPool2dForward{pool, true, 0, in_of(x), out_of(y)}, 0, 4 * (144 + 36));
+  check_work(op::AvgPool2dBackward{pool, true, 0, in_of(y), out_of(x)}, 0, 4 * (144 + 36));
 
   check_work(op::LogSoftmaxForward{{5, 7, 1}, in_of(s), out_of(s)}, 0, 280);
   check_work(op::LogSoftmaxBackward{{5, 7, 1}, in_of(s), in_of(s), out_of(s)}, 0, 420);

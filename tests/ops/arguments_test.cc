@@ -32,6 +32,12 @@ void backward_of_ones(const Tensor& y) { y.backward(ones(y.shape(), y.options())
 
 constexpr int64_t k2To32 = int64_t{1} << 32, k2To40 = int64_t{1} << 40;
 
+// f(op, its options) for both kinds of pooling.
+template <class F> void over_pooling(const F& f) {
+  f(max_pool2d, MaxPool2dOptions());
+  f(avg_pool2d, AvgPool2dOptions());
+}
+
 }  // namespace
 
 // ---- extents of 0 -------------------------------------------------------------------------------
@@ -106,21 +112,22 @@ DEVICE_TEST("conv2d: other extents of 0 are refused", "[arguments][conv2d]") {
 DEVICE_TEST("pool2d: no images; other extents of 0 are refused", "[arguments][pool2d]") {
   for (DType dtype : {kFloat32, kFloat64}) {
     const TensorOptions options{dtype, device};
-    for (const auto& op : {max_pool2d, avg_pool2d}) {
+    over_pooling([&]<class Options>(auto op, Options) {
       const Tensor x = leaf_of({0, 3, 5, 6}, 1, options);
-      const Tensor y = op(x, 2, {});
+      const Tensor y = op(x, 2, Options());
       CHECK(y.shape() == Shape{0, 3, 2, 3});
       backward_of_ones(y);
       CHECK(x.grad().shape() == x.shape());
       const auto refused = [&](const Shape& shape, Pair kernel, Pair padding) {
-        check_throws<ShapeError>([&] { op(zeros(shape, options), kernel, {.padding = padding}); },
-                                 {"pool2d", shape.str(), "at least 1"});
+        check_throws<ShapeError>(
+            [&] { op(zeros(shape, options), kernel, Options{.padding = padding}); },
+            {"pool2d", shape.str(), "at least 1"});
       };
       refused({1, 1, 0, 3000}, {2, 1}, {1, 0});
       refused({1, 1, 3000, 0}, {1, 2}, {0, 1});
       refused({0, 1, 0, 0}, {2, 2}, {1, 1});
       refused({2, 0, 4, 4}, {2, 2}, {0, 0});
-    }
+    });
   }
 }
 
@@ -472,23 +479,27 @@ DEVICE_TEST("conv2d and pool2d: planes and windows beyond 2^31 are refused",
         conv2d(zeros({0, k2To32, 1, 1}, options), w);
       },
       {"conv2d", "1 channels", "4294967296"});
-  for (const auto& op : {max_pool2d, avg_pool2d}) {
-    check_throws<ShapeError>([&] { op(small, 50000, {.padding = 25000}); }, {"pool2d", "2^31"});
+  over_pooling([&]<class Options>(auto op, Options) {
+    check_throws<ShapeError>([&] { op(small, 50000, Options{.padding = 25000}); },
+                             {"pool2d", "2^31"});
     for (const int worst : {INT_MAX, INT_MAX - 1, 1 << 30}) {
-      check_throws<Error>([&] { op(small, worst, {}); }, {"pool2d"});
-      check_throws<ValueError>([&] { op(small, 2, {.padding = worst}); }, {"pool2d", "padding"});
-      check_throws<ShapeError>([&] { op(small, worst, {.padding = worst / 2}); },
+      check_throws<Error>([&] { op(small, worst, Options()); }, {"pool2d"});
+      check_throws<ValueError>([&] { op(small, 2, Options{.padding = worst}); },
+                               {"pool2d", "padding"});
+      check_throws<ShapeError>([&] { op(small, worst, Options{.padding = worst / 2}); },
                                {"pool2d", "2^30"});
-      CHECK(is_full(op(small, 2, {.stride = worst}), {1, 1, 1, 1}, 1));
-      CHECK(is_full(op(small, 2, {.stride = worst, .padding = 1}), {1, 1, 1, 1},
-                    op == avg_pool2d ? 0.25 : 1));
+      CHECK(is_full(op(small, 2, Options{.stride = worst}), {1, 1, 1, 1}, 1));
+      CHECK(is_full(op(small, 2, Options{.stride = worst, .padding = 1}), {1, 1, 1, 1},
+                    std::is_same_v<Options, AvgPool2dOptions> ? 0.25 : 1));
     }
     for (const int least : {INT_MIN, -1}) {
-      check_throws<ValueError>([&] { op(small, least, {}); }, {"pool2d", "kernel"});
-      check_throws<ValueError>([&] { op(small, 2, {.stride = least}); }, {"pool2d", "stride"});
-      check_throws<ValueError>([&] { op(small, 2, {.padding = least}); }, {"pool2d", "padding"});
+      check_throws<ValueError>([&] { op(small, least, Options()); }, {"pool2d", "kernel"});
+      check_throws<ValueError>([&] { op(small, 2, Options{.stride = least}); },
+                               {"pool2d", "stride"});
+      check_throws<ValueError>([&] { op(small, 2, Options{.padding = least}); },
+                               {"pool2d", "padding"});
     }
-  }
+  });
   // As large as they may be: 40000^2 elements, of which 16 are not padding.
   CHECK(std::abs(avg_pool2d(small, 40000, {.padding = 19999}).item<double>() * 1e8 - 1) <= 1e-6);
 }
