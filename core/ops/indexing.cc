@@ -49,15 +49,19 @@ Tensor gather(const Tensor& x, int dim, const Tensor& index) {
   require_defined("gather", "index", index);
   const Tensor i = indices("gather", index, x.device());
   const int d = dimension("gather", x, dim);
+  // A scalar is as good as one element along a dimension.
+  if (x.rank() == 0 && i.rank() <= 1)
+    return gather(x.reshape({1}), 0, i.reshape({i.numel()})).reshape(i.shape());
+  if (x.rank() == 1 && i.rank() == 0) return gather(x, 0, i.reshape({1})).reshape({});
   bool fits = i.rank() == x.rank();
   for (int k = 0; fits && k < x.rank(); ++k) fits = k == d || i.size(k) <= x.size(k);
   require<ShapeError>(fits, "gather: expected an index of x's rank and, but for dimension ", dim,
                       ", at most its extents, got x ", x.shape(), " and index ", i.shape());
-  int64_t stride[kMaxRank] = {1}, outer_stride[kMaxRank];
+  int64_t stride[kMaxRank], outer_stride[kMaxRank];
   contiguous_strides(x.shape(), stride);
   op::GatherLines g;
-  g.index = {1, x.rank() > 0 ? i.size(d) : 1, 1};
-  g.limit = x.rank() > 0 ? x.size(d) : 1;
+  g.index = {1, i.size(d), 1};
+  g.limit = x.size(d);
   g.step = stride[d];
   Shape others;
   for (int k = 0; k < x.rank(); ++k) {

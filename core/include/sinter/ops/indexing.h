@@ -9,7 +9,8 @@
 namespace sinter {
 
 // y[i, j, …] = x[i, j, …] with index[i, j, …] in the place of the coordinate along dimension `dim`.
-// index: of x's rank and, in the other dimensions, at most its extents. Any dtype.
+// index: of x's rank and, in the other dimensions, at most its extents; a scalar counts as one
+// dimension of one element. Any dtype.
 Tensor gather(const Tensor& x, int dim, const Tensor& index);
 // Those elements along dimension `dim`. index: (k) or a scalar. Any dtype.
 Tensor index_select(const Tensor& x, int dim, const Tensor& index);
