@@ -33,8 +33,7 @@ HWY_ATTR void max_row(const Pool2dShape& g, const PoolWindow& rows, int j_begin,
   const hn::Rebind<Wide, decltype(d)> dw;
   const hn::Rebind<int32_t, decltype(d)> di;
   const hn::Rebind<Code, decltype(d)> dc;
-  const int first_code =
-      rows.begin == rows.first ? 0 : (rows.begin - rows.first) / g.dil_h * g.kw;
+  const int first_code = rows.begin == rows.first ? 0 : (rows.begin - rows.first) / g.dil_h * g.kw;
   for (int j = j_begin; j < j_end; j += kLanes) {
     const int at = std::min(j, j_end - kLanes);
     auto best = hn::Zero(d);

@@ -92,11 +92,10 @@ template <class T> void transposed(const Loops<1>& loops, int d, const T* x, T* 
     for (int64_t task = begin; task < end; ++task) {
       const auto at = outer.offset(task / across);
       const int64_t c = task % across * kTile, width = std::min(kTile, columns - c);
-      for (int64_t r = 0; r < rows; r += kTile)
-        HWY_DYNAMIC_DISPATCH(transpose_block)
-        (sizeof(T), static_cast<int>(std::min(kTile, rows - r)), static_cast<int>(width),
-         x + at[0] + r * loops.stride[last][0] + c, loops.stride[last][0],
-         y + at[1] + r + c * to_stride, to_stride);
+      for (int64_t r = 0; r < rows; r += kTile) HWY_DYNAMIC_DISPATCH(transpose_block)
+      (sizeof(T), static_cast<int>(std::min(kTile, rows - r)), static_cast<int>(width),
+       x + at[0] + r * loops.stride[last][0] + c, loops.stride[last][0],
+       y + at[1] + r + c * to_stride, to_stride);
     }
   });
 }

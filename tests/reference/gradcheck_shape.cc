@@ -38,8 +38,9 @@ void add_shape_gradchecks(std::vector<GradcheckCase>& cases) {
   add("index_select", "", {{3, 4}}, [=](const Inputs& in) {
     return index_select(in[0], -1, index(in[0], {3, 0, 3}, {3}));
   });
+  // Without a padding row, whose gradient is 0 though results depend on it.
   add("embedding", "", {{4, 3}}, [=](const Inputs& in) {
-    return embedding(index(in[0], {1, 3, 1, 0}, {2, 2}), in[0], 0);
+    return embedding(index(in[0], {1, 3, 1, 0}, {2, 2}), in[0]);
   });
 }
 
