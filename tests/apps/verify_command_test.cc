@@ -180,7 +180,7 @@ TEST_CASE("verify: every operator has every reference that applies", "[verify]")
        {"argmax",    "argmin",    "argsort",      "all",         "any",        "isnan",
         "isinf",     "isfinite",  "eq",           "ne",          "lt",         "le",
         "gt",        "ge",        "logical_not",  "logical_and", "logical_or", "logical_xor",
-        "trunc_div", "floor_div", "floor_divide", "add_scaled",  "add_relu", "one_hot"})
+        "trunc_div", "floor_div", "floor_divide", "add_scaled",  "add_relu",   "one_hot"})
     CHECK(declared.erase(op) == 1);
   // Compositions or samples: their values depend on a random stream, or are those of another's.
   for (const char* op : {"dropout", "dropout1d", "dropout2d"}) CHECK(declared.erase(op) == 1);
@@ -190,9 +190,9 @@ TEST_CASE("verify: every operator has every reference that applies", "[verify]")
                                                 "transpose", "squeeze", "unsqueeze",
                                                 // Names of matmul at their ranks.
                                                 "mm", "bmm", "mv", "dot", "addmm", "baddbmm"};
-  const std::set<std::string> without_recording = {"instance_norm", "gelu_tanh", "clamp_min",
-                                                   "clamp_max",     "std_mean",  "var_mean",
-                                                   "max_pool2d_with_indices"};
+  const std::set<std::string> without_recording = {
+      "instance_norm",          "gelu_tanh", "clamp_min", "clamp_max", "std_mean", "var_mean",
+      "max_pool2d_with_indices"};
   for (const std::string& op : declared) {
     INFO(op);
     CHECK(oracle.count(op) == 1 - without_oracle.count(op));

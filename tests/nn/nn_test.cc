@@ -716,7 +716,11 @@ TEST_CASE("nn: copies and lists of modules know what they hold", "[nn]") {
     CHECK(std::string(e.what()).starts_with("0: linear: "));
   }
   Module* const none[] = {nullptr};
-  check_throws<ValueError>([&] { detail::run_sequence(ones({1, 2}), none); }, {"run_sequence", "null"});
+  check_throws<ValueError>(
+      [&] {
+        detail::run_sequence(ones({1, 2}), none);
+      },
+      {"run_sequence", "null"});
 }
 
 DEVICE_TEST("nn: a clone has tensors of its own", "[nn]") {
